@@ -1,0 +1,74 @@
+# `make help` lists the targets. Every target builds the virtual environment when it is missing.
+SCALE    ?= quick
+DATA     ?= auto
+DATA_DIR ?= data
+OUT      ?= runs
+STORAGE  ?= journal
+WORKERS  ?= 2
+SEEDS    ?=
+PYTHON   ?= python3
+PORT     ?= 6006
+
+PY    := .venv/bin/python
+READY := .venv/.ready
+SWEEP  = $(PY) -m sweeps.run --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" \
+         --storage "$(STORAGE)" --workers $(WORKERS) $(if $(SEEDS),--seeds $(SEEDS))
+TABLE  = $(PY) -m sweeps.table --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" \
+         $(if $(SEEDS),--seeds $(SEEDS))
+BENCHMARKS := search large_codebook one_forward
+
+.PHONY: help setup ablation-codebook table2 tables dashboard bench check format test clean
+.DEFAULT_GOAL := help
+
+help: ## list targets and variables
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  SCALE=quick|reduced|paper   quick: minutes on a laptop (default); reduced: hours; paper: ImageNet on GPUs"
+	@echo "  DATA=auto|cifar10|shapes|imagefolder   auto: CIFAR-10 from DATA_DIR, else downloaded, else rendered shapes"
+	@echo "  DATA_DIR=data               where the data is, or is downloaded to"
+	@echo "  OUT=runs                    where checkpoints, logs, records and tables go"
+	@echo "  WORKERS=2                   cells trained at the same time on this machine, each with its share of the cores"
+	@echo "  SEEDS=0,1                   seeds of each cell; a table shows their mean and spread"
+	@echo "  STORAGE=journal             the sweep's queue: a file in OUT, or postgresql://... for many machines"
+
+setup: $(READY) ## build the virtual environment .venv (Python 3.11 or newer)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $(READY)
+
+ablation-codebook: $(READY) ## {VQ, FC, FC+l2, EMA, LC} x codebook size, and latent dimension: train what is missing, show the tables
+	$(SWEEP) sweeps/ablation_codebook.yaml
+	$(TABLE) sweeps/ablation_codebook.yaml
+
+table2: $(READY) ## table 2 of both papers: VQGAN-LC's reconstruction table and ViT-VQGAN's model sizes
+	$(PY) -m sweeps.sizes
+	$(SWEEP) sweeps/vqgan_lc/table2.yaml
+	$(TABLE) sweeps/vqgan_lc/table2.yaml
+
+tables: $(READY) ## render every table from finished records; trains nothing
+	@for file in sweeps/ablation_codebook.yaml sweeps/*/table*.yaml; do $(TABLE) $$file || exit 1; done
+
+dashboard: $(READY) ## TensorBoard over all runs
+	$(PY) -m tensorboard.main --logdir "$(OUT)/experiments" --port $(PORT)
+
+bench: $(READY) ## benchmarks, each against its alternative in the same run
+	@for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name || exit 1; done
+
+check: $(READY) ## ruff (lint and format) and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(READY) ## let ruff fix what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test: $(READY) ## all tests
+	DATA_DIR="$(if $(wildcard $(DATA_DIR)),$(abspath $(DATA_DIR)))" OMP_NUM_THREADS=2 $(PY) -m pytest
+
+clean: ## remove the environment and caches, never runs or data
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Measurements of this project against the alternatives, each run with `python -m benchmarks.<name>`."""

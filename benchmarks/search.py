@@ -1,0 +1,104 @@
+"""Nearest-code search: `nearest_code` against the dense formula of public code and against faiss.
+
+    python -m benchmarks.search                                  # all three; the dense one takes 10 GB and minutes
+    python -m benchmarks.search --only search_vs_faiss_d8 --runs 11
+
+Prints both sides of each comparison, timed in turn, and as its last line `NAME RATIO`: how many times faster ours is.
+Every comparison first checks that the codes found are equally near, and stops with an error if they are not.
+faiss builds its index outside the timing. Its speed depends on its release, so the release is printed.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import Side, paired, peak_memory, report
+from lightning_modules.quantizers.nearest import nearest_code
+
+Search = Callable[[], Tensor]
+COMPARISONS = {"search_vs_dense_d8": 8, "search_vs_faiss_d8": 8, "search_vs_faiss_d32": 32}  # name: dims
+DENSE_BYTES = 3 * 4  # a pair: the product, the sum of the norms and their difference are alive together
+TOLERANCE = 1e-5
+
+
+def dense_search(z: Tensor, codebook: Tensor) -> Search:
+    """The formula of public VQ code: the whole matrix of squared distances, then argmin."""
+
+    def search() -> Tensor:
+        distances = z.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * z @ codebook.T  # (N, K)
+        return distances.argmin(1)
+
+    return search
+
+
+def faiss_search(z: Tensor, codebook: Tensor, threads: int) -> Search:
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    index = faiss.IndexFlatL2(codebook.shape[1])
+    index.add(codebook.numpy())
+    print(f"faiss {faiss.__version__}, {faiss.get_compile_options().strip()}")
+    return lambda: torch.from_numpy(index.search(z.numpy(), 1)[1][:, 0])
+
+
+def check_distances(z: Tensor, codebook: Tensor, ours: Tensor, theirs: Tensor) -> None:
+    """Both codes of every token are equally near in float64, relative to the distance, to `TOLERANCE`."""
+
+    def squared_distance(indices: Tensor) -> Tensor:
+        return (z.double() - codebook.double()[indices]).square().sum(1)
+
+    reference = squared_distance(theirs)
+    error = ((squared_distance(ours) - reference).abs() / reference).max().item()
+    print(f"codes that differ: {int((ours != theirs).sum())} of {len(z)}; distances differ by {error:.1e} at most")
+    if not error <= TOLERANCE:
+        raise SystemExit(f"The nearest distances differ by {error:.1e}, more than {TOLERANCE}.")
+
+
+def compare(name: str, num_tokens: int, num_codes: int, runs: int, dense_runs: int, threads: int) -> float:
+    dim = COMPARISONS[name]
+    print(f"\n{num_tokens:,} tokens x {num_codes:,} codes, {dim} dims, float32, {threads} threads")
+    generator = torch.Generator().manual_seed(0)
+    z, codebook = (torch.randn(n, dim, generator=generator) for n in (num_tokens, num_codes))
+    ours: Search = lambda: nearest_code(z, codebook)  # noqa: E731
+    if dense := "dense" in name:
+        needed = DENSE_BYTES * num_tokens * num_codes
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if available < needed * 1.1:
+            raise SystemExit(
+                f"{name} needs {needed / 1e9:.1f} GB of free memory, {available / 1e9:.1f} GB are there; "
+                "lower --tokens or --codes, or leave it out with --only."
+            )
+        theirs = dense_search(z, codebook)
+    else:
+        theirs = faiss_search(z, codebook, threads)
+    check_distances(z, codebook, ours(), theirs())  # the warm-up of both
+    ours_seconds, theirs_seconds = paired(ours, theirs, dense_runs if dense else runs, warmup=0)
+    return report(
+        name,
+        Side("nearest_code (ours)", ours_seconds, peak_memory(ours)),
+        Side("dense formula" if dense else "faiss.IndexFlatL2", theirs_seconds, peak_memory(theirs)),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--codes", type=int, default=100_000)
+    parser.add_argument("--runs", type=int, default=7, help="timed calls of each side")
+    parser.add_argument("--dense-runs", type=int, default=2, help="the same for the dense formula, 24 s a call")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    sizes = (arguments.tokens, arguments.codes, arguments.runs, arguments.dense_runs, arguments.threads)
+    ratios = {name: compare(name, *sizes) for name in arguments.only}
+    print()
+    for name, ratio in ratios.items():
+        print(f"{name} {ratio:.3g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Fair comparisons of two functions: timed in turn, with the memory each one takes."""
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+STATUS = Path("/proc/self/status")
+MIB = 2**20
+
+
+@dataclass
+class Side:
+    """One side of a comparison."""
+
+    label: str
+    seconds: Sequence[float]
+    memory: int | None = None  # peak bytes beyond what was held before the call
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def paired(
+    a: Callable[[], object], b: Callable[[], object], runs: int = 5, warmup: int = 1
+) -> tuple[list[float], list[float]]:
+    """Seconds of `runs` calls of each, alternating a b a b, so that a slow spell of the machine hits both."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for run in range(warmup + runs):
+        for function, seconds in zip((a, b), times, strict=True):
+            elapsed = _seconds(function)
+            if run >= warmup:
+                seconds.append(elapsed)
+    return times
+
+
+def _resident(field: str) -> int:
+    """Bytes of `VmRSS` (resident now) or `VmHWM` (its peak)."""
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"{STATUS} has no field {field!r}.")
+
+
+def peak_memory(function: Callable[[], object]) -> int | None:
+    """Peak bytes that one call takes beyond what the process held before it.
+
+    CUDA: the allocator's peak. CPU: the kernel's own peak of the resident set, reset before the call; memory that
+    the C library kept from earlier calls is handed back first, so that its reuse is counted too. Call the function
+    once before, or the code and thread pools it loads are counted as well. None where the system cannot tell (not
+    Linux).
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    if not STATUS.exists():
+        return None
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
+        libc.malloc_trim(0)
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): 5 resets VmHWM to VmRSS
+    function()
+    return max(0, _resident("VmHWM") - before)
+
+
+def report(name: str, ours: Side, theirs: Side) -> float:
+    """Print both sides and, as last line, `NAME RATIO`: their median time over ours. Returns the ratio."""
+    print(f"{'':24}{'median':>10}{'min':>10}{'max':>10}{'runs':>6}{'memory':>12}")
+    for side in (theirs, ours):
+        milliseconds = [1000 * value for value in side.seconds]
+        memory = "-" if side.memory is None else f"{side.memory / MIB:,.0f} MiB"
+        print(
+            f"{side.label:24}{statistics.median(milliseconds):7,.1f} ms{min(milliseconds):7,.1f} ms"
+            f"{max(milliseconds):7,.1f} ms{len(milliseconds):6}{memory:>12}"
+        )
+    ratio = statistics.median(theirs.seconds) / statistics.median(ours.seconds)
+    print(f"{name} {ratio:.3g}", flush=True)
+    return ratio

@@ -1,0 +1,26 @@
+"""Image data as dicts ``{"image": (B, 3, H, W) float32 in [-1, 1], "label": (B,) int64}``, whatever the source."""
+
+from datamodules.base import DataConfig, ImageDataModule, stratified_subset
+from datamodules.cifar10 import CIFAR10Config, CIFAR10DataModule, find_cifar10
+from datamodules.image_folder import ImageFolderConfig, ImageFolderDataModule
+from datamodules.shapes import ShapesConfig, ShapesDataModule
+
+DATAMODULES: dict[str, tuple[type[ImageDataModule], type[DataConfig]]] = {
+    "cifar10": (CIFAR10DataModule, CIFAR10Config),
+    "image_folder": (ImageFolderDataModule, ImageFolderConfig),
+    "shapes": (ShapesDataModule, ShapesConfig),
+}
+
+__all__ = [
+    "DATAMODULES",
+    "CIFAR10Config",
+    "CIFAR10DataModule",
+    "DataConfig",
+    "ImageDataModule",
+    "ImageFolderConfig",
+    "ImageFolderDataModule",
+    "ShapesConfig",
+    "ShapesDataModule",
+    "find_cifar10",
+    "stratified_subset",
+]

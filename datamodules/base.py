@@ -1,0 +1,216 @@
+"""What every image datamodule shares: subsets, order, batches, loaders.
+
+Shapes: B images a batch, N images in all, H = W = image_size.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class DataConfig:
+    """Options of every dataset; a dataset's own config adds to them."""
+
+    name: str = "shapes"
+    image_size: int = 32
+    batch_size: int = 64  # global: shared out over all devices
+    train_size: int | None = None  # class-balanced subset; None = all images
+    val_size: int | None = None
+    flip: bool = False  # random horizontal flip in training
+    data_seed: int = 0  # picks the subsets; apart from the run's seed, so that all seeds of a cell share their data
+
+
+def stratified_subset(labels: Tensor, size: int | None, seed: int = 0) -> Tensor:
+    """Indices of a deterministic, class-balanced subset; a larger subset contains every smaller one.
+
+    The images of each class are put in a seeded order, then dealt out one class after the other: class counts differ by
+    one at most, unless a class runs out.
+
+    Args:
+        labels: (N,) int64.
+        size: images wanted, 1 to N, or None for all.
+        seed: of the order within the classes.
+
+    Returns:
+        (size,) int64, ascending.
+
+    Raises:
+        ValueError: size is below 1 or above N.
+    """
+    if size is None:
+        return torch.arange(len(labels))
+    if not 1 <= size <= len(labels):
+        raise ValueError(
+            f"a subset of {size} images was asked of the {len(labels)} there are: "
+            f"set train_size / val_size between 1 and {len(labels)}, or to null for all"
+        )
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))  # (N,)
+    order = order[labels[order].argsort(stable=True)]  # (N,) class by class, shuffled within each
+    counts = labels.bincount()  # (C,)
+    first = (counts.cumsum(0) - counts)[labels[order]]  # (N,) where the class of each begins
+    rank = torch.arange(len(labels)) - first  # (N,) the how-manieth of its class
+    return order[rank.argsort(stable=True)[:size]].sort().values
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 in [0, 255] to float32 in [-1, 1], same shape."""
+    return images.float().div_(127.5).sub_(1)
+
+
+class ArrayDataset(Dataset[Batch]):
+    """uint8 images held in memory and handed out a whole batch at a time.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64.
+        flip: mirror each image with probability 1/2, drawn from torch's global generator.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, flip: bool = False):
+        self.images, self.labels, self.flip = images, labels, flip
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The DataLoader's batched fetch: {"image": (B, 3, H, W) in [-1, 1], "label": (B,)}."""
+        index = torch.as_tensor(indices)
+        images = self.images[index]  # (B, 3, H, W), a copy
+        if self.flip:
+            chosen = torch.rand(len(index)) < 0.5  # (B,)
+            images[chosen] = images[chosen].flip(-1)
+        return {"image": to_unit_range(images), "label": self.labels[index]}
+
+    def __getitem__(self, index: int) -> Batch:
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+
+def keep_batch(batch: Batch) -> Batch:
+    """collate_fn for datasets whose ``__getitems__`` returns a finished batch."""
+    return batch
+
+
+class ImageDataModule(LightningDataModule):
+    """Base of the image datamodules; a subclass implements ``load``, ``num_classes`` and ``data_id``.
+
+    Order: epoch e's permutation depends on (seed, e) alone, so a run that restarts at epoch e sees the batches it would
+    have seen. Rank r of W takes every W-th image of it, so a global batch holds the same images for any W. Flips and
+    crops use torch's global generator, which ``seed_everything(workers=True)`` governs.
+
+    Args:
+        config: the dataset's options.
+        data_dir: folder of the data; unused by rendered data.
+        num_workers: loader processes. 0 is fastest for data in memory.
+        seed: of the training order.
+    """
+
+    def __init__(self, config: DataConfig, data_dir: str, num_workers: int = 0, seed: int = 0):
+        super().__init__()
+        for key in ("image_size", "batch_size"):
+            if getattr(config, key) < 1:
+                raise ValueError(f"data.{key}={getattr(config, key)}: must be at least 1")
+        self.config, self.num_workers, self.seed = config, num_workers, seed
+        self.data_dir = Path(data_dir).expanduser()
+        self.train_set: Dataset[Batch] | None = None
+        self.val_set: Dataset[Batch] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are in [0, num_classes)."""
+        raise NotImplementedError
+
+    @property
+    def data_id(self) -> str:
+        """Which data this is, for result records: numbers of different ids are never compared."""
+        raise NotImplementedError
+
+    def load(self, split: str) -> Dataset[Batch]:
+        """The images of split "train" or "val", subset taken."""
+        raise NotImplementedError
+
+    def subset(self, labels: Tensor, split: str) -> Tensor:
+        """Indices (n,) of the images that ``train_size`` or ``val_size`` keeps, of labels (N,)."""
+        size = self.config.train_size if split == "train" else self.config.val_size
+        return stratified_subset(labels, size, self.config.data_seed)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load what the stage needs, once."""
+        if self.train_set is None and stage in ("fit", None):
+            self.train_set = self.load("train")
+        if self.val_set is None:
+            self.val_set = self.load("val")
+
+    @property
+    def world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def device_batch_size(self) -> int:
+        """Images a device a step: batch_size / number of devices.
+
+        Raises:
+            ValueError: it does not divide evenly.
+        """
+        if self.config.batch_size % self.world_size:
+            raise ValueError(
+                f"data.batch_size={self.config.batch_size} is the global batch and cannot be shared out evenly over "
+                f"{self.world_size} devices: make it a multiple of {self.world_size}"
+            )
+        return self.config.batch_size // self.world_size
+
+    def _loader(self, dataset: Dataset[Batch], sampler: DistributedSampler | None) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            batch_size=self.device_batch_size,
+            sampler=sampler,
+            drop_last=sampler is not None,
+            num_workers=self.num_workers,
+            collate_fn=keep_batch,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches of equal size; an incomplete last one is dropped.
+
+        Raises:
+            ValueError: there is not one full batch.
+        """
+        assert self.train_set is not None, "call setup() first"
+        size = len(self.train_set)  # type: ignore[arg-type]
+        if size < self.config.batch_size:
+            raise ValueError(
+                f"{size} training images do not fill one batch of data.batch_size={self.config.batch_size}: "
+                "raise data.train_size or lower data.batch_size"
+            )
+        # torch seeds with seed + epoch; spread out, so that seed 1 at epoch 0 is not seed 0 at epoch 1. Lightning
+        # calls set_epoch, and leaves a DistributedSampler (here also of one process) as it is.
+        rank = self.trainer.global_rank if self.trainer else 0
+        sampler = DistributedSampler(
+            self.train_set, self.world_size, rank, shuffle=True, seed=self.seed << 20, drop_last=True
+        )
+        return self._loader(self.train_set, sampler)
+
+    def ordered_train_dataloader(self) -> DataLoader[Batch]:
+        """All training images once, in their stored order, the incomplete last batch included."""
+        assert self.train_set is not None, "call setup() first"
+        return self._loader(self.train_set, None)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """All validation images in a fixed order. Lightning shares them out when there are several devices."""
+        assert self.val_set is not None, "call setup() first"
+        if extra := -len(self.val_set) % self.world_size:  # type: ignore[arg-type]
+            warnings.warn(
+                f"the validation images do not divide by {self.world_size} devices, {extra} count twice: "
+                f"choose data.val_size as a multiple of {self.world_size}",
+                stacklevel=2,
+            )
+        return self._loader(self.val_set, None)

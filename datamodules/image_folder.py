@@ -1,0 +1,122 @@
+"""ImageNet, FFHQ or any folder of images, decoded on the fly.
+
+Shapes: B images a batch, H = W = image_size.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from datamodules.base import Batch, DataConfig, ImageDataModule, to_unit_range
+from datamodules.folders import class_names, list_images, read_image
+
+
+@dataclass
+class ImageFolderConfig(DataConfig):
+    """Images in ``<data_dir>/<train_folder>`` and ``<data_dir>/<val_folder>``, in class folders or not.
+
+    Defaults are VQGAN-LC's: shorter side to 256, random crop in training, centre crop in validation, no flip.
+    """
+
+    name: str = "image_folder"
+    image_size: int = 256
+    train_folder: str = "train"
+    val_folder: str = "val"
+    class_folders: bool = True  # False: no labels (all 0), subfolders are only folders
+    resize: str = (
+        "shorter"  # "shorter" side to image_size, or "squash" to a square, as enhancing-transformers' validation
+    )
+    random_crop: bool = True  # training; False = centre crop
+
+
+class FileDataset(Dataset[Batch]):
+    """Image files, decoded when asked for.
+
+    Args:
+        paths: N files.
+        labels: (N,) int64.
+        transform: RGB image to (3, H, W) uint8.
+    """
+
+    def __init__(self, paths: list[str], labels: Tensor, transform: Callable[[Image.Image], Tensor]):
+        self.paths, self.labels, self.transform = paths, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The DataLoader's batched fetch: {"image": (B, 3, H, W) in [-1, 1], "label": (B,)}."""
+        images = torch.stack([self.transform(read_image(self.paths[i])) for i in indices])  # (B, 3, H, W)
+        return {"image": to_unit_range(images), "label": self.labels[torch.as_tensor(indices)]}
+
+    def __getitem__(self, index: int) -> Batch:
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """Images in folders; labels are the class folders of the training images in sorted order."""
+
+    config: ImageFolderConfig
+
+    def __init__(self, config: ImageFolderConfig, data_dir: str, num_workers: int = 0, seed: int = 0):
+        super().__init__(config, data_dir, num_workers, seed)
+        if config.resize not in ("shorter", "squash"):
+            raise ValueError(f'data.resize={config.resize}: choose "shorter" or "squash"')
+        if config.resize == "squash" and config.random_crop:
+            warnings.warn("data.random_crop has no effect with data.resize=squash: nothing is cut off", stacklevel=2)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Names of the class folders; [] without labels."""
+        names = class_names(self.data_dir / self.config.train_folder)
+        return names if self.config.class_folders else []
+
+    @property
+    def num_classes(self) -> int:
+        return max(1, len(self.classes))
+
+    @property
+    def data_id(self) -> str:
+        return f"imagefolder-{self.data_dir.resolve().name}"
+
+    def prepare_data(self) -> None:
+        """Check that the folders are there and have the same classes.
+
+        Raises:
+            FileNotFoundError: a folder is missing.
+            ValueError: the classes of the two differ.
+        """
+        val_classes = class_names(self.data_dir / self.config.val_folder)
+        if self.config.class_folders and val_classes != self.classes:
+            differ = sorted(set(val_classes) ^ set(self.classes))
+            raise ValueError(
+                f"{self.data_dir}: {self.config.train_folder} and {self.config.val_folder} differ in class folders "
+                f"{differ[:5]} ({len(differ)} in all): sort both into the same classes, or set data.class_folders=false"
+            )
+
+    def load(self, split: str) -> FileDataset:
+        train = split == "train"
+        folder = self.data_dir / (self.config.train_folder if train else self.config.val_folder)
+        files = list_images(folder, self.config.class_folders)
+        index = self.subset(files.labels, split)
+        return FileDataset([files.paths[i] for i in index.tolist()], files.labels[index], self.transform(train))
+
+    def transform(self, train: bool) -> Callable[[Image.Image], Tensor]:
+        """RGB image to (3, image_size, image_size) uint8. PIL's bicubic filter is antialiased."""
+        size = self.config.image_size
+        crop = v2.RandomCrop(size) if train and self.config.random_crop else v2.CenterCrop(size)
+        return v2.Compose(
+            [
+                v2.Resize(size if self.config.resize == "shorter" else (size, size), v2.InterpolationMode.BICUBIC),
+                crop,
+                v2.RandomHorizontalFlip(0.5 if train and self.config.flip else 0.0),
+                v2.PILToTensor(),
+            ]
+        )

@@ -1,0 +1,88 @@
+"""From an `Experiment` to its data module and LightningModule, and from a checkpoint back to them."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules import DATAMODULES, ImageDataModule
+from datamodules.cifar10 import find_cifar10
+from experiments.config import MODULES, Experiment, merge, parse
+from lightning_modules.tokenizer import Tokenizer
+
+
+def build_data(experiment: Experiment) -> ImageDataModule:
+    """The data module, prepared and set up (`data_id` is known). Raises ValueError or FileNotFoundError."""
+    runtime = experiment.runtime
+    cls = DATAMODULES[experiment.data.name][0]
+    data = cls(experiment.data, runtime.data_dir, num_workers=runtime.num_workers, seed=experiment.seed)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def build_model(experiment: Experiment) -> Tokenizer:
+    return MODULES[experiment.model.name][0](experiment.model, experiment.data.image_size)
+
+
+def resolve_data(experiment: Experiment, data: str) -> Experiment:
+    """Applies the word DATA=auto|cifar10|shapes|imagefolder to a recipe.
+
+    auto keeps the recipe's own data set; where that is CIFAR-10 and it is neither in `data_dir` nor to be downloaded,
+    it falls back, loudly, to the rendered shapes. The others replace the data set; sizes and batch stay.
+    """
+    names = {
+        "auto": experiment.data.name,
+        "cifar10": "cifar10",
+        "shapes": "shapes",
+        "imagefolder": "image_folder",
+    }
+    if data not in names:
+        raise ValueError(f"DATA={data} is none of {', '.join(names)}")
+    name = names[data]
+    if data == "auto" and name == "cifar10" and find_cifar10(experiment.runtime.data_dir) is None:
+        try:
+            build_data(experiment)  # downloads
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            print(f"\n!!! NO CIFAR-10: {reason}\n!!! DATA=auto trains on rendered shapes instead.\n", flush=True)
+            name = "shapes"
+    if name == experiment.data.name:
+        return experiment
+    config = DATAMODULES[name][1]()
+    shared = {key: getattr(experiment.data, key) for key in vars(config) if hasattr(experiment.data, key)}
+    return replace(experiment, data=replace(config, **(shared | {"name": name})))
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The checkpoint's plain content. Raises ValueError that names the file for anything but one of ours."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such checkpoint; a run keeps its own in RUN_DIR/checkpoints/")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for a file that is truncated, foreign or executable
+        raise ValueError(f"{path}: not readable as a checkpoint ({str(error).splitlines()[0]})") from None
+    if not isinstance(checkpoint, dict) or "experiment" not in checkpoint:
+        raise ValueError(f"{path}: not a checkpoint of this suite; import a foreign one first")
+    return checkpoint
+
+
+def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Experiment, Tokenizer]:
+    """The experiment and trained module of a checkpoint; `overrides` may change data, metrics or runtime.
+
+    Raises ValueError when the file is not a checkpoint of ours or its weights do not fit its configuration.
+    """
+    checkpoint = load_checkpoint(path)
+    experiment = parse(merge(checkpoint["experiment"], overrides or {}), str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = build_model(experiment)
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        problem = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"{path}: the weights do not fit model '{experiment.model.name}': {problem}") from None
+    module.step = checkpoint["generator_steps"]
+    return experiment, module

@@ -1,0 +1,131 @@
+"""What a run shows: TensorBoard images, histograms and layout, and plain progress lines in a log."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
+
+LAYOUT = {
+    "training": {
+        "loss": ["Multiline", ["loss/generator", "loss/l1", "loss/l2", "loss/perceptual", "loss/quantizer"]],
+        "game": [
+            "Multiline",
+            ["loss/adversarial", "loss/discriminator", "discriminator/accuracy", "weight/adversarial"],
+        ],
+    },
+    "codebook": {
+        "utilisation, % of codes": ["Multiline", ["usage/epoch", "usage/val", "usage/batch"]],
+        "perplexity": ["Multiline", ["perplexity/epoch", "perplexity/val"]],
+        "dead codes": ["Multiline", ["dead_codes/epoch", "dead_codes/val"]],
+    },
+    "reconstruction": {
+        "rFID": ["Multiline", ["rfid"]],
+        "PSNR, dB": ["Multiline", ["psnr"]],
+        "SSIM": ["Multiline", ["ssim"]],
+        "perceptual distance": ["Multiline", ["lpips", "feature_distance"]],
+    },
+}
+
+
+class ExperimentInCheckpoint(Callback):
+    """Puts the experiment's configuration into every checkpoint, as plain containers, so that it can be rebuilt."""
+
+    def __init__(self, identity: dict[str, Any]) -> None:
+        self.identity = identity
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["experiment"] = self.identity
+
+
+class Dashboard(Callback):
+    """The same eight validation images | reconstructions | absolute errors at every validation, and code counts."""
+
+    def __init__(self, num_images: int = 8) -> None:
+        self.num_images = num_images
+        self.images: Tensor | None = None
+
+    def writer(self, trainer: L.Trainer) -> SummaryWriter | None:
+        return trainer.logger.experiment if trainer.is_global_zero and trainer.logger else None
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if writer := self.writer(trainer):
+            writer.add_custom_scalars(LAYOUT)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.images is None:
+            self.images = batch["image"][: self.num_images].detach().clone()
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        writer = self.writer(trainer)
+        if writer is None or self.images is None:
+            return
+        writer.add_image("inputs | reconstructions | errors", reconstruction_grid(module, self.images), module.step)
+        counts = module.metrics.last_counts
+        if counts is not None:
+            writer.add_histogram("log10(1 + uses of each code)", torch.log10(1 + counts.float()), module.step)
+        writer.flush()
+
+
+def reconstruction_grid(module: Any, images: Tensor) -> Tensor:
+    """Inputs, reconstructions and absolute errors, a column each and an image a row: (3, height, width) in [0, 1]."""
+    reconstruction = module(images).reconstruction.clamp(-1, 1).float()
+    error = (reconstruction - images).abs() - 1  # [0, 2] -> [-1, 1]
+    rows = torch.stack([images, reconstruction, error], 1).flatten(0, 1)  # (3 B, 3, H, W)
+    return make_grid((rows + 1) / 2, nrow=3, padding=2)
+
+
+class Throughput(Callback):
+    """Images a second over all training steps but the first (which allocates and compiles), batch loading included."""
+
+    def __init__(self) -> None:
+        self.images, self.seconds, self.last = 0, 0.0, 0.0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        if self.last:
+            self.images += len(batch["image"]) * trainer.world_size
+            self.seconds += now - self.last
+        self.last = now
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.last = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+class ProgressLines(Callback):
+    """A plain line now and then, for logs: step, loss, speed, time left."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.interval, self.last, self.start, self.first_step = seconds, 0.0, 0.0, 0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.start = self.last = time.monotonic()
+        self.first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now, step = time.monotonic(), trainer.global_step
+        if now - self.last < self.interval or not trainer.is_global_zero or step == self.first_step:
+            return
+        self.last = now
+        per_step = (now - self.start) / (step - self.first_step)
+        left = per_step * (trainer.max_steps - step)
+        loss = float(trainer.callback_metrics.get("loss/generator", float("nan")))
+        print(
+            f"  step {step}/{trainer.max_steps}  loss {loss:.4f}  {per_step:.3f} s/step  {left:.0f} s left",
+            flush=True,
+        )

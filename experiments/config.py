@@ -1,0 +1,238 @@
+"""From a YAML file and key=value arguments to a checked `Experiment`.
+
+The schema is made of the dataclasses that stand beside the classes they configure: the names in the file
+(`data.name`, `model.name`, `model.quantizer.name`, ...) pick them. Defaults are stated there and nowhere else.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from datamodules import DATAMODULES, DataConfig
+from lightning_modules.networks import BACKBONES, DISCRIMINATORS
+from lightning_modules.quantizers import QUANTIZERS
+from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
+from lightning_modules.vit_vqgan import ViTVQGAN, ViTVQGANConfig
+from lightning_modules.vqgan import VQGAN, VQGANConfig
+from lightning_modules.vqgan_ema import VQGANEMA, VQGANEMAConfig
+from lightning_modules.vqgan_fc import VQGANFC, VQGANFCConfig
+from lightning_modules.vqgan_lc import VQGANLC, VQGANLCConfig
+
+MODULES: dict[str, tuple[type[Tokenizer], type[TokenizerConfig]]] = {
+    "vqgan": (VQGAN, VQGANConfig),
+    "vqgan_ema": (VQGANEMA, VQGANEMAConfig),
+    "vqgan_fc": (VQGANFC, VQGANFCConfig),
+    "vqgan_lc": (VQGANLC, VQGANLCConfig),
+    "vit_vqgan": (ViTVQGAN, ViTVQGANConfig),
+}
+
+
+@dataclass
+class TrainerConfig:
+    """How long and how precisely to train. `weight_ema`: decay of averaged weights used for validation, 0 = off."""
+
+    max_steps: int = 1000
+    precision: str = "32-true"  # 32-true | bf16-mixed
+    validate_every: int = 0  # steps between validations, 0 = only at the end
+    checkpoint_every: int = 1000
+    log_every: int = 10
+    weight_ema: float = 0.0
+
+
+@dataclass
+class RuntimeConfig:
+    """Where and on what to run. Not part of an experiment's identity."""
+
+    data_dir: str = "data"
+    output_dir: str = "runs"
+    accelerator: str = "auto"
+    devices: str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    num_workers: int = 0
+    compile: bool = False
+
+
+@dataclass
+class Experiment:
+    """One training run: everything that decides its numbers, and `runtime`, which must not."""
+
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def identity(self) -> dict[str, Any]:
+        """The plain nested dictionary of all that decides the numbers (no `runtime`)."""
+        return {key: value for key, value in asdict(self).items() if key != "runtime"}
+
+    def digest(self) -> str:
+        """12 hex digits that name this experiment.
+
+        Only what differs from the defaults is hashed, so that adding an option does not rename finished runs;
+        the records hold the full configuration, and a look-up compares it.
+        """
+        text = json.dumps(without_defaults(self.identity(), schema(self.identity())), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# Keys whose value names the class to use, and the table that holds its configuration (the last element).
+CHOICES: dict[str, dict[str, tuple]] = {
+    "data": DATAMODULES,
+    "model": MODULES,
+    "model.backbone": BACKBONES,
+    "model.quantizer": QUANTIZERS,
+    "model.discriminator": DISCRIMINATORS,
+}
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Reads `path`, applies `key=value` overrides and returns a checked Experiment.
+
+    Raises ValueError, with the file and key at fault and what to do, for a missing file, broken YAML, an unknown
+    key (with the nearest known one), a wrong type, or a wrong name.
+    """
+    return parse(merge(read_yaml(path), from_dotlist(overrides)), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The YAML file as a plain dictionary. Raises ValueError that names the file."""
+    if not Path(path).is_file():
+        near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")], 1)
+        raise ValueError(f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # YAML and OmegaConf raise many kinds; each means that the file cannot be read
+        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold `key: value` lines")
+    return cast(dict[str, Any], content)
+
+
+def from_dotlist(overrides: Sequence[str]) -> dict[str, Any]:
+    """["a.b=1"] -> {"a": {"b": 1}}. Raises ValueError for an argument that is not key=value."""
+    for item in overrides:
+        key, separator, _ = item.partition("=")
+        if not separator or not key:
+            raise ValueError(f"'{item}': expected key=value, for example trainer.max_steps=100")
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
+    except Exception as error:
+        raise ValueError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from None
+
+
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Later layers win, key by key."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*layers)))
+
+
+def parse(values: dict[str, Any], origin: str) -> Experiment:
+    """Checks plain nested `values` against the schema that their names pick. `origin` is named in errors."""
+    try:
+        base = OmegaConf.structured(schema(values, origin))
+        experiment = OmegaConf.to_object(OmegaConf.merge(base, values))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{origin}: {explain(error, base)}") from None
+    assert isinstance(experiment, Experiment)
+    return check(experiment, origin)
+
+
+def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
+    """The default Experiment of the classes that `values` names."""
+    experiment = Experiment()
+    for key, table in CHOICES.items():
+        *parents, leaf = key.split(".")
+        owner: Any = experiment
+        for part in parents:
+            owner = getattr(owner, part)
+        name = select(values, f"{key}.name")
+        if name is None:
+            name = getattr(owner, leaf).name
+        if name not in table:
+            near = difflib.get_close_matches(str(name), table, 1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{hint}")
+        if getattr(owner, leaf).name != name:
+            setattr(owner, leaf, table[name][-1]())
+    return experiment
+
+
+def select(values: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return None
+        values = values[part]
+    return values
+
+
+def explain(error: OmegaConfBaseException, base: DictConfig) -> str:
+    """One line: the key at fault, what is wrong, and the nearest known key."""
+    message = str(error).strip().splitlines()[0]
+    key = getattr(error, "full_key", None) or ""
+    known = list(flatten(OmegaConf.to_container(base)))
+    if key and key not in known and not any(k.startswith(f"{key}.") for k in known):
+        leaf = key.rsplit(".", 1)[-1]
+        near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.rsplit(".", 1)[-1] == leaf]
+        return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    return f"{key}: {message}" if key else message
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+def without_defaults(values: dict[str, Any], defaults: Any) -> dict[str, Any]:
+    """The flat entries of `values` that differ from the dataclass `defaults`; names are always kept."""
+    base = flatten(asdict(defaults) if is_dataclass(defaults) and not isinstance(defaults, type) else defaults)
+    return {k: v for k, v in flatten(values).items() if k.endswith("name") or k not in base or base[k] != v}
+
+
+def check(experiment: Experiment, origin: str) -> Experiment:
+    """Rejects values that would fail, or be ignored, only after minutes of work."""
+
+    def require(ok: bool, message: str) -> None:
+        if not ok:
+            raise ValueError(f"{origin}: {message}")
+
+    model, trainer, data = experiment.model, experiment.trainer, experiment.data
+    require(trainer.max_steps >= 1, f"trainer.max_steps={trainer.max_steps} must be at least 1")
+    require(
+        trainer.precision in ("32-true", "bf16-mixed"),
+        f"trainer.precision='{trainer.precision}' is none of 32-true, bf16-mixed",
+    )
+    require(data.batch_size >= 1, f"data.batch_size={data.batch_size} must be at least 1")
+    require(model.codebook_size >= 1, f"model.codebook_size={model.codebook_size} must be at least 1")
+    require(model.code_dim >= 1, f"model.code_dim={model.code_dim} must be at least 1")
+    require(
+        len(model.optimizer.betas) == 2,
+        f"model.optimizer.betas={model.optimizer.betas} must hold two numbers",
+    )
+    require(model.optimizer.lr > 0, f"model.optimizer.lr={model.optimizer.lr} must be above 0")
+    require(
+        model.optimizer.accumulate >= 1,
+        f"model.optimizer.accumulate={model.optimizer.accumulate} must be >= 1",
+    )
+    require(0 <= trainer.weight_ema < 1, f"trainer.weight_ema={trainer.weight_ema} must be in [0, 1)")
+    for name, value in asdict(model.loss).items():
+        require(not isinstance(value, float) or value >= 0, f"model.loss.{name}={value} must not be negative")
+    loss = model.loss
+    require(
+        loss.adversarial == 0 or loss.adversarial_start >= loss.discriminator_start,
+        f"model.loss.adversarial_start={loss.adversarial_start} is before discriminator_start="
+        f"{loss.discriminator_start}: an untrained discriminator would steer the generator",
+    )
+    return experiment

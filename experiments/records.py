@@ -1,0 +1,105 @@
+"""Result records: one JSON file a finished run, the only source of every table.
+
+A record holds the full configuration, the metrics with their protocol ids, and what it ran on. Finished runs live
+in `runs/records/`; the ones that the repository publishes live in `sweeps/records/`. Both are searched.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from experiments.config import Experiment, flatten, parse
+
+FORMAT = 1
+PUBLISHED = Path(__file__).resolve().parent.parent / "sweeps" / "records"
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "lpips")
+
+Record = dict[str, Any]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes atomically: a reader sees the old file or the whole new one, also after a crash or on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(content, file, indent=1, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def record_path(directory: Path, experiment: Experiment, data_id: str) -> Path:
+    return directory / f"{experiment.digest()}.{data_id}.json"
+
+
+def read_record(path: Path) -> Record:
+    """Raises ValueError that names the file when it is not a whole record."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable result record ({error}); delete it to run the cell again") from None
+    missing = {"format", "config", "data_id", "metrics", "protocols"} - set(record if isinstance(record, dict) else ())
+    if missing:
+        raise ValueError(f"{path}: a result record without {', '.join(sorted(missing))}; delete it")
+    return record
+
+
+def find_records(experiment: Experiment, directories: Sequence[Path]) -> dict[str, Record]:
+    """The finished records of this very experiment, by data id; the first directory that has one wins."""
+    found: dict[str, Record] = {}
+    for directory in directories:
+        for path in sorted(directory.glob(f"{experiment.digest()}.*.json")):
+            record = read_record(path)
+            if record["data_id"] not in found and same_experiment(record, experiment):
+                found[record["data_id"]] = record
+    return found
+
+
+def same_experiment(record: Record, experiment: Experiment) -> bool:
+    """Whether the record's full configuration, read with today's defaults for newer keys, is the experiment's."""
+    try:
+        return flatten(parse(record["config"], "record").identity()) == flatten(experiment.identity())
+    except ValueError:  # a key that no longer exists
+        return False
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine, for the record."""
+
+    def git(*arguments: str) -> str:
+        root = Path(__file__).resolve().parent.parent
+        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else ""
+
+    try:
+        commit, is_dirty = (
+            git("rev-parse", "HEAD"),
+            bool(git("status", "--porcelain", "--untracked-files=no")),
+        )
+    except OSError:  # no git on this machine
+        commit, is_dirty = "", False
+    return {
+        "commit": commit,
+        "dirty": is_dirty,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process since its start."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,194 @@
+"""Trains one experiment and writes its result record.
+
+python -m experiments.train experiments/vqgan_lc_cifar10.yaml model.codebook_size=16384 trainer.max_steps=500
+"""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from datamodules import ImageDataModule
+from experiments.build import build_data, build_model, resolve_data
+from experiments.build_codebook import codebook_for
+from experiments.callbacks import Dashboard, ExperimentInCheckpoint, ProgressLines, Throughput
+from experiments.config import Experiment, flatten, load_experiment
+from experiments.errors import user_errors
+from experiments.records import (
+    FORMAT,
+    Record,
+    environment,
+    peak_memory_bytes,
+    read_record,
+    record_path,
+    write_json,
+)
+from experiments.summary import count, print_summary
+from lightning_modules.quantizers import LargeCodebook
+from lightning_modules.tokenizer import Tokenizer
+
+
+def train(experiment: Experiment, name: str, run_dir: Path) -> Record:
+    """Trains `experiment` in `run_dir`, from its last checkpoint if there is one, evaluates it and writes its record.
+
+    Returns the record, also found at <runtime.output_dir>/records/<digest>.<data_id>.json. A finished run is not
+    trained again.
+    """
+    start = time.time()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    L.seed_everything(experiment.seed, workers=True, verbose=False)
+    data = build_data(experiment)
+    path = record_path(Path(experiment.runtime.output_dir) / "records", experiment, data.data_id)
+    if path.is_file():
+        return read_record(path)
+    module = build_model(experiment)
+    if isinstance(module.quantizer, LargeCodebook):
+        module.quantizer.fill(codebook_for(experiment, data.data_id))
+    print_summary(experiment, module, name, data.data_id)
+
+    throughput = Throughput()
+    trainer = build_trainer(experiment, run_dir, throughput)
+    checkpoints = run_dir / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    if experiment.trainer.validate_every:
+        use_reference(module, data, Path(experiment.runtime.output_dir))
+    trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.save_checkpoint(checkpoints / "final.ckpt")
+    metrics = evaluate(trainer, module, data, Path(experiment.runtime.output_dir))
+    metrics |= module.epoch_usage
+
+    record: Record = {
+        "format": FORMAT,
+        "name": name,
+        "digest": experiment.digest(),
+        "data_id": data.data_id,
+        "config": experiment.identity(),
+        "seed": experiment.seed,
+        "metrics": metrics,
+        "protocols": module.metrics.protocols() | epoch_protocols(module, data),
+        "parameters": count(module) - count(module.discriminator),
+        "images_per_second": throughput.images_per_second,
+        "wall_seconds": time.time() - start,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "device": str(trainer.strategy.root_device),
+        "environment": environment(),
+    }
+    if trainer.is_global_zero:
+        log_hyperparameters(trainer, experiment, metrics)
+        write_json(path, record)
+        last.unlink(missing_ok=True)  # final.ckpt holds the same and more
+    return record
+
+
+def evaluate(trainer: L.Trainer, module: Tokenizer, data: ImageDataModule, output_dir: Path) -> dict[str, float]:
+    """Validation metrics of `module` on all validation images, by the module's own validation loop."""
+    use_reference(module, data, output_dir)
+    (metrics,) = trainer.validate(module, data, verbose=False)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def use_reference(module: Tokenizer, data: ImageDataModule, output_dir: Path) -> None:
+    """rFID's real features: one file for all models that are measured on these validation images."""
+    config = data.config
+    key = f"{data.data_id}/val{config.val_size or ''}/seed{config.data_seed}/{config.image_size}px"
+    images = (batch["image"] for batch in data.val_dataloader())
+    module.metrics.use_reference(output_dir / "references", lambda: images, key)
+
+
+def epoch_protocols(module: Tokenizer, data: ImageDataModule) -> dict[str, str]:
+    """Ids of the numbers counted while training: over the last training epoch, all of its images."""
+    tokens = module.epoch_tokens
+    return {name: f"{name.split('/')[0]}/training-epoch/tokens{tokens}" for name in module.epoch_usage}
+
+
+def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.Trainer:
+    """A Lightning trainer that logs to and keeps its checkpoints in `run_dir`."""
+    config, runtime = experiment.trainer, experiment.runtime
+    accumulate = experiment.model.optimizer.accumulate
+    on_terminal = sys.stdout.isatty()
+    callbacks: list[Callback] = [
+        ExperimentInCheckpoint(experiment.identity()),
+        ModelCheckpoint(
+            run_dir / "checkpoints",
+            save_top_k=0,
+            save_last=True,
+            every_n_train_steps=config.checkpoint_every,
+            enable_version_counter=False,
+        ),
+        LearningRateMonitor("step"),
+        Dashboard(),
+        RichProgressBar() if on_terminal else ProgressLines(),
+        *extra,
+    ]
+    if config.weight_ema:
+        # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
+        callbacks.append(EMAWeightAveraging(decay=config.weight_ema, use_buffers=False))
+    return L.Trainer(
+        accelerator=runtime.accelerator,
+        devices=int(runtime.devices) if runtime.devices.isdigit() else runtime.devices,
+        num_nodes=runtime.num_nodes,
+        strategy=runtime.strategy,
+        precision=config.precision,  # type: ignore[arg-type]
+        max_steps=config.max_steps,
+        max_epochs=-1,
+        val_check_interval=(config.validate_every or config.max_steps + 1) * accumulate,  # in batches
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+        logger=TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
+        callbacks=callbacks,
+        enable_progress_bar=on_terminal,
+        enable_model_summary=False,
+    )
+
+
+def log_hyperparameters(trainer: L.Trainer, experiment: Experiment, metrics: dict[str, float]) -> None:
+    """Final metrics beside the configuration, for TensorBoard's HPARAMS tab."""
+    assert trainer.logger is not None
+    values: dict[str, Any] = {
+        key: value if isinstance(value, (int, float, bool, str)) else str(value)
+        for key, value in flatten(experiment.identity()).items()
+    }
+    trainer.logger.log_hyperparams(values, {f"final/{name}": value for name, value in metrics.items()})  # type: ignore[call-arg]
+    trainer.logger.finalize("success")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.train",
+        description="Train one experiment on the machine at hand and write its result record.",
+        epilog="Keys are those of the YAML files, for example model.codebook_size=16384 data.batch_size=32 "
+        "trainer.precision=bf16-mixed runtime.devices=8. The same command continues a run that was stopped.",
+    )
+    parser.add_argument("file", help="recipe, for example experiments/vqgan_lc_cifar10.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
+    parser.add_argument("--run-dir", help="default: OUTPUT_DIR/experiments/NAME_DIGEST")
+    arguments = parser.parse_args()
+    with user_errors():
+        experiment = resolve_data(load_experiment(arguments.file, arguments.overrides), arguments.data)
+        name = Path(arguments.file).stem
+        default = Path(experiment.runtime.output_dir) / "experiments" / f"{name}_{experiment.digest()}"
+        run_dir = Path(arguments.run_dir) if arguments.run_dir else default
+        record = train(experiment, name, run_dir)
+        print(f"finished: {run_dir}")
+        for metric, value in sorted(record["metrics"].items()):
+            print(f"  {metric:22} {value:12.4f}   {record['protocols'].get(metric, '')}")
+
+
+if __name__ == "__main__":
+    main()

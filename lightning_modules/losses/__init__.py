@@ -1,0 +1,38 @@
+"""Losses of the tokenizers as plain functions and modules; neither Lightning nor OmegaConf is needed."""
+
+from lightning_modules.losses.adversarial import (
+    ADVERSARIAL_LOSSES,
+    adaptive_weight,
+    hinge_d_loss,
+    hinge_g_loss,
+    non_saturating_d_loss,
+    non_saturating_g_loss,
+    r1_penalty,
+)
+from lightning_modules.losses.perceptual import (
+    PERCEPTUAL_NETWORKS,
+    EncoderFeatureLoss,
+    LPIPSLoss,
+    PerceptualLoss,
+    build_perceptual,
+)
+from lightning_modules.losses.reconstruction import l1_loss, l2_loss, logit_laplace_loss, logit_laplace_mean
+
+__all__ = [
+    "ADVERSARIAL_LOSSES",
+    "PERCEPTUAL_NETWORKS",
+    "EncoderFeatureLoss",
+    "LPIPSLoss",
+    "PerceptualLoss",
+    "adaptive_weight",
+    "build_perceptual",
+    "hinge_d_loss",
+    "hinge_g_loss",
+    "l1_loss",
+    "l2_loss",
+    "logit_laplace_loss",
+    "logit_laplace_mean",
+    "non_saturating_d_loss",
+    "non_saturating_g_loss",
+    "r1_penalty",
+]

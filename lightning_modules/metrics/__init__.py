@@ -1,0 +1,19 @@
+"""Metrics as torchmetrics: their states are all-reduced, so several processes give one process's number."""
+
+from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
+from lightning_modules.metrics.extractors import EXTRACTORS, FidelityExtractor, build_extractor
+from lightning_modules.metrics.fidelity import Fidelity
+from lightning_modules.metrics.reconstruction import ReconstructionMetrics
+from lightning_modules.metrics.tokenizer import MetricsConfig, TokenizerMetrics
+
+__all__ = [
+    "EXTRACTORS",
+    "BatchUsage",
+    "CodebookUsage",
+    "Fidelity",
+    "FidelityExtractor",
+    "MetricsConfig",
+    "ReconstructionMetrics",
+    "TokenizerMetrics",
+    "build_extractor",
+]

@@ -1,0 +1,149 @@
+"""FID, Inception Score, KID, precision and recall, streamed: features are kept, images are not.
+
+Letters: B images of one update, N images in all, H x W pixels, D features, C classes.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from lightning_modules.metrics.extractors import build_extractor, to_uint8
+
+
+class Fidelity(Metric):
+    """Distances between the distributions of real images and of reconstructed or generated ones.
+
+    The formulas are torch-fidelity's own functions, called on the features; images are quantised to uint8
+    first, as if they had gone through PNG files. `compute` returns `fid`, `isc_mean` and `isc_std` (of the
+    images that are not real, 10 splits), with `kid` also `kid`, with `prc` also `precision` and `recall`.
+    When N is not much larger than D, FID is biased upward: compare numbers of one `protocol_id` only.
+
+    With several processes the features are gathered, so FID is that of all images; IS depends slightly on
+    their order, through its splits. A sampler that repeats images to fill the last batch changes every
+    number.
+
+    Args:
+        image_size: H = W of the images.
+        extractor: "auto", "inception-v3-compat" or "efficientnet-lite0" (see `build_extractor`).
+        input_size: the size at which EfficientNet-Lite0 sees the images; None chooses.
+        kid: also compute KID (100 subsets of 1000, or of N when that is less).
+        prc: also compute precision and recall (3 neighbours).
+    """
+
+    full_state_update = False
+    real: list[Tensor]
+    fake: list[Tensor]
+    fake_logits: list[Tensor]
+
+    def __init__(
+        self,
+        image_size: int,
+        extractor: str = "auto",
+        input_size: int | None = None,
+        kid: bool = False,
+        prc: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.extractor = build_extractor(extractor, image_size, input_size)
+        self.kid = kid
+        self.prc = prc
+        self.add_state("real", [], dist_reduce_fx="cat")  # [(B, D)]
+        self.add_state("fake", [], dist_reduce_fx="cat")  # [(B, D)]
+        self.add_state("fake_logits", [], dist_reduce_fx="cat")  # [(B, C)]
+        self._given_real: Tensor | None = None  # (N, D), of all processes; survives reset
+
+    def protocol_id(self, n: int, reference: str, metric: str = "rfid") -> str:
+        """How a number was made, e.g. "rfid/efficientnet-lite0@64px/val-vs-val/n10000/uint8"."""
+        return f"{metric}/{self.extractor.id}/{reference}/n{n}/uint8"
+
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> features (B, D), logits (B, C), float32."""
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            features, logits = self.extractor(to_uint8(images))
+        return features.float(), logits.float()
+
+    def update(self, images: Tensor, real: bool) -> None:
+        """Adds images (B, 3, H, W) in [-1, 1]; values outside are clamped."""
+        features, logits = self.extract(images)
+        if real:
+            self.real.append(features)
+        else:
+            self.fake.append(features)
+            self.fake_logits.append(logits)
+
+    def set_real_features(self, features: Tensor | None) -> None:
+        """Takes features (N, D) of the whole real set, on every process, in place of real images.
+
+        They stay through `reset`, so one set serves many models and epochs; None forgets them.
+        """
+        if features is not None and features.ndim != 2:
+            raise ValueError(f"Fidelity: real features must be (N, D), these are {tuple(features.shape)}.")
+        self._given_real = features
+        self._computed = None
+
+    def real_features(self) -> Tensor:
+        """Features of the real images (N, D): those that were given, else those of the updates."""
+        if self._given_real is not None:
+            return self._given_real
+        if len(self.real) == 0:
+            raise ValueError("Fidelity: no real images. Call update(images, real=True) or set_real_features first.")
+        return dim_zero_cat(self.real)
+
+    def load_or_compute_real(self, path: str | Path, key: str, images: Iterable[Tensor]) -> Tensor:
+        """Sets real features from a file, or from `images` when the file is missing or of another key.
+
+        Args:
+            path: the cache file; written atomically, so processes may do this at the same time.
+            key: what the images are (data set, split, size, number); the extractor's id is added to it.
+            images: batches (B, 3, H, W) in [-1, 1] of the whole set, not of one process's share. Read only if
+                needed.
+        """
+        path = Path(path)
+        key = f"{self.extractor.id}/{key}"
+        saved = torch.load(path, map_location="cpu") if path.exists() else {}
+        if saved.get("key") != key:
+            features = torch.cat([self.extract(batch.to(self.device))[0].cpu() for batch in images])
+            saved = {"key": key, "features": features}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            torch.save(saved, temporary)
+            temporary.replace(path)
+        self.set_real_features(saved["features"])
+        return saved["features"]
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scalars by name. ValueError: fewer than two images on either side."""
+        real = self.real_features().cpu()  # (N, D)
+        if len(self.fake) == 0:
+            raise ValueError("Fidelity: no images to judge. Call update(images, real=False) first.")
+        fake, logits = dim_zero_cat(self.fake).cpu(), dim_zero_cat(self.fake_logits).cpu()  # (N, D), (N, C)
+        num_images = min(len(real), len(fake))
+        if num_images < 2:
+            raise ValueError(f"Fidelity: a covariance takes two images a side, got {len(real)} and {len(fake)}.")
+
+        statistics = fid_features_to_statistics(fake), fid_features_to_statistics(real)
+        fid = fid_statistics_to_metric(*statistics, verbose=False)
+        isc = isc_features_to_metric(logits, splits=min(10, len(logits)))
+        values = {
+            "fid": fid["frechet_inception_distance"],
+            "isc_mean": isc["inception_score_mean"],
+            "isc_std": isc["inception_score_std"],
+        }
+        if self.kid:
+            kid = kid_features_to_metric(fake, real, kid_subset_size=min(1000, num_images), verbose=False)
+            values["kid"] = kid["kernel_inception_distance_mean"]
+        if self.prc:
+            prc = prc_features_to_metric(fake, real, save_cpu_ram=True, verbose=False)
+            values |= {"precision": prc["precision"], "recall": prc["recall"]}
+        return {name: torch.tensor(value) for name, value in values.items()}

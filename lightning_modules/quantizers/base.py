@@ -1,0 +1,86 @@
+"""What every quantizer shares: its configuration, its output, and the two-term VQ loss.
+
+Letters: K codes of d dimensions; latents come as (..., d), channels last.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.quantizers.nearest import nearest_code
+
+
+@dataclass
+class QuantizerConfig:
+    """Options common to all quantizers.
+
+    `commitment_weight` multiplies ||z - sg(e)||^2 (it moves the encoder), `codebook_weight` multiplies
+    ||sg(z) - e||^2 (it moves the codes). Paper A: 0.25 and 1.0. Paper B and taming's `legacy=True`: 1.0 on the
+    commitment term and the small weight on the codebook term.
+    """
+
+    name: str = ""
+    commitment_weight: float = 0.25
+    codebook_weight: float = 1.0
+
+
+class QuantizerOutput(NamedTuple):
+    quantized: Tensor  # (..., d), equal to lookup(indices) bit for bit; its gradient goes straight to the latents
+    indices: Tensor  # (...), int64 in [0, K)
+    loss: Tensor  # scalar: weighted commitment term + weighted codebook term
+
+
+class Quantizer(nn.Module, ABC):
+    """Maps latents (..., d) to codes of a codebook (K, d). Knows nothing of images.
+
+    Subclasses give `codebook()`; those with a loss or a search of their own override `forward`.
+    """
+
+    def __init__(self, config: QuantizerConfig, codebook_size: int, code_dim: int) -> None:
+        super().__init__()
+        if codebook_size < 1 or code_dim < 1:
+            raise ValueError(f"codebook_size={codebook_size} and code_dim={code_dim} must be at least 1")
+        self.config = config
+        self.codebook_size = codebook_size
+        self.code_dim = code_dim
+
+    @abstractmethod
+    def codebook(self) -> Tensor:
+        """The (K, d) table that latents are compared with and decoding looks up."""
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes of `indices` (...) -> (..., d)."""
+        return F.embedding(indices, self.codebook())
+
+    def forward(self, z: Tensor) -> QuantizerOutput:
+        z = z.float()
+        codebook = self.codebook()
+        indices = nearest_code(z.flatten(0, -2), codebook).view(z.shape[:-1])
+        codes = F.embedding(indices, codebook)  # (..., d)
+        return QuantizerOutput(straight_through(z, codes), indices, self.vq_loss(z, codes))
+
+    def vq_loss(self, z: Tensor, codes: Tensor) -> Tensor:
+        """commitment_weight * ||z - sg(e)||^2 + codebook_weight * ||sg(z) - e||^2, means over all elements."""
+        commitment = F.mse_loss(z, codes.detach())
+        codebook = F.mse_loss(codes, z.detach())
+        return self.config.commitment_weight * commitment + self.config.codebook_weight * codebook
+
+
+def straight_through(z: Tensor, codes: Tensor) -> Tensor:
+    """The codes' values with the latents' gradient (van den Oord et al. 2017, section 3.2).
+
+    Written as e + (z - sg(z)), whose second part is exactly zero, so that the value equals the code bit for bit;
+    the usual z + sg(e - z) differs from it by rounding.
+    """
+    return codes.detach() + (z - z.detach())
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum of `tensor` over all ranks, in place; itself when nothing is distributed."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor

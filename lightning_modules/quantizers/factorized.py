@@ -1,0 +1,44 @@
+"""Factorized codes (paper A, section 3.2): the look-up happens in a low dimension, on l2-normalised vectors or not.
+
+The two linear maps, backbone width -> d and d -> backbone width, are the tokenizer's `pre_quant` and `post_quant`;
+what is left here is the normalisation. Paper A has it on (Table 4: usage 96 % with, 2 % without); paper B's VQGAN-FC
+baseline has it off.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput
+
+
+@dataclass
+class FactorizedConfig(QuantizerConfig):
+    name: str = "factorized"
+    l2_norm: bool = True
+
+
+class FactorizedQuantizer(Quantizer):
+    """Codes and latents on the unit sphere when `l2_norm`: the nearest code is then the one of largest cosine.
+
+    Codes start from a normal distribution (paper A, section 3.2) when normalised. Without normalisation the norm
+    matters, and they start uniform in (-1/K, 1/K), as in paper B's baseline.
+    """
+
+    config: FactorizedConfig
+
+    def __init__(self, config: FactorizedConfig, codebook_size: int, code_dim: int) -> None:
+        super().__init__(config, codebook_size, code_dim)
+        self.codes = nn.Parameter(torch.empty(codebook_size, code_dim))  # (K, d)
+        if config.l2_norm:
+            nn.init.normal_(self.codes)
+        else:
+            nn.init.uniform_(self.codes, -1 / codebook_size, 1 / codebook_size)
+
+    def codebook(self) -> Tensor:
+        return F.normalize(self.codes, dim=-1) if self.config.l2_norm else self.codes
+
+    def forward(self, z: Tensor) -> QuantizerOutput:
+        return super().forward(F.normalize(z.float(), dim=-1) if self.config.l2_norm else z)

@@ -1,0 +1,104 @@
+"""VQGAN-LC's codebook (paper B, section 3.2): a frozen table of pretrained features and a trained projector.
+
+Only the projector, a linear layer C -> d, is trained; it moves all K codes together, so none is left behind. The
+codes that a latent is compared with are projector(table), computed anew each step; gradients reach the projector
+through the rows that were chosen, as in the official code.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput, all_reduce_sum
+
+
+@dataclass
+class CodebookSource:
+    """How the frozen table is made (`experiments.build_codebook`); part of an experiment's identity.
+
+    `path` names a ready file and wins over the rest. `method`: "kmeans" (paper B) or "random" selection of features;
+    `per_class` splits K over the classes (the official code) instead of one global clustering (the paper's text).
+    """
+
+    path: str = ""
+    encoder: str = "timm:vit_large_patch14_clip_224.openai"  # or efficientnet-lite0, which needs no hub
+    encoder_image_size: int = 224  # pixels fed to the encoder
+    stage: int = 0  # 0: the last feature map, n: the n-th stage (EfficientNet-Lite0: 112 channels at 4)
+    pool: int = 4  # average pooling of the feature map; paper B: 4 on CLIP's 16 x 16
+    num_images: int = 0  # class-balanced subset of the training images, 0 = all
+    method: str = "kmeans"
+    per_class: bool = True
+    iterations: int = 10
+    seed: int = 0
+
+
+@dataclass
+class LargeCodebookConfig(QuantizerConfig):
+    """Weights as in paper B (alpha 1.0 on the commitment term, beta 0.33 on the codebook term)."""
+
+    name: str = "large_codebook"
+    commitment_weight: float = 1.0
+    codebook_weight: float = 0.33
+    feature_dim: int = 768  # C: 768 for CLIP ViT-L/14
+    source: CodebookSource = field(default_factory=CodebookSource)
+
+
+class LargeCodebook(Quantizer):
+    """Frozen (K, C) table + Linear(C, d).
+
+    Departs from B 3.2: at the first training batch the projector is rescaled so that the projected table has the
+    mean and standard deviation of the latents in each dimension. With the official initialisation the table can be
+    far wider than the latents; then the few codes nearest the origin win every token, and stay the only ones trained.
+    """
+
+    config: LargeCodebookConfig
+    table: Tensor  # (K, C) frozen features
+    is_filled: Tensor  # () bool: the table was loaded
+    is_matched: Tensor  # () bool: the projector was scaled to the latents
+
+    def __init__(self, config: LargeCodebookConfig, codebook_size: int, code_dim: int) -> None:
+        super().__init__(config, codebook_size, code_dim)
+        self.register_buffer("table", torch.zeros(codebook_size, config.feature_dim))
+        self.register_buffer("is_filled", torch.tensor(False))
+        self.register_buffer("is_matched", torch.tensor(False))
+        self.projector = nn.Linear(config.feature_dim, code_dim)
+        nn.init.normal_(self.projector.weight, std=code_dim**-0.5)
+        nn.init.zeros_(self.projector.bias)
+
+    def fill(self, features: Tensor) -> None:
+        """Loads the frozen table. Raises ValueError when `features` is not (K, C) or not finite."""
+        if tuple(features.shape) != tuple(self.table.shape):
+            raise ValueError(
+                f"the codebook holds features of shape {tuple(features.shape)}, but codebook_size and feature_dim ask "
+                f"for {tuple(self.table.shape)}: build one of that size with `python -m experiments.build_codebook`"
+            )
+        if not torch.isfinite(features).all():
+            raise ValueError("the codebook holds values that are not finite: build it again")
+        self.table.copy_(features)
+        self.is_filled.fill_(True)
+
+    def codebook(self) -> Tensor:
+        with torch.autocast(self.table.device.type, enabled=False):
+            return self.projector(self.table)  # (K, d)
+
+    def forward(self, z: Tensor) -> QuantizerOutput:
+        if not self.is_filled:
+            raise RuntimeError("the large codebook is empty: call fill(features) before the first forward")
+        if self.training and not self.is_matched:
+            self.match_scale(z.detach().float().flatten(0, -2))
+        return super().forward(z)
+
+    @torch.no_grad()
+    def match_scale(self, z: Tensor) -> None:
+        """Gives the projected table the mean and deviation of latents z (N, d), in each dimension, over all ranks."""
+        moments = torch.stack([torch.ones_like(z), z, z.square()]).sum(1)  # (3, d)
+        count, total, total_square = all_reduce_sum(moments)
+        mean = total / count
+        std = (total_square / count - mean.square()).clamp_min(1e-12).sqrt()
+        projected = F.linear(self.table, self.projector.weight)  # (K, d)
+        scale = std / projected.std(0).clamp_min(1e-12)
+        self.projector.weight.mul_(scale.unsqueeze(-1))
+        self.projector.bias.copy_(mean - projected.mean(0) * scale)
+        self.is_matched.fill_(True)

@@ -1,0 +1,25 @@
+"""Plain vector quantization: the codebook is trained by gradient (van den Oord et al. 2017; taming's VQGAN)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.quantizers.base import Quantizer, QuantizerConfig
+
+
+@dataclass
+class VQConfig(QuantizerConfig):
+    name: str = "vq"
+
+
+class VectorQuantizer(Quantizer):
+    """Nearest code in the Euclidean sense; codes start uniform in (-1/K, 1/K) as in the public VQGAN code."""
+
+    def __init__(self, config: VQConfig, codebook_size: int, code_dim: int) -> None:
+        super().__init__(config, codebook_size, code_dim)
+        self.codes = nn.Parameter(torch.empty(codebook_size, code_dim))  # (K, d)
+        nn.init.uniform_(self.codes, -1 / codebook_size, 1 / codebook_size)
+
+    def codebook(self) -> Tensor:
+        return self.codes

@@ -1,0 +1,274 @@
+"""The one stage-1 training loop: encode, quantize, decode, and the adversarial game around it.
+
+Letters: B images, H x W pixels, h x w tokens, D backbone width, d code dimension, K codes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.losses import (
+    ADVERSARIAL_LOSSES,
+    adaptive_weight,
+    build_perceptual,
+    l1_loss,
+    l2_loss,
+    logit_laplace_loss,
+    logit_laplace_mean,
+    r1_penalty,
+)
+from lightning_modules.metrics import MetricsConfig, TokenizerMetrics
+from lightning_modules.metrics.codebook import CodebookUsage
+from lightning_modules.networks import BACKBONES, BackboneConfig, DiscriminatorConfig, build_discriminator
+from lightning_modules.optimizer import OptimizerConfig, build_optimizer, warmup_cosine
+from lightning_modules.quantizers import QUANTIZERS, QuantizerConfig, QuantizerOutput
+
+
+@dataclass
+class LossConfig:
+    """Weights of the generator's loss; 0 leaves a term out. Steps count generator updates.
+
+    `adversarial` is multiplied by taming's gradient-norm ratio when `adaptive_weight`. The discriminator is trained
+    from `discriminator_start`, and the generator feels it from `adversarial_start`. `quantizer` multiplies the two
+    VQ terms together (paper B's code: 0.1). With `logit_laplace` the decoder predicts a mean and a scale on the
+    logit axis, and its image is the sigmoid of the mean (paper A).
+    """
+
+    l1: float = 0.0
+    l2: float = 1.0
+    logit_laplace: float = 0.0
+    perceptual: float = 0.0
+    perceptual_network: str = "auto"  # auto | lpips-vgg | lpips-alex | efficientnet-lite0
+    quantizer: float = 1.0
+    adversarial: float = 0.0
+    adversarial_loss: str = "hinge"  # hinge | non_saturating
+    adaptive_weight: bool = True
+    discriminator_start: int = 0
+    adversarial_start: int = 0
+    r1: float = 0.0  # gamma of gamma / 2 * |grad|^2, applied every r1_every-th step and scaled up by it
+    r1_every: int = 16
+
+
+@dataclass
+class TokenizerConfig:
+    """A stage-1 model. Every quantizer sits on every backbone."""
+
+    name: str = ""
+    codebook_size: int = 1024
+    code_dim: int = 256
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+
+class TokenizerOutput(NamedTuple):
+    reconstruction: Tensor  # (B, 3, H, W) in about [-1, 1]
+    prediction: Tensor  # what the decoder gave: the reconstruction, or (B, 6, H, W) with logit-Laplace
+    indices: Tensor  # (B, h, w)
+    quantizer_loss: Tensor  # scalar
+
+
+class Tokenizer(L.LightningModule):
+    """Encoder, quantizer, decoder, discriminator, their losses and metrics.
+
+    Optimization is manual, with one generator forward a step: its detached reconstruction
+    feeds the discriminator (public code runs the autoencoder twice).
+    """
+
+    step: int  # generator updates made; drives the loss's start steps. trainer.global_step agrees with it
+
+    def __init__(self, config: TokenizerConfig, image_size: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config = config
+        self.image_size = image_size
+        self.step = 0
+        self.epoch_usage: dict[str, float] = {}  # of the last whole training epoch, with the tokens counted in it
+        self.epoch_tokens = 0
+
+        encoder, decoder = BACKBONES[config.backbone.name][:2]
+        out_channels = 6 if config.loss.logit_laplace else 3
+        self.encoder = encoder(config.backbone, image_size)
+        self.decoder = decoder(config.backbone, image_size, out_channels)
+        self.pre_quant = nn.Linear(self.encoder.width, config.code_dim)
+        self.post_quant = nn.Linear(config.code_dim, self.decoder.width)
+        quantizer = QUANTIZERS[config.quantizer.name][0]
+        self.quantizer = quantizer(config.quantizer, config.codebook_size, config.code_dim)
+        self.discriminator = build_discriminator(config.discriminator, image_size) if self.is_adversarial else None
+
+        loss = config.loss
+        self.perceptual = build_perceptual(loss.perceptual_network, image_size) if loss.perceptual else None
+        self.discriminator_loss, self.adversarial_loss = ADVERSARIAL_LOSSES[loss.adversarial_loss]
+        self.train_usage = CodebookUsage(config.codebook_size)
+        self.metrics = TokenizerMetrics(config.metrics, config.codebook_size, image_size)
+
+    @property
+    def is_adversarial(self) -> bool:
+        return self.config.loss.adversarial > 0
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.encoder.grid_size**2
+
+    # ---- the tokenizer itself ------------------------------------------------------------------------------------
+
+    def encode(self, image: Tensor) -> QuantizerOutput:
+        """Images (B, 3, H, W) in [-1, 1] -> codes (B, h, w, d), indices (B, h, w) and the quantizer's loss."""
+        return self.quantizer(self.pre_quant(self.encoder(image)))
+
+    def decode(self, quantized: Tensor) -> Tensor:
+        """Codes (B, h, w, d) -> images (B, 3, H, W), about [-1, 1]."""
+        return self.to_image(self.predict(quantized))
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Token ids (B, h, w) -> images (B, 3, H, W); equal to the forward pass that gave the ids."""
+        return self.decode(self.quantizer.lookup(indices))
+
+    def predict(self, quantized: Tensor) -> Tensor:
+        return self.decoder(self.post_quant(quantized))
+
+    def to_image(self, prediction: Tensor) -> Tensor:
+        return logit_laplace_mean(prediction) if self.config.loss.logit_laplace else prediction
+
+    def forward(self, image: Tensor) -> TokenizerOutput:
+        codes = self.encode(image)
+        prediction = self.predict(codes.quantized)
+        return TokenizerOutput(self.to_image(prediction), prediction, codes.indices, codes.loss)
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        image, config = batch["image"], self.config.loss
+        output = self(image)
+        self.train_usage.update(output.indices)
+        trains_discriminator = self.is_adversarial and self.step >= config.discriminator_start
+
+        optimizers = self.optimizers()
+        optimizer_g, optimizer_d = optimizers if self.is_adversarial else (optimizers, None)
+        self.update(optimizer_g, self.generator_loss(image, output), batch_idx)
+        if trains_discriminator:
+            # Lightning adds every optimizer's step to trainer.global_step; only the generator's may count.
+            optimizer_d._on_before_step = optimizer_d._on_after_step = lambda: None
+            self.update(optimizer_d, self.critic_loss(image, output.reconstruction.detach()), batch_idx)
+        if self.is_last_micro_batch(batch_idx):
+            schedulers = self.lr_schedulers()
+            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+                scheduler.step()
+            self.step += 1
+
+    def generator_loss(self, image: Tensor, output: TokenizerOutput) -> Tensor:
+        """The weighted sum of all terms; each is logged unweighted as loss/NAME."""
+        config = self.config.loss
+        terms = {"quantizer": output.quantizer_loss}
+        if config.l1:
+            terms["l1"] = l1_loss(output.reconstruction, image)
+        if config.l2:
+            terms["l2"] = l2_loss(output.reconstruction, image)
+        if config.logit_laplace:
+            terms["logit_laplace"] = logit_laplace_loss(output.prediction, image)
+        if self.perceptual is not None:
+            with torch.autocast(image.device.type, enabled=False):  # small maps: bf16 costs time and gains nothing
+                terms["perceptual"] = self.perceptual(output.reconstruction.float(), image)
+        loss = sum((getattr(config, name) * term for name, term in terms.items()), start=image.new_zeros(()))
+
+        if self.is_adversarial and self.step >= config.adversarial_start:
+            assert self.discriminator is not None
+            self.discriminator.requires_grad_(False)
+            terms["adversarial"] = self.adversarial_loss(self.discriminator(output.reconstruction))
+            self.discriminator.requires_grad_(True)
+            weight = torch.tensor(config.adversarial)
+            if config.adaptive_weight:
+                reconstruction = loss - config.quantizer * terms["quantizer"]
+                weight = weight * adaptive_weight(reconstruction, terms["adversarial"], self.decoder.last_layer)
+            loss = loss + weight * terms["adversarial"]
+            self.log("weight/adversarial", weight)
+        self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()})
+        self.log("loss/generator", loss.detach(), prog_bar=True)
+        check_finite(self.step, {**terms, "generator": loss})
+        return loss
+
+    def critic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The discriminator's loss on real images and detached reconstructions, with R1 on its own steps."""
+        assert self.discriminator is not None
+        config = self.config.loss
+        uses_r1 = config.r1 > 0 and self.step % config.r1_every == 0
+        real = real.detach().requires_grad_(uses_r1)
+        logits_real, logits_fake = self.discriminator(real), self.discriminator(fake)
+        loss = self.discriminator_loss(logits_real, logits_fake)
+        terms = {"discriminator": loss}
+        if uses_r1:
+            terms["r1"] = r1_penalty(logits_real, real)
+            loss = loss + config.r1 / 2 * config.r1_every * terms["r1"]
+        self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()})
+        accuracy = ((logits_real > 0).float().mean() + (logits_fake < 0).float().mean()) / 2
+        self.log("discriminator/accuracy", accuracy)
+        check_finite(self.step, terms)
+        return loss
+
+    def update(self, optimizer: Any, loss: Tensor, batch_idx: int) -> None:
+        """Backward, and at the last micro-batch an optimizer step."""
+        config = self.config.optimizer
+        self.manual_backward(loss / config.accumulate)
+        if self.is_last_micro_batch(batch_idx):
+            if config.gradient_clip:
+                self.clip_gradients(optimizer, config.gradient_clip, "norm")
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def is_last_micro_batch(self, batch_idx: int) -> bool:
+        return (batch_idx + 1) % self.config.optimizer.accumulate == 0
+
+    def configure_optimizers(self) -> list[dict[str, Any]]:
+        discriminator = set() if self.discriminator is None else set(self.discriminator.parameters())
+        groups = [[p for p in self.parameters() if p not in discriminator and p.requires_grad]]
+        if self.discriminator is not None:
+            groups.append(list(self.discriminator.parameters()))
+        optimizers = [build_optimizer(group, self.config.optimizer) for group in groups]
+        steps = self.trainer.max_steps
+        return [{"optimizer": o, "lr_scheduler": warmup_cosine(o, self.config.optimizer, steps)} for o in optimizers]
+
+    def on_train_epoch_end(self) -> None:
+        usage = {f"{name}/epoch": value.float() for name, value in self.train_usage.compute().items()}
+        if self.trainer.is_last_batch or not self.epoch_usage:  # max_steps may end an epoch early
+            self.epoch_usage = {name: float(value) for name, value in usage.items()}
+            self.epoch_tokens = int(self.train_usage.counts.sum())
+        self.log_dict(usage)
+        self.train_usage.reset()
+
+    # ---- validation: the same code for training's validation and for experiments.evaluate -------------------------
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        output = self(batch["image"])
+        self.metrics.update(batch["image"], output.reconstruction, output.indices)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.metrics.compute())
+        self.metrics.reset()
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["generator_steps"] = self.step
+        checkpoint["epoch_usage"] = self.epoch_usage
+        checkpoint["epoch_tokens"] = self.epoch_tokens
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step = checkpoint["generator_steps"]
+        self.epoch_usage = checkpoint["epoch_usage"]
+        self.epoch_tokens = checkpoint["epoch_tokens"]
+
+
+def check_finite(step: int, terms: dict[str, Tensor]) -> None:
+    """Raises FloatingPointError that names the step and the first term that is NaN or infinite."""
+    for name, term in terms.items():
+        if not torch.isfinite(term):
+            raise FloatingPointError(
+                f"step {step}: the {name} loss is {term.item()}; lower optimizer.lr, use precision=32-true, or set "
+                "optimizer.gradient_clip"
+            )

@@ -1,0 +1,1 @@
+"""Grids of experiments and the papers' tables made from their result records."""

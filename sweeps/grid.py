@@ -1,0 +1,157 @@
+"""From a sweep YAML and a scale to checked experiments, row by row.
+
+A run = experiment YAML + scale overlay + the row's `set` + command-line overrides + seed; later layers win.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.config import Experiment, from_dotlist, merge, parse, read_yaml
+from sweeps.schema import CellSpec, PlotSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
+
+SWEEPS = Path(__file__).resolve().parent
+EXPERIMENTS = SWEEPS.parent / "experiments"
+
+__all__ = ["Grid", "PlotSpec", "Row", "Run", "Table", "load_grid", "parse_seeds"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a cell and a seed."""
+
+    name: str  # of the experiment file
+    label: str  # of the row, for people
+    experiment: Experiment
+    digest: str
+
+
+@dataclass(frozen=True)
+class Row:
+    heads: dict[str, Any]
+    paper: dict[str, float]
+    runs: tuple[Run, ...]  # one a seed; none for a reference row
+
+
+@dataclass(frozen=True)
+class Table:
+    spec: TableSpec
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    path: Path
+    name: str  # ablation_codebook, vqgan_lc_table2
+    title: str
+    objective: str
+    scale: str
+    seeds: tuple[int, ...]
+    tables: tuple[Table, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every training once, in the file's order, however many rows ask for it."""
+        runs = {run.digest: run for table in self.tables for row in table.rows for run in row.runs}
+        return list(runs.values())
+
+
+def load_grid(
+    path: str | Path,
+    scale: str,
+    seeds: str = "",
+    overrides: Sequence[str] = (),
+    prepare: Callable[[Experiment], Experiment] = lambda experiment: experiment,
+) -> Grid:
+    """Reads and checks everything before anything is trained.
+
+    `seeds`: "0,1,2", a count, or "" for the scale's own count. `overrides`: key=value for every experiment.
+    `prepare` is applied to each checked experiment (it puts the data set in).
+
+    Raises ValueError that names the file, the row and the key at fault.
+    """
+    path = Path(path)
+    overlay = load_scale(scale)
+    sweep = read_spec(path, SweepSpec)
+    check(sweep, path, scale_names())
+    numbers = parse_seeds(seeds) if seeds else tuple(range(overlay.seeds))
+    last = from_dotlist(overrides)
+    files: dict[str, dict[str, Any]] = {}
+
+    def expand(table: TableSpec, cell: CellSpec) -> Row:
+        label = label_of(cell.row)
+        if not cell.experiment:
+            return Row(cell.row, cell.paper, ())
+        name = f"{cell.experiment}_{overlay.experiments}"
+        origin = f"{path}: table {table.id}, row '{label}'"
+        if name not in files:
+            try:
+                files[name] = read_yaml(EXPERIMENTS / f"{name}.yaml")
+            except ValueError as error:
+                raise ValueError(f"{origin}: {error}") from None
+        own = overlay.experiment_overrides.get(cell.experiment, {})
+        values = merge(files[name], *(nest(layer) for layer in (overlay.overrides, own, cell.set)), last)
+        runs = []
+        for seed in numbers:
+            experiment = prepare(parse(merge(values, {"seed": seed}), f"{origin} ({name}.yaml)"))
+            suffix = f" seed {seed}" if len(numbers) > 1 else ""
+            runs.append(Run(name, label + suffix, experiment, experiment.digest()))
+        return Row(cell.row, cell.paper, tuple(runs))
+
+    tables = tuple(
+        Table(spec, tuple(expand(spec, cell) for cell in spec.cells if not cell.scales or scale in cell.scales))
+        for spec in sweep.tables
+    )
+    return Grid(path, sweep_name(path), sweep.title, sweep.objective, scale, numbers, tables)
+
+
+def load_scale(scale: str) -> ScaleSpec:
+    if scale not in scale_names():
+        raise ValueError(f"SCALE={scale} is none of {', '.join(scale_names())}{nearest(scale, scale_names())}")
+    return read_spec(SWEEPS / "scales" / f"{scale}.yaml", ScaleSpec)
+
+
+def scale_names() -> list[str]:
+    return sorted(path.stem for path in (SWEEPS / "scales").glob("*.yaml"))
+
+
+def sweep_name(path: Path) -> str:
+    """sweeps/vqgan_lc/table2.yaml -> vqgan_lc_table2; the file's own name outside of `sweeps/`."""
+    whole = path.resolve()
+    inside = whole.relative_to(SWEEPS) if whole.is_relative_to(SWEEPS) else Path(whole.name)
+    return "_".join(inside.with_suffix("").parts)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """ "0,1,5" -> those seeds; "3" -> 0, 1, 2 (a count); "5," -> only seed 5; "0" -> seed 0."""
+    try:
+        numbers = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        raise ValueError(f"SEEDS={text}: give a count (3) or different numbers separated by commas (0,1,2)")
+    return tuple(range(numbers[0])) if "," not in text and numbers[0] > 0 else numbers
+
+
+def nest(dotted: dict[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1, "a.c": 2} -> {"a": {"b": 1, "c": 2}}."""
+    layers = []
+    for key, value in dotted.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        layers.append(value)
+    return merge(*layers) if layers else {}
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """{"quantizer": "LC", "K": 100000} -> "LC K=100,000": for people."""
+    first, *rest = row.items()
+    return " ".join([show(first[1]), *(f"{head}={show(value)}" for head, value in rest)])
+
+
+def show(value: Any) -> str:
+    """A row head's value as tables print it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,167 @@
+"""From result records to a sheet: the paper's value, ours over seeds, and the difference."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from experiments.config import Experiment
+from experiments.records import Record
+from sweeps.grid import Grid, Row, Table, show
+from sweeps.schema import ColumnSpec
+
+DAGGER = "†"
+Found = dict[str, Record]  # digest -> record, all of one data id
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table as text, ready for any output format."""
+
+    title: str
+    groups: list[tuple[str, list[str]]]  # (head, heads of its columns); a column without a second head has ""
+    body: list[list[str]]
+    caption: list[str]  # sentences
+    warning: str = ""  # what nobody may overlook
+    num_row_heads: int = 1
+    rules: list[int] = field(default_factory=list)  # rows that begin a block
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of one row, in the column's unit."""
+
+    mean: float
+    std: float | None  # sample standard deviation over seeds; None for a single run
+    protocols: frozenset[str]
+
+    def text(self, form: str) -> str:
+        mean = format(self.mean, form)
+        return mean if self.std is None else f"{mean} ± {format(self.std, form)}"
+
+
+def measure(column: ColumnSpec, records: Iterable[Record]) -> Measured | None:
+    """Mean and spread of the column's metric; None when no record has it."""
+    having = [record for record in records if column.metric in record["metrics"]]
+    if not having:
+        return None
+    values = [record["metrics"][column.metric] * column.scale for record in having]
+    protocols = frozenset(record["protocols"].get(column.metric, "not stated") for record in having)
+    return Measured(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, protocols)
+
+
+def make_sheet(
+    grid: Grid, table: Table, found: Found, data_id: str, difference: bool = True
+) -> tuple[Sheet, list[str]]:
+    """The table on one data set, and warnings for the terminal. A missing run leaves its cell empty."""
+    spec = table.spec
+    of_row = [[found[run.digest] for run in row.runs if run.digest in found] for row in table.rows]
+    values = [[measure(column, records) for column in spec.columns] for records in of_row]  # [row][column]
+    usual, warnings = usual_protocols(spec.columns, values)
+
+    groups: list[tuple[str, list[str]]] = [(head, [""]) for head in spec.row_heads]
+    body = [[show(row.heads[head]) for head in spec.row_heads] for row in table.rows]
+    for index, column in enumerate(spec.columns):
+        in_paper = any(column.metric in row.paper for row in table.rows)
+        groups.append((column.head, ["paper", "ours", "diff"][: 2 + difference] if in_paper else ["ours"]))
+        for line, row, measured in zip(body, table.rows, (of[index] for of in values), strict=True):
+            line += entries(column, row, measured, usual[index], in_paper, difference)
+
+    records = [record for of in of_row for record in of]
+    commits = {record.get("environment", {}).get("commit", "")[:9] or "unknown" for record in records}
+    if len(commits) > 1:
+        warnings.append(f"table {spec.id}: its runs come from different commits: {', '.join(sorted(commits))}")
+    sheet = Sheet(
+        title=spec.title,
+        groups=groups,
+        body=body,
+        caption=caption(grid, table, records, usual, data_id, difference, commits),
+        warning="RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
+        if data_id == "shapes"
+        else "",
+        num_row_heads=len(spec.row_heads),
+        rules=[i for i in range(1, len(body)) if body[i][0] != body[i - 1][0]],
+    )
+    return sheet, warnings
+
+
+def entries(
+    column: ColumnSpec, row: Row, measured: Measured | None, usual: str, in_paper: bool, difference: bool
+) -> list[str]:
+    """The row's texts under one column: [paper, ours, difference] or less."""
+    paper = row.paper.get(column.metric)
+    ours = "" if measured is None else measured.text(column.format)
+    if measured is not None and measured.protocols != {usual}:
+        ours += f" {DAGGER}"
+    if not in_paper:
+        return [ours]
+    texts = [
+        "" if paper is None else format(paper, column.format),
+        ours,
+    ]
+    if difference:
+        is_known = measured is not None and paper is not None
+        texts.append(format(measured.mean - paper, f"+{column.format}") if is_known else "")  # type: ignore[union-attr,operator]
+    return texts
+
+
+def usual_protocols(
+    columns: Sequence[ColumnSpec], values: Sequence[Sequence[Measured | None]]
+) -> tuple[list[str], list[str]]:
+    """The protocol of most cells of each column, and a warning for each column that has more than one."""
+    usual, warnings = [], []
+    for index, column in enumerate(columns):
+        ids = Counter(p for row in values if (cell := row[index]) is not None for p in cell.protocols)
+        usual.append(ids.most_common(1)[0][0] if ids else "")
+        if len(ids) > 1:
+            others = ", ".join(f"'{p}'" for p in ids if p != usual[-1])
+            warnings.append(
+                f"{column.metric}: cells marked {DAGGER} were measured by {others}, the others by "
+                f"'{usual[-1]}': do not compare them"
+            )
+    return usual, warnings
+
+
+def caption(
+    grid: Grid,
+    table: Table,
+    records: Sequence[Record],
+    usual: Sequence[str],
+    data_id: str,
+    difference: bool,
+    commits: set[str],
+) -> list[str]:
+    """What a reader must know to trust the numbers, one sentence an element."""
+    spec = table.spec
+    runs = [run for row in table.rows for run in row.runs]
+    sizes = sorted({images(run.experiment) for run in runs})
+    seeds = ", ".join(map(str, grid.seeds))
+    lines = [
+        f"Ours: {data_id}, {'; '.join(sizes)}, scale {grid.scale}, "
+        + (f"mean ± standard deviation over seeds {seeds}." if len(grid.seeds) > 1 else f"seed {seeds}."),
+        f"Paper: {spec.paper}.",
+    ]
+    if not data_id.startswith("imagefolder"):
+        lines.append(
+            "The paper's values and ours are of different data, image size and protocol: compare the order "
+            f"of the rows, not the digits{' (diff = ours - paper)' if difference else ''}."
+        )
+    elif difference:
+        lines.append("diff = ours - paper.")
+    measured = [f"{c.head}: {protocol}" for c, protocol in zip(spec.columns, usual, strict=True) if protocol]
+    lines.append(f"Protocols of ours: {'; '.join(measured)}.")
+    if absent := [c.head for c, protocol in zip(spec.columns, usual, strict=True) if not protocol]:
+        lines.append(f"Not measured: {', '.join(absent)}.")
+    if len(records) < len(runs):
+        lines.append(f"{len(runs) - len(records)} of {len(runs)} runs are missing; their cells are empty.")
+    if spec.note:
+        lines.append(spec.note)
+    lines.append(f"Commit {', '.join(sorted(commits))}.")
+    return lines
+
+
+def images(experiment: Experiment) -> str:
+    """ "6,400 training and 1,000 validation images at 32 px"."""
+    data = experiment.data
+    train, val = (f"{size:,}" if size else "all" for size in (data.train_size, data.val_size))
+    return f"{train} training and {val} validation images at {data.image_size} px"

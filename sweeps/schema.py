@@ -1,0 +1,139 @@
+"""What a sweep YAML and a scale YAML may hold. Defaults are stated here and nowhere else."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import read_yaml
+
+
+@dataclass
+class ColumnSpec:
+    """One metric of a table: `scale` times the record's number, in `format`, stands under `head`."""
+
+    metric: str = MISSING  # key in the record's metrics, for example usage/epoch
+    head: str = MISSING
+    format: str = ".2f"
+    scale: float = 1.0
+
+
+@dataclass
+class PlotSpec:
+    """A picture of the same records: metrics against the row value `x`, one line for each value of `line`."""
+
+    x: str = ""  # a row head; empty = no picture
+    line: str = ""
+    metrics: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CellSpec:
+    """One row. Without `experiment` it is a reference row: the paper's numbers, nothing to train."""
+
+    row: dict[str, Any] = MISSING  # row head: value
+    experiment: str = ""  # experiments/<experiment>_<suffix of the scale>.yaml
+    set: dict[str, Any] = field(default_factory=dict)  # dotted key: value
+    paper: dict[str, float] = field(default_factory=dict)  # metric: value in the column's unit
+    scales: list[str] = field(default_factory=list)  # scales that train it; empty = all
+
+
+@dataclass
+class TableSpec:
+    id: str = MISSING
+    title: str = MISSING
+    paper: str = MISSING  # paper, table and data set, for the caption
+    columns: list[ColumnSpec] = MISSING
+    row_heads: list[str] = MISSING
+    cells: list[CellSpec] = MISSING
+    note: str = ""
+    plot: PlotSpec = field(default_factory=PlotSpec)
+
+
+@dataclass
+class SweepSpec:
+    title: str = MISSING
+    tables: list[TableSpec] = MISSING
+    objective: str = "rfid"  # metric given to Optuna as the trial's value
+
+
+@dataclass
+class ScaleSpec:
+    """`overrides` go to every experiment, `experiment_overrides[name]` to one; a row's `set` wins."""
+
+    experiments: str = MISSING  # suffix of the experiment files: cifar10 or imagenet
+    seeds: int = 1  # runs of each cell, with seeds 0, 1, ...
+    overrides: dict[str, Any] = field(default_factory=dict)
+    experiment_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+SPECS = (SweepSpec, TableSpec, CellSpec, ColumnSpec, PlotSpec, ScaleSpec)
+Spec = TypeVar("Spec", SweepSpec, ScaleSpec)
+
+
+def read_spec(path: Path, kind: type[Spec]) -> Spec:
+    """Raises ValueError that names file and key for an unknown key, a missing one or a wrong type."""
+    try:
+        spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), read_yaml(path)))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {explain(error)}") from None
+    assert isinstance(spec, kind)
+    return spec
+
+
+def explain(error: OmegaConfBaseException) -> str:
+    """One line: the key at fault, and the nearest known one if it is unknown."""
+    key = str(error.full_key or error.key or "")
+    leaf = key.rsplit(".", 1)[-1]
+    known = sorted({f.name for spec in SPECS for f in fields(spec)})
+    if leaf and leaf not in known and "[" not in leaf:
+        return f"unknown key '{key}'{nearest(leaf, known)}"
+    message = str(error).strip().splitlines()[0]
+    return f"{key}: {message}" if key else message
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?", or the list of all when none is near."""
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(str(word), known, 1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
+
+
+def check(sweep: SweepSpec, path: Path, scales: Iterable[str]) -> None:
+    """Rejects what the types allow but no table can be made of."""
+
+    def known(word: str, words: Iterable[str], where: str) -> None:
+        if word not in (words := list(words)):
+            raise ValueError(f"{path}: {where}: '{word}' is unknown{nearest(word, words)}")
+
+    ids = [table.id for table in sweep.tables]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{path}: two tables have the same id ({', '.join(ids)}): their files would collide")
+    for table in sweep.tables:
+        where = f"table {table.id}"
+        metrics = [column.metric for column in table.columns]
+        if not metrics or not table.cells:
+            raise ValueError(f"{path}: {where}: needs at least one column and one cell")
+        for column in table.columns:
+            try:
+                format(1.0, column.format)
+            except ValueError:
+                raise ValueError(f"{path}: {where}, column {column.metric}: bad format '{column.format}'") from None
+        for number, cell in enumerate(table.cells, 1):
+            at = f"{where}, cell {number} {cell.row}"
+            for head in [*cell.row, *table.row_heads]:
+                known(head, table.row_heads, f"{at}, row")
+                known(head, map(str, cell.row), f"{at}, row")
+            for metric in cell.paper:
+                known(metric, metrics, f"{at}, paper")
+            for scale in cell.scales:
+                known(scale, scales, f"{at}, scales")
+        if table.plot.x:
+            for head in (table.plot.x, table.plot.line):
+                known(head, table.row_heads, f"{where}, plot")
+            for metric in table.plot.metrics:
+                known(metric, metrics, f"{where}, plot")

@@ -1,0 +1,97 @@
+"""Renders the tables of a sweep from finished result records; never trains.
+
+python -m sweeps.table sweeps/ablation_codebook.yaml --scale reduced
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.build import resolve_data
+from experiments.config import Experiment
+from experiments.errors import user_errors
+from experiments.records import PUBLISHED, find_records
+from sweeps.grid import Grid, load_grid
+from sweeps.plots import write_plot
+from sweeps.render import plain, write_sheet
+from sweeps.results import Found, make_sheet
+from sweeps.run import add_common_arguments
+
+
+def render(grid: Grid, found: Found, data_id: str, out: Path, difference: bool = True) -> list[Path]:
+    """Writes every table of the sweep for one data set, prints it, and gives the files' paths."""
+    paths = []
+    for table in grid.tables:
+        if not any(run.digest in found for row in table.rows for run in row.runs):
+            continue
+        name = grid.name if len(grid.tables) == 1 else f"{grid.name}_{table.spec.id}"
+        stem = out / f"{name}_{grid.scale}_{data_id}"
+        sheet, warnings = make_sheet(grid, table, found, data_id, difference)
+        print(f"\n{plain(sheet)}")
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        paths += write_sheet(sheet, stem)
+        if table.spec.plot.x:
+            plot = write_plot(table, found, data_id, grid.scale, stem.with_name(f"{stem.name}_plot.png"))
+            paths += [plot] if plot else []
+    return paths
+
+
+def find_all(grid: Grid, directories: list[Path]) -> dict[str, Found]:
+    """The grid's finished runs by data id: rows of different data never share a table."""
+    found: dict[str, Found] = {}
+    for run in grid.runs:
+        for data_id, record in find_records(run.experiment, directories).items():
+            found.setdefault(data_id, {})[run.digest] = record
+    return found
+
+
+def data_choices(data: str) -> list[Callable[[Experiment], Experiment]]:
+    """Data sets whose records are looked for: with auto, the recipe's own and the shapes it falls back to."""
+
+    def use(word: str) -> Callable[[Experiment], Experiment]:
+        return lambda experiment: resolve_data(experiment, word)
+
+    return [lambda experiment: experiment, use("shapes")] if data == "auto" else [use(data)]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sweeps.table",
+        description="Render the tables of a sweep as Markdown, LaTeX and PNG from finished records, "
+        "one table for each data set that was used. Nothing is trained; the cell of a missing run stays empty.",
+    )
+    add_common_arguments(parser)
+    parser.add_argument("--out", help="folder of the tables (default: OUTPUT_DIR/tables)")
+    parser.add_argument(
+        "--difference", action=argparse.BooleanOptionalAction, default=True, help="columns ours - paper"
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = build_parser().parse_intermixed_args(arguments)
+    with user_errors():
+        output_dir = Path(options.output_dir)
+        out = Path(options.out) if options.out else output_dir / "tables"
+        grids = {}
+        found: dict[str, Found] = {}
+        for prepare in data_choices(options.data):
+            grid = load_grid(options.file, options.scale, options.seeds, options.overrides, prepare)
+            for data_id, records in find_all(grid, [output_dir / "records", PUBLISHED]).items():
+                grids[data_id], found[data_id] = grid, records
+        if not found:
+            raise ValueError(
+                f"no cell of {options.file} is finished at scale {options.scale} (records are looked for in "
+                f"{output_dir}/records); run `python -m sweeps.run {options.file} --scale {options.scale}`"
+            )
+        paths = []
+        for data_id in sorted(found):
+            paths += render(grids[data_id], found[data_id], data_id, out, options.difference)
+        print("\n" + "\n".join(f"written: {path}" for path in paths))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Shared by all tests: one thread, and a tiny experiment on rendered shapes that trains in a moment."""
+
+import copy
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.config import Experiment, from_dotlist, merge, parse
+from lightning_modules.losses import perceptual
+from lightning_modules.metrics import extractors
+from lightning_modules.networks.encoders import load_encoder
+
+torch.set_num_threads(1)
+
+# 16 x 16 pixels, 8 x 8 tokens, 32 codes; every number is as small as the networks and metrics allow.
+TINY_BACKBONES: dict[str, dict[str, Any]] = {
+    "cnn": {
+        "name": "cnn",
+        "channels": 8,
+        "channel_multipliers": [1, 2],
+        "num_res_blocks": 1,
+        "attention_resolutions": [],
+        "latent_channels": 16,
+    },
+    "vit": {"name": "vit", "patch_size": 2, "encoder_dims": [1, 2, 32, 64], "decoder_dims": [1, 2, 32, 64]},
+}
+TINY_DISCRIMINATORS: dict[str, dict[str, Any]] = {
+    "vqgan": {"name": "patchgan", "channels": 8, "num_layers": 1},
+    "vit_vqgan": {"name": "stylegan", "channel_base": 128, "max_channels": 16},
+}
+TINY_LARGE_CODEBOOK = {
+    "feature_dim": 40,
+    "source": {"encoder": "efficientnet-lite0", "encoder_image_size": 32, "stage": 3, "pool": 1, "method": "random"},
+}
+TinyExperiment = Callable[..., Experiment]
+
+_load_once = functools.cache(load_encoder)
+
+
+@pytest.fixture
+def shared_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics and perceptual losses share one frozen encoder instead of reading its weights again and again."""
+    monkeypatch.setattr(extractors, "load_encoder", _load_once)
+    monkeypatch.setattr(perceptual, "load_encoder", _load_once)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, shared_encoders: None) -> TinyExperiment:
+    """tiny(model name, "key=value", ...) -> a checked Experiment that trains three steps of four images."""
+
+    def build(name: str = "vqgan", *overrides: str) -> Experiment:
+        is_vit = name == "vit_vqgan"
+        model: dict[str, Any] = {
+            "name": name,
+            "codebook_size": 32,
+            "code_dim": 8,
+            "backbone": TINY_BACKBONES["vit" if is_vit else "cnn"],
+            "discriminator": TINY_DISCRIMINATORS["vit_vqgan" if is_vit else "vqgan"],
+            "optimizer": {"lr": 3e-3},
+            "metrics": {"extractor": "efficientnet-lite0", "extractor_image_size": 32, "lpips": "none"},
+        }
+        if name == "vqgan_lc":
+            model["quantizer"] = TINY_LARGE_CODEBOOK
+        values = {
+            "data": {"name": "shapes", "image_size": 16, "batch_size": 4, "train_size": 16, "val_size": 12},
+            "model": model,
+            "trainer": {"max_steps": 3, "checkpoint_every": 1000, "log_every": 1},
+            "runtime": {"output_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data"), "accelerator": "cpu"},
+        }
+        return parse(merge(copy.deepcopy(values), from_dotlist(overrides)), "tiny")
+
+    return build

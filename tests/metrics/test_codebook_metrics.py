@@ -1,0 +1,92 @@
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_modules.metrics import BatchUsage, CodebookUsage
+
+
+def gathered(mine: Metric, other: Metric) -> Metric:
+    """`mine` as rank 0 of two processes: torchmetrics' own sync, which gathers the states of `other`."""
+    states: Iterator[Tensor] = iter(other.metric_state.values())
+    mine.distributed_available_fn = lambda: True
+    mine.dist_sync_fn = lambda state, group=None: [state, next(states)]
+    return mine
+
+
+def test_codebook_usage_by_hand() -> None:
+    metric = CodebookUsage(codebook_size=8)
+    metric.update(torch.tensor([[[0, 0], [1, 1]]]))
+    metric.update(torch.tensor([5, 5, 5, 5]))
+    result = metric.compute()
+    assert result["usage"].item() == pytest.approx(100 * 3 / 8)
+    assert result["perplexity"].item() == pytest.approx(math.exp(0.5 * math.log(4) + 0.5 * math.log(2)))
+    assert result["dead_codes"].item() == 5
+    assert metric.counts.tolist() == [2, 2, 0, 0, 0, 4, 0, 0]
+
+
+def test_perplexity_is_one_for_one_code_and_k_for_a_uniform_codebook() -> None:
+    metric = CodebookUsage(codebook_size=100_000)
+    metric.update(torch.full((3, 4, 4), 99_999))
+    assert metric.compute()["perplexity"].item() == pytest.approx(1)
+    metric.reset()
+    assert metric.counts.sum() == 0
+    metric.update(torch.arange(100_000))
+    result = metric.compute()
+    assert result["perplexity"].item() == pytest.approx(100_000, rel=1e-4)
+    assert result["usage"].item() == 100
+
+
+@pytest.mark.parametrize(("code", "metric"), [(8, CodebookUsage(8)), (-1, CodebookUsage(8)), (9, BatchUsage(8))])
+def test_a_code_outside_the_codebook_is_named(code: int, metric: Metric) -> None:
+    with pytest.raises(ValueError, match=f"Code {code} .* 8 codes"):
+        metric.update(torch.tensor([[[0, code]]]))
+
+
+def test_two_processes_count_as_one() -> None:
+    indices = torch.randint(50, (10, 4, 4), generator=torch.Generator().manual_seed(0))
+    one, rank0, rank1 = (CodebookUsage(64) for _ in range(3))
+    one.update(indices)
+    rank0.update(indices[:3])
+    rank1.update(indices[3:])
+    both = gathered(rank0, rank1)
+    assert both.compute() == one.compute()
+    assert both.counts.tolist() == one.counts.tolist()  # the histogram is of both ranks too
+
+
+def naive_batch_usage(indices: Tensor, codebook_size: int, batch_images: int) -> float:
+    groups = [group for group in indices.split(batch_images) if len(group) == batch_images] or [indices]
+    return sum(100 * len(group.unique()) / codebook_size for group in groups) / len(groups)
+
+
+@pytest.mark.parametrize("num_images", [5, 16, 50])
+@pytest.mark.parametrize("loader_batch", [1, 7, 16, 64])
+def test_batch_usage_equals_the_naive_one_for_any_loader(num_images: int, loader_batch: int) -> None:
+    indices = torch.randint(300, (num_images, 2, 3), generator=torch.Generator().manual_seed(0))
+    metric = BatchUsage(300, batch_images=16)
+    for batch in indices.split(loader_batch):
+        metric.update(batch)
+    assert metric.compute().item() == pytest.approx(naive_batch_usage(indices, 300, 16))
+    metric.reset()
+    metric.update(indices[:2])
+    assert metric.compute().item() == pytest.approx(100 * len(indices[:2].unique()) / 300)
+
+
+def test_batch_usage_averages_the_groups_of_all_processes() -> None:
+    indices = torch.randint(300, (3 * 16 + 5, 2, 3), generator=torch.Generator().manual_seed(0))
+    one, rank0, rank1 = (BatchUsage(300, batch_images=16) for _ in range(3))
+    one.update(indices)
+    rank0.update(indices[:16])
+    rank1.update(indices[16:])
+    assert gathered(rank0, rank1).compute() == one.compute()
+
+
+def test_batch_usage_joins_the_processes_when_none_has_a_whole_group() -> None:
+    indices = torch.randint(300, (16, 2, 3), generator=torch.Generator().manual_seed(0))
+    rank0, rank1 = BatchUsage(300, batch_images=16), BatchUsage(300, batch_images=16)
+    rank0.update(indices[:8])
+    rank1.update(indices[8:])
+    assert gathered(rank0, rank1).compute().item() == pytest.approx(naive_batch_usage(indices, 300, 16))

@@ -1,0 +1,399 @@
+"""Gradients, losses, averages and look-up of every quantizer, against formulas written out here.
+
+Letters: N latents of d dimensions, K codes, C feature dimensions.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lightning_modules.quantizers import (
+    QUANTIZERS,
+    EMAConfig,
+    EMAQuantizer,
+    FactorizedConfig,
+    LargeCodebook,
+    LargeCodebookConfig,
+    Quantizer,
+    VectorQuantizer,
+    VQConfig,
+)
+
+K, D, C = 40, 6, 10
+PROJECT = Path(__file__).parents[2]
+VECTORS = Path(os.environ.get("SHARED_DIR", PROJECT.parent / "shared")) / "parity" / "vectors"
+needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason="needs parity vectors: set SHARED_DIR")
+
+KINDS = ["vq", "ema", "factorized", "factorized_l2", "large_codebook"]
+TRAINED_CODES = [kind for kind in KINDS if kind != "ema"]  # by gradient
+
+
+def make(kind: str, codebook_size: int = K, code_dim: int = D, **options: Any) -> Quantizer:
+    """A quantizer whose codes lie among the latents of `latents()`, so that many of them are used."""
+    torch.manual_seed(1)
+    name = kind.removesuffix("_l2")
+    cls, config_cls = QUANTIZERS[name]
+    if name == "factorized":
+        options["l2_norm"] = kind == "factorized_l2"
+    if name == "large_codebook":
+        options = {"feature_dim": C} | options
+    quantizer = cls(config_cls(**options), codebook_size, code_dim)
+    if isinstance(quantizer, LargeCodebook):
+        quantizer.fill(torch.randn(codebook_size, options["feature_dim"]))
+        quantizer.is_matched.fill_(True)  # as after the first batch: forward changes nothing
+    elif not isinstance(quantizer, EMAQuantizer):
+        torch.nn.init.normal_(quantizer.codes)  # type: ignore[arg-type]
+    return quantizer
+
+
+def latents(*shape: int) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(*shape, D, requires_grad=True)
+
+
+def trained_parameter(quantizer: Quantizer) -> Tensor:
+    """Where the codebook term's gradient must arrive."""
+    return quantizer.projector.weight if isinstance(quantizer, LargeCodebook) else quantizer.codes  # type: ignore[return-value]
+
+
+# ---- what holds for all of them
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_lookup_of_the_indices_is_the_quantized_latent_bit_for_bit(kind: str, training: bool) -> None:
+    quantizer = make(kind).train(training)
+    codebook = quantizer.codebook().detach().clone()  # before EMA's update
+    output = quantizer(latents(2, 3, 4) * 1e3)
+    assert output.quantized.shape == (2, 3, 4, D) and output.indices.shape == (2, 3, 4)
+    assert output.indices.dtype == torch.int64 and output.loss.ndim == 0
+    assert torch.equal(output.quantized, codebook[output.indices])
+    if not (kind == "ema" and training):
+        assert torch.equal(output.quantized, quantizer.lookup(output.indices))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_indices_are_those_of_a_dense_search(kind: str) -> None:
+    quantizer, z = make(kind).eval(), latents(200)
+    distances = torch.cdist(seen_by(kind, z).double(), quantizer.codebook().double())  # (N, K)
+    indices = quantizer(z).indices
+    assert torch.equal(indices, distances.argmin(1))
+    assert len(indices.unique()) > K // 3, "the case is too easy"
+
+
+def seen_by(kind: str, z: Tensor) -> Tensor:
+    """The latents that are compared with the codes."""
+    return F.normalize(z, dim=-1) if kind == "factorized_l2" else z
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_straight_through_gradient(kind: str) -> None:
+    """The upstream gradient arrives unchanged; with l2-norm, through the Jacobian of z / |z|."""
+    quantizer, z = make(kind), latents(5, 7)
+    upstream = torch.randn(5, 7, D)
+    (quantizer(z).quantized * upstream).sum().backward()
+    expected = upstream
+    if kind == "factorized_l2":
+        norm = z.detach().norm(dim=-1, keepdim=True)
+        unit = z.detach() / norm
+        expected = (upstream - unit * (unit * upstream).sum(-1, keepdim=True)) / norm  # (I - u u^T) g / |z|
+        torch.testing.assert_close(z.grad, expected)
+    else:
+        assert torch.equal(z.grad, expected)
+    for parameter in quantizer.parameters():
+        assert parameter.grad is None or not parameter.grad.any(), "quantized latents must not move the codes"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_is_the_formula(kind: str) -> None:
+    codebook_weight = 0.0 if kind == "ema" else 0.7
+    quantizer = make(kind, commitment_weight=0.3, codebook_weight=codebook_weight).eval()
+    z = latents(50)
+    output = quantizer(z)
+    squared = (seen_by(kind, z) - quantizer.codebook()[output.indices]).square().mean()
+    torch.testing.assert_close(output.loss, (0.3 + codebook_weight) * squared)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_commitment_weight_reaches_the_latents_alone(kind: str) -> None:
+    quantizer = make(kind, commitment_weight=0.25, codebook_weight=0.0)
+    z, codes = latents(50), quantizer.codebook().detach().clone()
+    output = quantizer(z)
+    output.loss.backward()
+    x = z.detach().requires_grad_()
+    (0.25 * F.mse_loss(seen_by(kind, x), codes[output.indices])).backward()
+    torch.testing.assert_close(z.grad, x.grad)
+    assert z.grad.any()
+    assert all(p.grad is None or not p.grad.any() for p in quantizer.parameters())
+
+
+@pytest.mark.parametrize("kind", TRAINED_CODES)
+def test_codebook_weight_reaches_the_codes_alone(kind: str) -> None:
+    quantizer = make(kind, commitment_weight=0.0, codebook_weight=0.5)
+    z = latents(50)
+    output = quantizer(z)
+    output.loss.backward()
+    assert not z.grad.any()
+    parameter = trained_parameter(quantizer)
+    actual = parameter.grad.clone()
+    quantizer.zero_grad()
+    (0.5 * F.mse_loss(quantizer.codebook()[output.indices], seen_by(kind, z).detach())).backward()
+    torch.testing.assert_close(actual, parameter.grad)
+    assert actual.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_dict_round_trip(kind: str) -> None:
+    first, z = make(kind), latents(64)
+    first(z)  # EMA moves
+    second = make(kind)
+    for value in second.state_dict().values():
+        value.zero_()
+    second.load_state_dict(first.state_dict())
+    a, b = first.eval()(z), second.eval()(z)
+    assert torch.equal(a.indices, b.indices) and torch.equal(a.quantized, b.quantized)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_latents_are_searched_in_float32(kind: str) -> None:
+    quantizer, z = make(kind).eval(), latents(100).detach().bfloat16()
+    expected = quantizer(z.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = quantizer(z)
+        looked_up = quantizer.lookup(output.indices)
+    assert output.quantized.dtype == torch.float32
+    assert torch.equal(output.indices, expected.indices) and torch.equal(output.loss, expected.loss)
+    assert torch.equal(output.quantized, expected.quantized) and torch.equal(output.quantized, looked_up)
+
+
+def test_no_codes_is_an_error() -> None:
+    with pytest.raises(ValueError, match="codebook_size=0"):
+        VectorQuantizer(VQConfig(), 0, 4)
+
+
+def test_l2_norm_puts_codes_and_quantized_latents_on_the_sphere() -> None:
+    quantizer = make("factorized_l2")
+    torch.testing.assert_close(quantizer.codebook().norm(dim=1), torch.ones(K))
+    torch.testing.assert_close(quantizer(latents(9)).quantized.norm(dim=1), torch.ones(9))
+    assert FactorizedConfig().l2_norm, "paper A's choice is the default"
+
+
+# ---- moving averages
+
+
+def assigned(z: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """n (K,) and the sums of latents (K, d) of each code."""
+    one_hot = F.one_hot(indices.flatten(), K).to(z.dtype)  # (N, K)
+    return one_hot.sum(0), one_hot.T @ z.flatten(0, -2)
+
+
+def test_ema_equals_the_closed_form() -> None:
+    """After T steps: N = g^T N_0 + (1 - g) sum_t g^(T - t) n_t, and the same of the sums."""
+    decay, eps, steps = 0.8, 1e-3, 4
+    quantizer = make("ema", decay=decay, eps=eps)
+    assert isinstance(quantizer, EMAQuantizer)
+    counts, sums = torch.ones(K), quantizer.codes.clone()
+    terms = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        z = torch.randn(30, D)
+        terms.append(assigned(z, quantizer(z).indices))
+    powers = [(1 - decay) * decay ** (steps - 1 - t) for t in range(steps)]
+    counts = decay**steps * counts + sum(p * n for p, (n, _) in zip(powers, terms, strict=True))
+    sums = decay**steps * sums + sum(p * m for p, (_, m) in zip(powers, terms, strict=True))
+    total = counts.sum()
+    smoothed = (counts + eps) / (total + K * eps) * total
+    torch.testing.assert_close(quantizer.counts, counts)
+    torch.testing.assert_close(quantizer.sums, sums)
+    torch.testing.assert_close(quantizer.codes, sums / smoothed[:, None])
+
+
+def test_ema_does_not_change_in_eval() -> None:
+    quantizer = make("ema", dead_code_threshold=2.0).eval()
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer(latents(50))
+    assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
+    quantizer.train()(latents(50))
+    assert all(not torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
+
+
+def test_ema_has_no_parameters_and_refuses_a_codebook_weight() -> None:
+    assert not list(make("ema").parameters())
+    with pytest.raises(ValueError, match=r"codebook_weight=0\.5"):
+        EMAQuantizer(EMAConfig(codebook_weight=0.5), K, D)
+
+
+def test_reseeding_gives_dead_codes_a_latent_with_sum_and_count_to_match() -> None:
+    quantizer = make("ema", decay=0.5, eps=0.0, dead_code_threshold=0.6)
+    assert isinstance(quantizer, EMAQuantizer)
+    z = torch.randn(3, D) + 50  # three latents far away: at most three codes live on
+    indices = quantizer(z).indices
+    dead = torch.ones(K, dtype=torch.bool)
+    dead[indices] = False
+    assert dead.sum() >= K - 3
+    assert torch.equal(quantizer.counts[dead], torch.ones(int(dead.sum())))
+    distances = torch.cdist(quantizer.sums[dead], z)
+    assert torch.equal(distances.amin(1), torch.zeros(int(dead.sum()))), "the sum is the latent that was picked"
+    torch.testing.assert_close(quantizer.codes[dead], quantizer.sums[dead])
+    assert distances.argmin(1).unique().numel() == 3, "not all codes get the same latent"
+    # A code that was not dead keeps its average: (1 + n) / 2.
+    alive = indices.unique()
+    torch.testing.assert_close(quantizer.counts[alive], 0.5 + 0.5 * torch.bincount(indices, minlength=K)[alive])
+
+
+def test_no_reseeding_by_default() -> None:
+    quantizer = make("ema", decay=0.5)
+    for _ in range(4):
+        quantizer(torch.full((3, D), 50.0))
+    assert int((quantizer.counts < 0.1).sum()) == K - 1
+
+
+def ema_rank(rank: int, folder: str) -> None:
+    """One of two processes, which sees its half of each batch."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    quantizer = make("ema", decay=0.9, dead_code_threshold=0.5)
+    torch.manual_seed(rank)  # as different as ranks' generators ever are
+    for z in joint_batches():
+        quantizer(z[rank::2])
+    torch.save(quantizer.state_dict(), Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def joint_batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(64, D, generator=generator) for _ in range(3)]
+
+
+def test_ema_codebooks_of_two_processes_are_equal(tmp_path: Path) -> None:
+    """Bit-equal between the ranks; and equal to one process's that saw the joint batch, apart from re-seeding."""
+    torch.multiprocessing.spawn(ema_rank, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    alone = make("ema", decay=0.9, dead_code_threshold=0.5)
+    for z in joint_batches():
+        alone(z)
+    state = alone.state_dict()
+    # After three steps of decay 0.9 no code can fall below 0.5, so nothing was re-seeded in either.
+    for name in first:
+        torch.testing.assert_close(first[name], state[name])
+
+
+# ---- large codebook
+
+
+def test_table_is_frozen_and_projector_is_trained() -> None:
+    quantizer = make("large_codebook")
+    assert isinstance(quantizer, LargeCodebook)
+    table = quantizer.table.clone()
+    assert {name for name, _ in quantizer.named_parameters()} == {"projector.weight", "projector.bias"}
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
+    before = quantizer.projector.weight.detach().clone()
+    quantizer(latents(50)).loss.backward()
+    optimizer.step()
+    assert torch.equal(quantizer.table, table)
+    assert not torch.equal(quantizer.projector.weight, before)
+
+
+def empty_codebook() -> LargeCodebook:
+    return LargeCodebook(LargeCodebookConfig(feature_dim=C), K, D)
+
+
+@pytest.mark.parametrize("shape", [(K, C + 1), (K - 1, C), (K * C,)])
+def test_fill_with_the_wrong_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(40, 10\).*build_codebook"):
+        empty_codebook().fill(torch.zeros(shape))
+
+
+def test_fill_with_values_that_are_not_finite() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        empty_codebook().fill(torch.full((K, C), torch.nan))
+
+
+def test_forward_before_fill() -> None:
+    with pytest.raises(RuntimeError, match="fill"):
+        empty_codebook()(latents(3))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+def test_projected_table_takes_mean_and_deviation_of_the_first_latents(scale: float) -> None:
+    quantizer = empty_codebook()
+    torch.manual_seed(5)
+    quantizer.fill(torch.randn(K, C) * torch.linspace(0.1, 5, C) + 3)
+    z = torch.randn(20, 10, D) * torch.linspace(1, 3, D) * scale + torch.arange(D) * scale
+    with torch.no_grad():
+        quantizer.eval()(z)
+    assert not quantizer.is_matched, "evaluation is not the first batch"
+    usage = len(quantizer.train()(z).indices.unique())
+    projected, tokens = quantizer.codebook(), z.flatten(0, 1)
+    torch.testing.assert_close(projected.mean(0), tokens.mean(0), rtol=1e-3, atol=1e-4 * scale)
+    torch.testing.assert_close(projected.std(0), tokens.std(0), rtol=1e-2, atol=1e-4 * scale)
+    assert usage > K // 2, "a handful of codes wins"
+
+    weight = quantizer.projector.weight.clone()
+    quantizer(z * 7)
+    assert torch.equal(quantizer.projector.weight, weight), "only the first batch counts"
+    again = empty_codebook()
+    again.load_state_dict(quantizer.state_dict())
+    again(z * 7)
+    assert torch.equal(again.projector.weight, weight), "also after a checkpoint"
+
+
+# ---- parity with the public implementations
+
+
+def load_vectors(name: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    folder = VECTORS / name
+    meta = json.loads((folder / "meta.json").read_text())
+    return meta, load_file(folder / "weights.safetensors"), load_file(folder / "io.safetensors")
+
+
+def check_against(io: dict[str, Tensor], quantizer: Quantizer, suffix: str, loss: str, channels_first: bool) -> None:
+    """Same indices, codes and loss, and the gradient of (quantised * W).sum() + loss at the latents."""
+
+    def last(x: Tensor) -> Tensor:
+        return x.movedim(1, -1) if channels_first else x
+
+    z = last(io["latents"]).clone().requires_grad_()
+    output = quantizer(z)
+    assert torch.equal(output.indices, io["indices"])
+    torch.testing.assert_close(output.quantized, last(io["codebook_entry"]), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(output.loss, io[loss], atol=1e-6, rtol=1e-5)
+    ((output.quantized * last(io["grad_weight"])).sum() + output.loss).backward()
+    torch.testing.assert_close(z.grad, last(io[f"grad_latents{suffix}"]), atol=1e-6, rtol=1e-5)
+
+
+@needs_vectors
+def test_large_codebook_equals_vqgan_lc() -> None:
+    _, weights, io = load_vectors("vqgan_lc_quantizer")
+    table = weights["tok_embeddings.weight"]
+    config = LargeCodebookConfig(feature_dim=table.shape[1])  # 1.0 and 0.33 are the defaults
+    quantizer = LargeCodebook(config, len(table), io["projected_codebook"].shape[1])
+    quantizer.fill(table)
+    quantizer.is_matched.fill_(True)
+    names = {"projector.weight": "codebook_projection.weight", "projector.bias": "codebook_projection.bias"}
+    quantizer.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()}, strict=False)
+    torch.testing.assert_close(quantizer.codebook(), io["projected_codebook"], atol=1e-6, rtol=1e-5)
+    check_against(io, quantizer, "", "loss", channels_first=True)
+    for name in ("weight", "bias"):
+        actual = getattr(quantizer.projector, name).grad
+        torch.testing.assert_close(actual, io[f"grad_projection_{name}"], atol=1e-6, rtol=1e-4)
+
+
+@needs_vectors
+@pytest.mark.parametrize(("variant", "commitment", "codebook"), [("legacy", 1.0, 0.25), ("fixed", 0.25, 1.0)])
+def test_vq_equals_taming(variant: str, commitment: float, codebook: float) -> None:
+    _, weights, io = load_vectors("taming_cnn")
+    codes = weights["quantize.embedding.weight"]
+    quantizer = VectorQuantizer(VQConfig(commitment_weight=commitment, codebook_weight=codebook), *codes.shape)
+    quantizer.load_state_dict({"codes": codes})
+    check_against(io, quantizer, f"_{variant}", f"codebook_loss_{variant}", channels_first=True)
+    torch.testing.assert_close(quantizer.codes.grad, io[f"grad_codebook_{variant}"], atol=1e-6, rtol=1e-4)

@@ -1,0 +1,129 @@
+"""Sweep files become the right experiments, and mistakes in them are named before anything is trained."""
+
+from pathlib import Path
+
+import pytest
+
+from sweeps import grid as grid_module
+from sweeps.grid import SWEEPS, load_grid, parse_seeds, scale_names
+
+SWEEP_FILES = sorted(path for path in SWEEPS.rglob("*.yaml") if path.parent.name not in ("scales", "records"))
+
+SWEEP = """
+title: A test
+tables:
+  - id: one
+    title: Quantizers
+    paper: "a paper, Table 1"
+    row_heads: [quantizer, K]
+    columns:
+      - {metric: usage/epoch, head: util %, format: .1f}
+      - {metric: rfid, head: rFID}
+    cells:
+      - row: {quantizer: other, K: 7}
+        paper: {rfid: 9.5}
+      - experiment: vqgan
+        row: {quantizer: VQ, K: 1024}
+        set: {model.codebook_size: 1024, model.code_dim: 16}
+        paper: {usage/epoch: 3.4}
+      - experiment: vqgan_fc
+        row: {quantizer: FC, K: 50000}
+        set: {model.codebook_size: 50000}
+        scales: [reduced, paper]
+"""
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SWEEP, with experiment files of its own so that a change of a recipe does not change the test."""
+    for name in ("vqgan", "vqgan_fc"):
+        text = f"model:\n  name: {name}\ndata:\n  name: cifar10\n  train_size: 77\n"
+        (tmp_path / f"{name}_cifar10.yaml").write_text(text)
+    monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+def test_layers_win_in_order(sweep_file: Path) -> None:
+    (table,) = load_grid(sweep_file, "quick", "0,3", ["data.val_size=50"]).tables
+    reference, vq = table.rows  # the third cell is for other scales
+    assert reference.runs == () and reference.paper == {"rfid": 9.5}
+    assert [run.experiment.seed for run in vq.runs] == [0, 3]
+    experiment = vq.runs[0].experiment
+    assert (experiment.model.codebook_size, experiment.model.code_dim) == (1024, 16)  # the row's
+    assert experiment.data.train_size == 6400  # the scale's wins over the experiment file's 77
+    assert experiment.data.val_size == 50  # the command line's wins over the scale's 1,000
+    assert load_grid(sweep_file, "reduced").tables[0].rows[1].runs[0].experiment.data.train_size == 77
+
+
+def test_identical_cells_share_their_digest(sweep_file: Path) -> None:
+    other = sweep_file.with_name("other.yaml")
+    other.write_text(SWEEP.replace("quantizer", "method").replace("A test", "Another"))
+    first, second = (load_grid(path, "reduced").runs for path in (sweep_file, other))
+    assert [run.digest for run in first] == [run.digest for run in second]
+    assert len({run.digest for run in first}) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("cells:", "cellz:", ["unknown key", "cellz", "'cells'"]),
+        ("        set: {model.codebook_size: 50000}", "        sett: {a: 1}", ["sett", "'set'"]),
+        (
+            "model.codebook_size: 50000",
+            "model.codebook_sice: 5",
+            ["FC K=50,000", "codebook_sice", "codebook_size"],
+        ),
+        ("model.codebook_size: 50000", "model.codebook_size: 0", ["FC K=50,000", "codebook_size=0"]),
+        ("model.codebook_size: 50000", "model.codebook_size: many", ["FC K=50,000", "model.codebook_size"]),
+        ("usage/epoch: 3.4", "usage/epok: 3.4", ["cell 2", "usage/epok", "'usage/epoch'"]),
+        ("row: {quantizer: VQ, K: 1024}", "row: {quantizer: VQ}", ["cell 2", "'K'"]),
+        ("scales: [reduced, paper]", "scales: [reducd]", ["reducd", "'reduced'"]),
+        ("format: .1f", "format: .1g?", ["usage/epoch", "format"]),
+        (
+            "experiment: vqgan_fc",
+            "experiment: vqgan_fd",
+            ["FC K=50,000", "vqgan_fd_cifar10.yaml", "did you mean"],
+        ),
+        ("title: Quantizers", "", ["title"]),
+    ],
+)
+def test_mistakes_are_named(sweep_file: Path, old: str, new: str, words: list[str]) -> None:
+    assert old in SWEEP
+    sweep_file.write_text(SWEEP.replace(old, new))
+    with pytest.raises(ValueError) as error:
+        load_grid(sweep_file, "reduced")
+    for word in ["sweep.yaml", *words]:
+        assert word in str(error.value)
+
+
+def test_unknown_scale_and_seeds_are_named(sweep_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"SCALE=quik .* 'quick'"):
+        load_grid(sweep_file, "quik")
+    with pytest.raises(ValueError, match="SEEDS=a,b"):
+        load_grid(sweep_file, "quick", "a,b")
+
+
+def test_seeds_are_a_list_or_a_count() -> None:
+    assert parse_seeds("0,2") == (0, 2)
+    assert parse_seeds("3") == (0, 1, 2)
+    assert parse_seeds("0") == (0,)
+    assert parse_seeds("5,") == (5,)
+    with pytest.raises(ValueError):
+        parse_seeds("1,1")
+
+
+@pytest.mark.parametrize("scale", scale_names())
+@pytest.mark.parametrize("path", SWEEP_FILES, ids=lambda path: path.stem)
+def test_every_sweep_loads_at_every_scale(path: Path, scale: str) -> None:
+    grid = load_grid(path, scale)
+    assert grid.runs
+    digests = [run.digest for table in grid.tables for row in table.rows for run in row.runs]
+    assert len(set(digests)) == len(digests), "two rows of the sweep are the same experiment"
+
+
+def test_paper_table_shares_the_cells_of_the_ablation() -> None:
+    ablation, table = (load_grid(SWEEPS / name, "quick") for name in ("ablation_codebook.yaml", "vqgan_lc/table2.yaml"))
+    assert {run.digest for run in table.runs} <= {run.digest for run in ablation.runs}
+    assert table.name == "vqgan_lc_table2"

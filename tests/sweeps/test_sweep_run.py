@@ -1,0 +1,213 @@
+"""The queue: nothing finished is trained again, nothing killed is lost, no failure stops the others."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sweeps.run as run_module
+from experiments.config import Experiment
+from experiments.records import Record, record_path, write_json
+from sweeps import grid as grid_module
+from sweeps import study as study_module
+from sweeps.study import Queue
+
+SWEEP = """
+title: A test
+tables:
+  - id: one
+    title: Quantizers
+    paper: "a paper"
+    row_heads: [K]
+    columns: [{metric: rfid, head: rFID, format: .1f}]
+    cells:
+      - {experiment: vqgan, row: {K: 16}, set: {model.codebook_size: 16}}
+      - {experiment: vqgan, row: {K: 32}, set: {model.codebook_size: 32}}
+      - {experiment: vqgan, row: {K: 64}, set: {model.codebook_size: 64}}
+"""
+
+
+class Trainer:
+    """Stands in for experiments.train.train: counts its calls and writes a record."""
+
+    def __init__(self) -> None:
+        self.trained: list[int] = []
+        self.before: Callable[[int], None] = lambda size: None
+
+    def __call__(self, experiment: Experiment, name: str, run_dir: Path) -> Record:
+        size = experiment.model.codebook_size
+        self.before(size)
+        self.trained.append(size)
+        record = {
+            "format": 1,
+            "name": name,
+            "config": experiment.identity(),
+            "data_id": "shapes",
+            "metrics": {"rfid": 100.0 / size},
+            "protocols": {"rfid": "p"},
+        }
+        write_json(record_path(Path(experiment.runtime.output_dir) / "records", experiment, "shapes"), record)
+        return record
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    text = "model:\n  name: vqgan\ndata:\n  name: shapes\n"
+    (tmp_path / "vqgan_cifar10.yaml").write_text(text)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    trainer = Trainer()
+    monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
+    monkeypatch.setattr(run_module, "train", trainer)
+    monkeypatch.setattr(run_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return trainer
+
+
+def command(tmp_path: Path, *extra: str) -> int:
+    return run_module.main([str(tmp_path / "sweep.yaml"), "--output-dir", str(tmp_path / "runs"), *extra])
+
+
+def trials(tmp_path: Path, storage: str = "journal") -> list:
+    queue = Queue("sweep_quick_shapes", storage, tmp_path / "runs")
+    return queue.study.get_trials()
+
+
+def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command(tmp_path) == 0
+    assert trainer.trained == [16, 32, 64]
+    assert "[2/3] 32: trained 0 s, rFID 3.1" in capsys.readouterr().out
+    assert command(tmp_path) == 0
+    other = tmp_path / "other.yaml"
+    other.write_text(SWEEP.replace("K:", "size:").replace("[K]", "[size]"))
+    assert run_module.main([str(other), "--output-dir", str(tmp_path / "runs")]) == 0
+    assert trainer.trained == [16, 32, 64]
+    assert capsys.readouterr().out.count("finished earlier, rFID") == 6
+    done = trials(tmp_path)
+    assert [(t.state.name, t.value, t.params["codebook_size"]) for t in done] == [
+        ("COMPLETE", 100 / size, size) for size in (16, 32, 64)
+    ]
+
+
+def test_a_failed_cell_does_not_stop_the_others_and_is_tried_again(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(size: int) -> None:
+        if size == 32:
+            raise FloatingPointError("loss is nan\nat step 3")
+
+    trainer.before = fail
+    assert command(tmp_path) == 1
+    assert trainer.trained == [16, 64]
+    out = capsys.readouterr().out
+    assert "[2/3] 32: no result: FloatingPointError: loss is nan at step 3" in out
+    assert "2 of 3 cells finished" in out
+    (log,) = (tmp_path / "runs").rglob("error.txt")
+    assert "Traceback" in log.read_text()
+
+    trainer.before = lambda size: None
+    assert command(tmp_path) == 0
+    assert trainer.trained == [16, 64, 32]
+
+
+def test_an_interrupt_ends_cleanly_and_the_same_command_continues(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupt(size: int) -> None:
+        if size == 32:
+            raise KeyboardInterrupt
+
+    trainer.before = interrupt
+    with pytest.raises(SystemExit) as stop:
+        command(tmp_path)
+    assert stop.value.code == 130
+    assert "the same command continues" in capsys.readouterr().err
+    trainer.before = lambda size: None
+    assert command(tmp_path) == 0
+    assert sorted(trainer.trained) == [16, 32, 64]
+
+
+@pytest.mark.parametrize("database", [False, True])
+def test_the_cell_of_a_killed_worker_is_run_again(
+    trainer: Trainer, tmp_path: Path, database: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = ["--storage", f"sqlite:///{tmp_path}/study.db"] if database else []
+    if database:  # a heartbeat that counts as dead at once when it stops
+        monkeypatch.setattr(study_module, "HEARTBEAT_SECONDS", 1)
+        monkeypatch.setattr(study_module, "GRACE_SECONDS", 1)
+
+    def die(size: int) -> None:
+        if size == 32:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer.before = die
+    worker = multiprocessing.get_context("fork").Process(target=command, args=(tmp_path, *storage), daemon=True)
+    worker.start()
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+    trainer.before = lambda size: None
+    if database:
+        time.sleep(2.1)
+    assert command(tmp_path, *storage) == 0
+    assert sorted(trainer.trained) == [32, 64]  # 16 was finished before the worker died at 32
+    states = [trial.state.name for trial in trials(tmp_path, storage[-1] if database else "journal")]
+    assert sorted(states) == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
+
+
+def test_a_cell_that_another_command_trains_is_waited_for(trainer: Trainer, tmp_path: Path) -> None:
+    queue = Queue("another", "journal", tmp_path / "runs")
+    context = multiprocessing.get_context("fork")
+    grid = grid_module.load_grid(tmp_path / "sweep.yaml", "quick")
+    taken = grid.runs[1]
+    with queue.lock(taken.digest) as is_ours:
+        assert is_ours
+        worker = context.Process(target=command, args=(tmp_path,), daemon=True)
+        worker.start()
+        worker.join(2.0)
+        assert worker.is_alive()  # waits for the taken cell, having trained the others
+        resolve = run_module.data_resolver("auto", "data", str(tmp_path / "runs"))
+        Trainer()(resolve(taken.experiment), "vqgan_cifar10", tmp_path)
+    worker.join(20)
+    assert worker.exitcode == 0
+    assert len(list((tmp_path / "runs" / "records").iterdir())) == 3
+
+
+def test_workers_share_the_cells(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    context = multiprocessing.get_context("fork")
+
+    def spawn(count: int, arguments: list[str]) -> None:
+        def work() -> None:
+            raise SystemExit(run_module.main([*arguments, "--as-worker"]))
+
+        workers = [context.Process(target=work, daemon=True) for _ in range(count)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(30)
+
+    monkeypatch.setattr(run_module, "spawn_workers", spawn)
+    assert command(tmp_path, "--workers", "2") == 0
+    assert capfd.readouterr().out.count("trained 0 s") == 3  # each once
+
+
+def test_a_bad_cell_stops_the_sweep_before_any_training(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP.replace("model.codebook_size: 64", "model.codebok_size: 64"))
+    with pytest.raises(SystemExit) as stop:
+        command(tmp_path)
+    assert stop.value.code == 1
+    assert trainer.trained == []
+    error = capsys.readouterr().err
+    assert "row '64'" in error and "codebok_size" in error
+
+
+def test_a_bad_storage_is_named(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        command(tmp_path, "--storage", "postgress")
+    assert "STORAGE=postgress" in capsys.readouterr().err

@@ -1,0 +1,173 @@
+"""Tables say what the records say: mean, spread, difference, and nothing where there is nothing."""
+
+import statistics
+from pathlib import Path
+
+import pytest
+
+from experiments.records import record_path, write_json
+from sweeps import grid as grid_module
+from sweeps import table as table_module
+from sweeps.grid import Grid, load_grid
+from sweeps.render import escape, latex, markdown, plain, write_sheet
+from sweeps.results import make_sheet
+from sweeps.sizes import PAPER_MILLIONS, count_size
+
+SWEEP = """
+title: A test
+tables:
+  - id: one
+    title: Quantizers & codes
+    paper: "a paper, Table 1"
+    row_heads: [quantizer, K]
+    columns:
+      - {metric: usage/epoch, head: util %, format: .1f}
+      - {metric: ssim, head: SSIM %, format: .1f, scale: 100}
+      - {metric: psnr, head: PSNR}
+    plot: {x: K, line: quantizer, metrics: [usage/epoch]}
+    cells:
+      - {row: {quantizer: other, K: 7}, paper: {ssim: 50.0}}
+      - {experiment: vqgan, row: {quantizer: VQ, K: 16}, set: {model.codebook_size: 16},
+         paper: {usage/epoch: 3.5, ssim: 52.4}}
+      - {experiment: vqgan, row: {quantizer: VQ, K: 32}, set: {model.codebook_size: 32}, paper: {usage/epoch: 99}}
+      - {experiment: vqgan, row: {quantizer: VQ, K: 64}, set: {model.codebook_size: 64}}
+"""
+METRICS = {"usage/epoch": 80.25, "ssim": 0.5, "psnr": 20.0}
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "vqgan_cifar10.yaml").write_text("model:\n  name: vqgan\ndata:\n  name: cifar10\n")
+    monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+def record(metrics: dict, protocol: str = "p1", commit: str = "abc") -> dict:
+    return {
+        "metrics": metrics,
+        "protocols": dict.fromkeys(metrics, protocol),
+        "environment": {"commit": commit},
+    }
+
+
+def sheet_of(grid: Grid, found: dict, data_id: str = "cifar10-export", difference: bool = True):
+    return make_sheet(grid, grid.tables[0], found, data_id, difference)
+
+
+def test_mean_spread_difference_and_empty_cells(sweep_file: Path) -> None:
+    grid = load_grid(sweep_file, "quick", "0,1")
+    first, second = grid.tables[0].rows[1].runs
+    found = {
+        first.digest: record(METRICS),
+        second.digest: record(METRICS | {"usage/epoch": 90.25, "ssim": 0.6}),
+    }
+    single = grid.tables[0].rows[2].runs[0]
+    found[single.digest] = record({"usage/epoch": 5.0})
+    sheet, warnings = sheet_of(grid, found)
+    assert warnings == []
+    assert [head for head, _ in sheet.groups] == ["quantizer", "K", "util %", "SSIM %", "PSNR"]
+    assert sheet.groups[2:] == [("util %", ["paper", "ours", "diff"]), ("SSIM %", ["paper", "ours", "diff"]),
+                                ("PSNR", ["ours"])]  # fmt: skip
+    usage = f"85.2 ± {statistics.stdev([80.25, 90.25]):.1f}"
+    ssim = f"55.0 ± {statistics.stdev([50.0, 60.0]):.1f}"
+    assert sheet.body == [
+        ["other", "7", "", "", "", "50.0", "", "", ""],
+        ["VQ", "16", "3.5", usage, "+81.8", "52.4", ssim, "+2.6", "20.00 ± 0.00"],
+        ["VQ", "32", "99.0", "5.0", "-94.0", "", "", "", ""],
+        ["VQ", "64", "", "", "", "", "", "", ""],
+    ]
+    text = " ".join(sheet.caption)
+    for words in ("cifar10-export", "6,400 training and 1,000 validation", "scale quick", "seeds 0, 1", "util %: p1",
+                  "a paper, Table 1", "3 of 6 runs are missing", "Commit abc"):  # fmt: skip
+        assert words in text
+    assert sheet.warning == ""
+    without, _ = sheet_of(grid, found, difference=False)
+    assert without.groups[2] == ("util %", ["paper", "ours"])
+
+
+def test_other_protocols_and_commits_are_flagged(sweep_file: Path) -> None:
+    grid = load_grid(sweep_file, "quick")
+    runs = grid.runs
+    found = {run.digest: record(METRICS) for run in runs[:2]}
+    found[runs[2].digest] = record(METRICS, protocol="p2", commit="def")
+    sheet, warnings = sheet_of(grid, found)
+    assert [row[3] for row in sheet.body] == ["", "80.2", "80.2", "80.2 †"]
+    assert any("usage/epoch" in line and "'p1'" in line and "'p2'" in line for line in warnings)
+    assert any("different commits: abc, def" in line for line in warnings)
+
+
+def test_shapes_are_never_mistaken_for_images(sweep_file: Path) -> None:
+    grid = load_grid(sweep_file, "quick")
+    sheet, _ = sheet_of(grid, {grid.runs[0].digest: record(METRICS)}, "shapes")
+    for text in (markdown(sheet), latex(sheet), plain(sheet)):
+        assert "NOT REAL IMAGES" in text
+
+
+def test_latex_is_well_formed(sweep_file: Path) -> None:
+    grid = load_grid(sweep_file, "quick", "0,1")
+    sheet, _ = sheet_of(grid, {run.digest: record(METRICS) for run in grid.runs})
+    text = latex(sheet)
+    for name in ("table", "tabular"):
+        assert text.count(f"\\begin{{{name}}}") == text.count(f"\\end{{{name}}}") == 1
+    unescaped = text.replace("\\\\", "").replace("\\{", "").replace("\\}", "")
+    assert unescaped.count("{") == unescaped.count("}")
+    assert unescaped.replace("\\$", "").count("$") % 2 == 0
+    body = text.split("\\toprule")[1].split("\\bottomrule")[0]
+    rows = [line for line in body.splitlines() if line.endswith("\\\\")]
+    assert len(rows) == 2 + 4
+    num_columns = len(sheet.body[0])
+    for row in rows[1:]:  # the first has \multicolumn
+        assert row.replace("\\&", "").count("&") == num_columns - 1
+    assert "Quantizers \\& codes" in text and "util \\%" in text
+    assert escape("a_b^c\\d") == r"a\_b\textasciicircum{}c\textbackslash{}d"
+
+
+def test_files_are_written_for_each_data_set_apart(sweep_file: Path, capsys: pytest.CaptureFixture) -> None:
+    grid = load_grid(sweep_file, "quick")
+    out = sweep_file.parent / "runs"
+    for data_id, usage in (("cifar10-export", 11.0), ("cifar10-binary", 22.0)):
+        for run in grid.runs[:2]:
+            content = {"format": 1, "config": run.experiment.identity(), "data_id": data_id}
+            content |= record(METRICS | {"usage/epoch": usage})
+            write_json(record_path(out / "records", run.experiment, data_id), content)
+    assert table_module.main([str(sweep_file), "--output-dir", str(out)]) == 0
+    names = {path.name for path in (out / "tables").iterdir()}
+    assert names == {
+        f"sweep_quick_{data_id}{end}"
+        for data_id in ("cifar10-export", "cifar10-binary")
+        for end in (".md", ".tex", ".png", "_plot.png")
+    }
+    export = (out / "tables" / "sweep_quick_cifar10-export.md").read_text()
+    assert "11.0" in export and "22.0" not in export and "cifar10-binary" not in export
+    assert (out / "tables" / "sweep_quick_cifar10-export.png").read_bytes().startswith(b"\x89PNG")
+    assert "1 of 3 runs are missing" in " ".join(capsys.readouterr().out.split())
+
+
+def test_no_records_is_a_clear_error(sweep_file: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        table_module.main([str(sweep_file), "--output-dir", str(sweep_file.parent / "none")])
+    assert "no cell of" in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_the_old_table(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = load_grid(sweep_file, "quick")
+    sheet, _ = sheet_of(grid, {grid.runs[0].digest: record(METRICS)})
+    stem = sweep_file.parent / "out" / "t"
+    write_sheet(sheet, stem)
+    before = stem.with_suffix(".md").read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        write_sheet(sheet, stem)
+    assert stem.with_suffix(".md").read_bytes() == before
+    assert sorted(path.name for path in stem.parent.iterdir()) == ["t.md", "t.png", "t.tex"]
+
+
+def test_sizes_of_paper_a() -> None:
+    """Blocks of Small: 8 x (4 x 512^2 attention + 2 x 512 x 2048 MLP) weights, biases and norms."""
+    counts = count_size("small")
+    weights = 8 * (4 * 512**2 + 2 * 512 * 2048)
+    assert weights < counts["blocks"] < 1.01 * weights
+    assert counts["blocks"] < counts["encoder"] < counts["both"]
+    assert set(PAPER_MILLIONS) == {"small", "base", "large"}
