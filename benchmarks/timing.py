@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
 MIB = 2**20
 
 
@@ -43,23 +44,28 @@ def paired(
     return times
 
 
-def _resident(field: str) -> int:
-    """Bytes of `VmRSS` (resident now) or `VmHWM` (its peak)."""
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(field):
+def _bytes(path: Path, field: str) -> int:
+    """A field of a table of /proc whose lines are `Field:  123 kB`."""
+    for line in path.read_text().splitlines():
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise ValueError(f"{STATUS} has no field {field!r}.")
+    raise ValueError(f"{path} has no field {field!r}.")
 
 
-def peak_memory(function: Callable[[], object]) -> int | None:
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping; None where the system cannot tell (not Linux)."""
+    return _bytes(MEMINFO, "MemAvailable") if MEMINFO.exists() else None
+
+
+def peak_memory(function: Callable[[], object], cuda: bool = False) -> int | None:
     """Peak bytes that one call takes beyond what the process held before it.
 
-    CUDA: the allocator's peak. CPU: the kernel's own peak of the resident set, reset before the call; memory that
-    the C library kept from earlier calls is handed back first, so that its reuse is counted too. Call the function
-    once before, or the code and thread pools it loads are counted as well. None where the system cannot tell (not
-    Linux).
+    With `cuda` the CUDA allocator's peak. Else the kernel's own peak of the resident set, reset before the call;
+    memory that the C library kept from earlier calls is handed back first, so that its reuse is counted too. Call
+    the function once before, or the code and thread pools it loads are counted as well. None where the system
+    cannot tell (not Linux).
     """
-    if torch.cuda.is_available():
+    if cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
@@ -68,21 +74,21 @@ def peak_memory(function: Callable[[], object]) -> int | None:
         return None
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
         libc.malloc_trim(0)
-    before = _resident("VmRSS")
+    before = _bytes(STATUS, "VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # proc(5): 5 resets VmHWM to VmRSS
     function()
-    return max(0, _resident("VmHWM") - before)
+    return max(0, _bytes(STATUS, "VmHWM") - before)
 
 
 def report(name: str, ours: Side, theirs: Side) -> float:
     """Print both sides and, as last line, `NAME RATIO`: their median time over ours. Returns the ratio."""
-    print(f"{'':24}{'median':>10}{'min':>10}{'max':>10}{'runs':>6}{'memory':>12}")
+    print(f"{'':24}{'median':>13}{'min':>13}{'max':>13}{'runs':>6}{'memory':>12}")
     for side in (theirs, ours):
         milliseconds = [1000 * value for value in side.seconds]
         memory = "-" if side.memory is None else f"{side.memory / MIB:,.0f} MiB"
         print(
-            f"{side.label:24}{statistics.median(milliseconds):7,.1f} ms{min(milliseconds):7,.1f} ms"
-            f"{max(milliseconds):7,.1f} ms{len(milliseconds):6}{memory:>12}"
+            f"{side.label:24}{statistics.median(milliseconds):10,.1f} ms{min(milliseconds):10,.1f} ms"
+            f"{max(milliseconds):10,.1f} ms{len(milliseconds):6}{memory:>12}"
         )
     ratio = statistics.median(theirs.seconds) / statistics.median(ours.seconds)
     print(f"{name} {ratio:.3g}", flush=True)

@@ -41,13 +41,12 @@ def stratified_subset(labels: Tensor, size: int | None, seed: int = 0) -> Tensor
         seed: of the order within the classes.
 
     Returns:
-        (size,) int64, ascending.
+        (size,) int64, dealt one class after the other, so that every prefix is class-balanced as well.
 
     Raises:
         ValueError: size is below 1 or above N.
     """
-    if size is None:
-        return torch.arange(len(labels))
+    size = len(labels) if size is None else size
     if not 1 <= size <= len(labels):
         raise ValueError(
             f"a subset of {size} images was asked of the {len(labels)} there are: "
@@ -58,7 +57,7 @@ def stratified_subset(labels: Tensor, size: int | None, seed: int = 0) -> Tensor
     counts = labels.bincount()  # (C,)
     first = (counts.cumsum(0) - counts)[labels[order]]  # (N,) where the class of each begins
     rank = torch.arange(len(labels)) - first  # (N,) the how-manieth of its class
-    return order[rank.argsort(stable=True)[:size]].sort().values
+    return order[rank.argsort(stable=True)[:size]]
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -53,6 +53,9 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
         return experiment
     config = DATAMODULES[name][1]()
     shared = {key: getattr(experiment.data, key) for key in vars(config) if hasattr(experiment.data, key)}
+    shared = {
+        key: value for key, value in shared.items() if value is not None
+    }  # "all images" of one set is none of another
     return replace(experiment, data=replace(config, **(shared | {"name": name})))
 
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,14 +46,21 @@ def large_codebook(experiment: Experiment) -> LargeCodebookConfig:
     config = experiment.model.quantizer
     if not isinstance(config, LargeCodebookConfig):
         raise ValueError(f"model.quantizer.name={config.name}: only large_codebook has a codebook file")
+    if config.source.method not in ("kmeans", "random"):
+        raise ValueError(f"model.quantizer.source.method='{config.source.method}' is none of kmeans, random")
     return config
 
 
 def codebook_path(experiment: Experiment, data_id: str) -> Path:
     source = asdict(large_codebook(experiment).source)
     size = experiment.model.codebook_size
-    name = f"{source['method']}_{size}_{digest(source, data_id, experiment.data.image_size)}.safetensors"
+    name = f"{source['method']}_{size}_{digest(source, *images_id(experiment, data_id))}.safetensors"
     return Path(experiment.runtime.output_dir) / "codebooks" / name
+
+
+def images_id(experiment: Experiment, data_id: str) -> tuple[object, ...]:
+    """Which training images the features are of; `data_seed` picks their subset."""
+    return data_id, experiment.data.image_size, experiment.data.data_seed
 
 
 def digest(*identity: object) -> str:
@@ -88,8 +96,8 @@ def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
         raise ValueError(f"model.quantizer.feature_dim={config.feature_dim}: the encoder gives {features.shape[1]}")
     if codebook_size > len(features):
         raise ValueError(
-            f"model.codebook_size={codebook_size} exceeds the {len(features)} features of the training images: use more "
-            "images (source.num_images), a larger source.encoder_image_size, or a smaller codebook"
+            f"model.codebook_size={codebook_size} exceeds the {len(features)} features of the training images: use "
+            "more images (source.num_images), a larger source.encoder_image_size, or a smaller codebook"
         )
     generator = torch.Generator().manual_seed(source.seed)
     parts = split(labels, codebook_size, source.per_class)
@@ -107,7 +115,7 @@ def features_for(experiment: Experiment, data_id: str) -> tuple[np.ndarray, np.n
     """Features (N, C) of the training images, memory-mapped, and the label of each (N,); extracted if not kept yet."""
     source = large_codebook(experiment).source
     identity = [source.encoder, source.encoder_image_size, source.stage, source.pool, source.num_images]
-    name = f"features_{digest(identity, data_id, experiment.data.image_size)}"
+    name = f"features_{digest(identity, *images_id(experiment, data_id))}"
     folder = Path(experiment.runtime.output_dir) / "codebooks" / name
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +135,8 @@ def extract_features(experiment: Experiment, folder: Path) -> None:
     """
     source = large_codebook(experiment).source
     encoder = load_encoder(source.encoder, source.encoder_image_size)
-    plain = {"flip": False, "random_crop": False, "train_size": source.num_images or None, "batch_size": 64}
+    size = source.num_images or type(experiment.data)().train_size  # None = all; shapes has no end
+    plain: dict[str, Any] = {"flip": False, "random_crop": False, "train_size": size, "batch_size": 64}
     known = {key: value for key, value in plain.items() if hasattr(experiment.data, key)}
     data = build_data(replace(experiment, data=replace(experiment.data, **known)))
     out: np.ndarray | None = None
@@ -170,8 +179,6 @@ def select(features: np.ndarray, size: int, source: CodebookSource, generator: t
     centres = z[torch.randperm(len(z), generator=generator)[:size]]  # (size, C)
     if source.method == "random":
         return centres
-    if source.method != "kmeans":
-        raise ValueError(f"model.quantizer.source.method='{source.method}' is none of kmeans, random")
     for _ in range(source.iterations):
         centres = lloyd_step(z, centres, generator)
     return centres
@@ -198,7 +205,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. model.quantizer.source.method=random")
     parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
     parser.add_argument("--out", help="file to write (default: OUTPUT_DIR/codebooks/NAME.safetensors)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
         experiment = resolve_data(load_experiment(arguments.file, arguments.overrides), arguments.data)
         large_codebook(experiment)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules import DATAMODULES, DataConfig
+from lightning_modules.losses import ADVERSARIAL_LOSSES
 from lightning_modules.networks import BACKBONES, DISCRIMINATORS
 from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
@@ -140,7 +141,7 @@ def parse(values: dict[str, Any], origin: str) -> Experiment:
         base = OmegaConf.structured(schema(values, origin))
         experiment = OmegaConf.to_object(OmegaConf.merge(base, values))
     except OmegaConfBaseException as error:
-        raise ValueError(f"{origin}: {explain(error, base)}") from None
+        raise ValueError(f"{origin}: {explain(error, base, values)}") from None
     assert isinstance(experiment, Experiment)
     return check(experiment, origin)
 
@@ -160,7 +161,7 @@ def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
             near = difflib.get_close_matches(str(name), table, 1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{hint}")
-        if getattr(owner, leaf).name != name:
+        if not isinstance(getattr(owner, leaf), table[name][-1]):
             setattr(owner, leaf, table[name][-1]())
     return experiment
 
@@ -173,11 +174,14 @@ def select(values: dict[str, Any], key: str) -> Any:
     return values
 
 
-def explain(error: OmegaConfBaseException, base: DictConfig) -> str:
+def explain(error: OmegaConfBaseException, base: DictConfig, values: dict[str, Any]) -> str:
     """One line: the key at fault, what is wrong, and the nearest known key."""
     message = str(error).strip().splitlines()[0]
-    key = getattr(error, "full_key", None) or ""
+    key = (getattr(error, "full_key", None) or "").split("[")[0]  # an element of a list is a matter of the list
     known = list(flatten(OmegaConf.to_container(base)))
+    for given in flatten(values):
+        if below := [k for k in known if k.startswith(f"{given}.")]:
+            return f"'{given}' is a section: set keys in it, such as {below[0]}"
     if key and key not in known and not any(k.startswith(f"{key}.") for k in known):
         leaf = key.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.rsplit(".", 1)[-1] == leaf]
@@ -227,9 +231,16 @@ def check(experiment: Experiment, origin: str) -> Experiment:
         f"model.optimizer.accumulate={model.optimizer.accumulate} must be >= 1",
     )
     require(0 <= trainer.weight_ema < 1, f"trainer.weight_ema={trainer.weight_ema} must be in [0, 1)")
-    for name, value in asdict(model.loss).items():
-        require(not isinstance(value, float) or value >= 0, f"model.loss.{name}={value} must not be negative")
+    for part in ("loss", "quantizer", "optimizer"):
+        for name, value in vars(getattr(model, part)).items():
+            ok = not isinstance(value, (int, float)) or value >= 0
+            require(ok, f"model.{part}.{name}={value} must not be negative")
     loss = model.loss
+    require(
+        loss.adversarial_loss in ADVERSARIAL_LOSSES,
+        f"model.loss.adversarial_loss='{loss.adversarial_loss}' is none of {', '.join(ADVERSARIAL_LOSSES)}",
+    )
+    require(loss.r1_every >= 1, f"model.loss.r1_every={loss.r1_every} must be at least 1")
     require(
         loss.adversarial == 0 or loss.adversarial_start >= loss.discriminator_start,
         f"model.loss.adversarial_start={loss.adversarial_start} is before discriminator_start="

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default="data", help="folder of the data (default: data)")
     parser.add_argument("--output-dir", default="runs", help="keeps reference features (default: runs)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
         where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": arguments.output_dir}}
         experiment, module = restore(arguments.checkpoint, merge(where, from_dotlist(arguments.overrides)))

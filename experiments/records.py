@@ -70,6 +70,8 @@ def find_records(experiment: Experiment, directories: Sequence[Path]) -> dict[st
 
 def same_experiment(record: Record, experiment: Experiment) -> bool:
     """Whether the record's full configuration, read with today's defaults for newer keys, is the experiment's."""
+    if record["config"] == experiment.identity():
+        return True
     try:
         return flatten(parse(record["config"], "record").identity()) == flatten(experiment.identity())
     except ValueError:  # a key that no longer exists

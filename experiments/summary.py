@@ -85,7 +85,7 @@ def print_summary(experiment: Experiment, module: Tokenizer, name: str, data_id:
         "tokens per image": f"{grid * grid} ({grid} x {grid})",
         "parameters": f"{generator / 1e6:.2f} M trained, discriminator {count(module.discriminator) / 1e6:.2f} M",
         "peak memory, estimate": f"{memory_bytes(experiment, module) / 2**30:.2f} GiB for model and batch",
-        "expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps on this machine, {trainer.precision}",
+        "expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps here, {trainer.precision}",
     }
     for row in rows.items():
         table.add_row(*row)

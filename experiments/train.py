@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules import ImageDataModule
-from experiments.build import build_data, build_model, resolve_data
+from experiments.build import build_data, build_model, load_checkpoint, resolve_data
 from experiments.build_codebook import codebook_for
 from experiments.callbacks import Dashboard, ExperimentInCheckpoint, ProgressLines, Throughput
 from experiments.config import Experiment, flatten, load_experiment
@@ -33,6 +34,7 @@ from experiments.records import (
     peak_memory_bytes,
     read_record,
     record_path,
+    same_experiment,
     write_json,
 )
 from experiments.summary import count, print_summary
@@ -47,12 +49,12 @@ def train(experiment: Experiment, name: str, run_dir: Path) -> Record:
     trained again.
     """
     start = time.time()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quiet()
     L.seed_everything(experiment.seed, workers=True, verbose=False)
     data = build_data(experiment)
     path = record_path(Path(experiment.runtime.output_dir) / "records", experiment, data.data_id)
-    if path.is_file():
-        return read_record(path)
+    if path.is_file() and same_experiment(record := read_record(path), experiment):
+        return record
     module = build_model(experiment)
     if isinstance(module.quantizer, LargeCodebook):
         module.quantizer.fill(codebook_for(experiment, data.data_id))
@@ -61,17 +63,16 @@ def train(experiment: Experiment, name: str, run_dir: Path) -> Record:
     throughput = Throughput()
     trainer = build_trainer(experiment, run_dir, throughput)
     checkpoints = run_dir / "checkpoints"
-    last = checkpoints / "last.ckpt"
     if experiment.trainer.validate_every:
         use_reference(module, data, Path(experiment.runtime.output_dir))
-    trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    trainer.fit(module, data, ckpt_path=resume_point(checkpoints, experiment), weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.save_checkpoint(checkpoints / "final.ckpt")
     metrics = evaluate(trainer, module, data, Path(experiment.runtime.output_dir))
     metrics |= module.epoch_usage
 
-    record: Record = {
+    record = {
         "format": FORMAT,
         "name": name,
         "digest": experiment.digest(),
@@ -90,8 +91,32 @@ def train(experiment: Experiment, name: str, run_dir: Path) -> Record:
     if trainer.is_global_zero:
         log_hyperparameters(trainer, experiment, metrics)
         write_json(path, record)
-        last.unlink(missing_ok=True)  # final.ckpt holds the same and more
+        (checkpoints / "last.ckpt").unlink(missing_ok=True)  # final.ckpt holds the same and more
     return record
+
+
+def resume_point(checkpoints: Path, experiment: Experiment) -> Path | None:
+    """The newest checkpoint of a run that was stopped; None to start afresh.
+
+    final.ckpt comes first: where it is there without a record, the run was stopped while it was evaluated.
+    Raises ValueError when the file is damaged or of another experiment.
+    """
+    for path in (checkpoints / "final.ckpt", checkpoints / "last.ckpt"):
+        if path.is_file():
+            if not same_experiment({"config": load_checkpoint(path)["experiment"]}, experiment):
+                raise ValueError(f"{path}: of another experiment; delete it or choose another --run-dir")
+            return path
+    return None
+
+
+def quiet() -> None:
+    """Leaves out what Lightning and torch say at every start and no one can act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    # Both optimizers follow one schedule; the discriminator's rests until its start step.
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data in memory needs none
 
 
 def evaluate(trainer: L.Trainer, module: Tokenizer, data: ImageDataModule, output_dir: Path) -> dict[str, float]:
@@ -106,7 +131,7 @@ def use_reference(module: Tokenizer, data: ImageDataModule, output_dir: Path) ->
     config = data.config
     key = f"{data.data_id}/val{config.val_size or ''}/seed{config.data_seed}/{config.image_size}px"
     images = (batch["image"] for batch in data.val_dataloader())
-    module.metrics.use_reference(output_dir / "references", lambda: images, key)
+    module.metrics.use_reference(output_dir / "references", images, key)
 
 
 def epoch_protocols(module: Tokenizer, data: ImageDataModule) -> dict[str, str]:
@@ -178,7 +203,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
     parser.add_argument("--run-dir", help="default: OUTPUT_DIR/experiments/NAME_DIGEST")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
         experiment = resolve_data(load_experiment(arguments.file, arguments.overrides), arguments.data)
         name = Path(arguments.file).stem

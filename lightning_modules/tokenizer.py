@@ -25,6 +25,7 @@ from lightning_modules.metrics.codebook import CodebookUsage
 from lightning_modules.networks import BACKBONES, BackboneConfig, DiscriminatorConfig, build_discriminator
 from lightning_modules.optimizer import OptimizerConfig, build_optimizer, warmup_cosine
 from lightning_modules.quantizers import QUANTIZERS, QuantizerConfig, QuantizerOutput
+from lightning_modules.quantizers.base import all_reduce_sum
 
 
 @dataclass
@@ -161,6 +162,8 @@ class Tokenizer(L.LightningModule):
             for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
                 scheduler.step()
             self.step += 1
+        if self.trainer.is_last_batch:  # not in on_train_epoch_end: a checkpoint made at this batch must hold it
+            self.take_epoch_usage()
 
     def generator_loss(self, image: Tensor, output: TokenizerOutput) -> Tensor:
         """The weighted sum of all terms; each is logged unweighted as loss/NAME."""
@@ -214,12 +217,13 @@ class Tokenizer(L.LightningModule):
     def update(self, optimizer: Any, loss: Tensor, batch_idx: int) -> None:
         """Backward, and at the last micro-batch an optimizer step."""
         config = self.config.optimizer
+        if batch_idx % config.accumulate == 0:  # here, because the last epoch may have ended between two steps
+            optimizer.zero_grad()
         self.manual_backward(loss / config.accumulate)
         if self.is_last_micro_batch(batch_idx):
             if config.gradient_clip:
                 self.clip_gradients(optimizer, config.gradient_clip, "norm")
             optimizer.step()
-            optimizer.zero_grad()
 
     def is_last_micro_batch(self, batch_idx: int) -> bool:
         return (batch_idx + 1) % self.config.optimizer.accumulate == 0
@@ -234,18 +238,22 @@ class Tokenizer(L.LightningModule):
         return [{"optimizer": o, "lr_scheduler": warmup_cosine(o, self.config.optimizer, steps)} for o in optimizers]
 
     def on_train_epoch_end(self) -> None:
-        usage = {f"{name}/epoch": value.float() for name, value in self.train_usage.compute().items()}
-        if self.trainer.is_last_batch or not self.epoch_usage:  # max_steps may end an epoch early
-            self.epoch_usage = {name: float(value) for name, value in usage.items()}
-            self.epoch_tokens = int(self.train_usage.counts.sum())
-        self.log_dict(usage)
+        if not self.epoch_usage:  # max_steps has ended the first epoch early
+            self.take_epoch_usage()
+        self.log_dict(self.epoch_usage)
+
+    def take_epoch_usage(self) -> None:
+        self.epoch_usage = {f"{name}/epoch": float(value) for name, value in self.train_usage.compute().items()}
+        self.epoch_tokens = int(self.train_usage.counts.sum())
         self.train_usage.reset()
 
     # ---- validation: the same code for training's validation and for experiments.evaluate -------------------------
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        output = self(batch["image"])
-        self.metrics.update(batch["image"], output.reconstruction, output.indices)
+        image, codes = batch["image"], self.encode(batch["image"])
+        wanted = self.metrics.num_wanted(len(image))
+        reconstruction = self.decode(codes.quantized[:wanted]) if wanted else image[:0]
+        self.metrics.update(codes.indices, image[:wanted], reconstruction)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.metrics.compute())
@@ -257,11 +265,14 @@ class Tokenizer(L.LightningModule):
         checkpoint["generator_steps"] = self.step
         checkpoint["epoch_usage"] = self.epoch_usage
         checkpoint["epoch_tokens"] = self.epoch_tokens
+        checkpoint["epoch_counts"] = all_reduce_sum(self.train_usage.code_counts.clone())  # of the epoch under way
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["generator_steps"]
         self.epoch_usage = checkpoint["epoch_usage"]
         self.epoch_tokens = checkpoint["epoch_tokens"]
+        if self.global_rank == 0:  # they are those of all ranks
+            self.train_usage.code_counts = checkpoint["epoch_counts"].to(self.device)
 
 
 def check_finite(step: int, terms: dict[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ A run = experiment YAML + scale overlay + the row's `set` + command-line overrid
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,29 @@ class Grid:
         runs = {run.digest: run for table in self.tables for row in table.rows for run in row.runs}
         return list(runs.values())
 
+    def prepared(self, prepare: Callable[[Experiment], Experiment]) -> "Grid":
+        """The same grid of other experiments, for example on another data set."""
+
+        def change(run: Run) -> Run:
+            experiment = prepare(run.experiment)
+            return replace(run, experiment=experiment, digest=experiment.digest())
+
+        def change_table(table: Table) -> Table:
+            rows = tuple(replace(row, runs=tuple(map(change, row.runs))) for row in table.rows)
+            return replace(table, rows=rows)
+
+        return replace(self, tables=tuple(map(change_table, self.tables)))
+
 
 def load_grid(
     path: str | Path,
     scale: str,
     seeds: str = "",
     overrides: Sequence[str] = (),
-    prepare: Callable[[Experiment], Experiment] = lambda experiment: experiment,
 ) -> Grid:
     """Reads and checks everything before anything is trained.
 
     `seeds`: "0,1,2", a count, or "" for the scale's own count. `overrides`: key=value for every experiment.
-    `prepare` is applied to each checked experiment (it puts the data set in).
 
     Raises ValueError that names the file, the row and the key at fault.
     """
@@ -92,9 +103,10 @@ def load_grid(
                 raise ValueError(f"{origin}: {error}") from None
         own = overlay.experiment_overrides.get(cell.experiment, {})
         values = merge(files[name], *(nest(layer) for layer in (overlay.overrides, own, cell.set)), last)
+        checked = parse(values, f"{origin} ({name}.yaml)")
         runs = []
         for seed in numbers:
-            experiment = prepare(parse(merge(values, {"seed": seed}), f"{origin} ({name}.yaml)"))
+            experiment = replace(checked, seed=seed)
             suffix = f" seed {seed}" if len(numbers) > 1 else ""
             runs.append(Run(name, label + suffix, experiment, experiment.digest()))
         return Row(cell.row, cell.paper, tuple(runs))

@@ -31,7 +31,7 @@ def write_plot(table: Table, found: Found, data_id: str, scale: str, path: Path)
                 axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=color, label=label)
             paper = [(row.heads[x], row.paper[column.metric]) for row in rows if column.metric in row.paper]
             if paper and column.metric.startswith("usage"):
-                axes.plot(*zip(*paper, strict=True), ls="--", lw=1, alpha=0.6, color=color)
+                axes.plot(*zip(*paper, strict=True), ls="--", lw=1, marker=".", alpha=0.6, color=color)
         ticks = sorted({row.heads[x] for row in table.rows if row.runs})
         axes.set_xscale("log")
         axes.set_xticks(ticks, [show(tick) for tick in ticks])
@@ -43,7 +43,8 @@ def write_plot(table: Table, found: Found, data_id: str, scale: str, path: Path)
             axes.set_ylim(-3, 103)
     if num_points < 2:
         return None
-    figure.axes[0].legend(fontsize=8)
+    handles, labels = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda pair: len(pair[1]))
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
     figure.suptitle(f"{data_id}, scale {scale}; dashed: the paper, on its own data", fontsize=9)
     replace_file(path, figure)
     return path

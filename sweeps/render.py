@@ -144,7 +144,7 @@ def draw(sheet: Sheet) -> Figure:
             widths[i] += max(0.0, missing) / len(group)
         start += len(group)
     width = max(sum(widths), 6.0)
-    caption = textwrap.wrap(" ".join(sheet.caption), int(width / 0.067))
+    caption = textwrap.wrap(" ".join(sheet.caption), int(width / 0.056))
     title = textwrap.wrap(sheet.title, int(width / 0.092)) + textwrap.wrap(sheet.warning, int(width / 0.085))
     num_warning = len(textwrap.wrap(sheet.warning, int(width / 0.085)))
     height = row_height * (len(title) + 2 + len(sheet.body)) + 0.16 * len(caption) + 0.45

@@ -71,6 +71,7 @@ def make_sheet(
     commits = {record.get("environment", {}).get("commit", "")[:9] or "unknown" for record in records}
     if len(commits) > 1:
         warnings.append(f"table {spec.id}: its runs come from different commits: {', '.join(sorted(commits))}")
+    blocks = [i for i in range(1, len(body)) if body[i][0] != body[i - 1][0]]
     sheet = Sheet(
         title=spec.title,
         groups=groups,
@@ -80,7 +81,7 @@ def make_sheet(
         if data_id == "shapes"
         else "",
         num_row_heads=len(spec.row_heads),
-        rules=[i for i in range(1, len(body)) if body[i][0] != body[i - 1][0]],
+        rules=blocks if len(blocks) < len(body) - 1 else [],  # no rule between rows that are all different
     )
     return sheet, warnings
 

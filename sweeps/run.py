@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"WORKERS={options.workers} must be at least 1")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is like Ctrl-C
         resolve = data_resolver(options.data, options.data_dir, options.output_dir)
-        grid = load_grid(options.file, options.scale, options.seeds, options.overrides, resolve)
+        grid = load_grid(options.file, options.scale, options.seeds, options.overrides).prepared(resolve)
         sweep = Sweep(grid, options.storage, Path(options.output_dir))
         if options.as_worker:
             sweep.work()

@@ -77,8 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
         out = Path(options.out) if options.out else output_dir / "tables"
         grids = {}
         found: dict[str, Found] = {}
+        recipes = load_grid(options.file, options.scale, options.seeds, options.overrides)
         for prepare in data_choices(options.data):
-            grid = load_grid(options.file, options.scale, options.seeds, options.overrides, prepare)
+            grid = recipes.prepared(prepare)
             for data_id, records in find_all(grid, [output_dir / "records", PUBLISHED]).items():
                 grids[data_id], found[data_id] = grid, records
         if not found:

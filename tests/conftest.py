@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import experiments.build_codebook
 from experiments.config import Experiment, from_dotlist, merge, parse
 from lightning_modules.losses import perceptual
 from lightning_modules.metrics import extractors
@@ -34,7 +35,14 @@ TINY_DISCRIMINATORS: dict[str, dict[str, Any]] = {
 }
 TINY_LARGE_CODEBOOK = {
     "feature_dim": 40,
-    "source": {"encoder": "efficientnet-lite0", "encoder_image_size": 32, "stage": 3, "pool": 1, "method": "random"},
+    "source": {
+        "encoder": "efficientnet-lite0",
+        "encoder_image_size": 32,
+        "stage": 3,
+        "pool": 1,
+        "method": "random",
+        "num_images": 40,
+    },
 }
 TinyExperiment = Callable[..., Experiment]
 
@@ -43,9 +51,10 @@ _load_once = functools.cache(load_encoder)
 
 @pytest.fixture
 def shared_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics and perceptual losses share one frozen encoder instead of reading its weights again and again."""
+    """Metrics, losses and codebooks share one frozen encoder instead of reading its weights again and again."""
     monkeypatch.setattr(extractors, "load_encoder", _load_once)
     monkeypatch.setattr(perceptual, "load_encoder", _load_once)
+    monkeypatch.setattr(experiments.build_codebook, "load_encoder", _load_once)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 Letters: B images, H x W pixels, h x w tokens, K codes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from lightning_modules.metrics.reconstruction import ReconstructionMetrics
 class MetricsConfig:
     """`extractor`: auto | inception-v3-compat | efficientnet-lite0, at `extractor_image_size` pixels (0 = its default).
 
-    `lpips`: auto | vgg | alex | none. auto takes what is on disk and is recorded in the protocol id.
+    `lpips`: auto | vgg | alex | none. auto takes what is on disk and is recorded in the protocol id. `num_images`:
+    code usage is counted over all validation images, the metrics of reconstructions over the first this many of each
+    process (the data modules deal the classes out in turn, so they are class-balanced), 0 = all.
     """
 
     extractor: str = "auto"
@@ -26,6 +28,7 @@ class MetricsConfig:
     lpips: str = "auto"
     kid: bool = False
     precision_recall: bool = False
+    num_images: int = 0
 
 
 class TokenizerMetrics(nn.Module):
@@ -47,55 +50,81 @@ class TokenizerMetrics(nn.Module):
             kid=config.kid,
             prc=config.precision_recall,
         )
-        self.num_images, self.tokens_per_image = 0, 1
+        self.limit = config.num_images
+        self.num_seen = 0  # by this process
+        self.num_counted = self.num_measured = 0  # by all processes, for their tokens and for their reconstructions
         self.last_counts: Tensor | None = None  # (K,) of the last complete validation, for a histogram
+        self.fidelity_names: list[str] = []  # of the last compute
         self.has_reference = False
 
-    def use_reference(self, folder: Path, images: Callable[[], Iterable[Tensor]], key: str) -> None:
-        """Takes the real images' features from a file in `folder`, made from all validation `images()` if needed.
+    def use_reference(self, folder: Path, batches: Iterable[Tensor], key: str) -> None:
+        """Takes the real images' features from a file in `folder`, made from the validation `batches` if needed.
 
-        `key` says which images they are; the extractor's id is added to it.
+        `key` says which images they are; the extractor's id and the number of images are added to it.
         """
-        name = f"{self.fidelity.extractor.id}_{key}".replace("/", "_")
-        self.fidelity.load_or_compute_real(folder / f"{name}.pt", key, images())
+        key = f"{key}/n{self.limit or 'all'}"
+        path = folder / f"{self.fidelity.extractor.id}_{key}.pt".replace("/", "_")
+        self.fidelity.load_or_compute_real(path, key, self.limited(batches))
         self.has_reference = True
 
-    def update(self, image: Tensor, reconstruction: Tensor, indices: Tensor) -> None:
-        """Images (B, 3, H, W) in [-1, 1], their reconstructions, and token ids (B, h, w)."""
+    def limited(self, batches: Iterable[Tensor]) -> Iterable[Tensor]:
+        """The first `num_images` of all images."""
+        left = self.limit
+        for batch in batches:
+            yield batch[:left] if self.limit else batch
+            left -= len(batch)
+            if self.limit and left <= 0:
+                return
+
+    def num_wanted(self, batch_size: int) -> int:
+        """How many images of the next batch are to be reconstructed; the tokens of all are counted."""
+        return batch_size if not self.limit else max(0, min(batch_size, self.limit - self.num_seen))
+
+    def update(self, indices: Tensor, image: Tensor, reconstruction: Tensor) -> None:
+        """Token ids of a batch (B, h, w), and its first `num_wanted(B)` images (b, 3, H, W) in [-1, 1], reconstructed.
+
+        Both may be empty.
+        """
+        self.num_seen += len(indices)
         self.tokens_per_image = indices[0].numel()
         self.usage.update(indices)
         self.batch_usage.update(indices)
-        self.reconstruction.update(reconstruction, image)
-        self.fidelity.update(reconstruction, real=False)
-        if not self.has_reference:
-            self.fidelity.update(image, real=True)
+        if len(image):
+            self.reconstruction.update(reconstruction, image)
+            self.fidelity.update(reconstruction, real=False)
+            if not self.has_reference:
+                self.fidelity.update(image, real=True)
 
     def compute(self) -> dict[str, Tensor]:
         fidelity = self.fidelity.compute()
         usage = self.usage.compute()
         self.last_counts = self.usage.counts.clone()
-        self.num_images = int(self.last_counts.sum()) // self.tokens_per_image  # over all ranks
+        self.num_counted = int(self.last_counts.sum()) // self.tokens_per_image
+        share = min(self.limit or self.num_seen, self.num_seen)
+        self.num_measured = self.num_counted * share // self.num_seen
         values = {f"{name}/val": value.float() for name, value in usage.items()}
         values["usage/batch"] = self.batch_usage.compute()
         values |= self.reconstruction.compute()
         values |= {FIDELITY_NAMES[name]: value.float() for name, value in fidelity.items()}
+        self.fidelity_names = [FIDELITY_NAMES[name] for name in fidelity]
         return values
 
     def protocols(self) -> dict[str, str]:
         """How each number of the last `compute` was made."""
-        n = f"n{self.num_images}"
+        n, measured = f"n{self.num_counted}", f"n{self.num_measured}"
         ids = {
             "usage/val": f"usage/once-in-val/{n}",
             "perplexity/val": f"perplexity/val/{n}",
             "dead_codes/val": f"dead-codes/val/{n}",
             "usage/batch": f"usage/mean-over-batches-of-256-val-images/{n}",
         }
-        ids |= {name: f"{protocol}/{n}" for name, protocol in self.reconstruction.protocols.items()}
-        for name in FIDELITY_NAMES.values():
-            ids[name] = self.fidelity.protocol_id(self.num_images, "val-vs-val", name)
+        ids |= {name: f"{protocol}/{measured}" for name, protocol in self.reconstruction.protocols.items()}
+        for name in self.fidelity_names:
+            ids[name] = self.fidelity.protocol_id(self.num_measured, "val-vs-val", name)
         return ids
 
     def reset(self) -> None:
+        self.num_seen = 0
         for metric in (self.usage, self.batch_usage, self.reconstruction, self.fidelity):
             metric.reset()
 

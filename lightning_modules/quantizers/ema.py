@@ -15,14 +15,19 @@ from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, Quanti
 
 @dataclass
 class EMAConfig(QuantizerConfig):
-    """`decay` 0.99 and `eps` 1e-5 as in paper B's baseline. `dead_code_threshold`: a code whose averaged count falls
-    below it is re-seeded with a random latent of the batch (Dhariwal et al. 2020); 0 = never."""
+    """`decay` 0.99 and `eps` 1e-5 as in paper B's baseline.
+
+    `init`: "latents" places the codes on random latents of the first training batch; "normal" draws them from
+    N(0, 1), and then the few that lie nearest to the latents win for good. `dead_code_threshold`: a code whose
+    averaged count falls below it is re-seeded with a random latent of the batch (Dhariwal et al. 2020); 0 = never.
+    """
 
     name: str = "ema"
     commitment_weight: float = 1.0  # paper B's baseline: the loss is the plain commitment term
     codebook_weight: float = 0.0  # no gradient reaches the codes
     decay: float = 0.99
     eps: float = 1e-5
+    init: str = "latents"
     dead_code_threshold: float = 0.0
 
 
@@ -33,6 +38,7 @@ class EMAQuantizer(Quantizer):
     codes: Tensor  # (K, d) = sums / smoothed counts
     counts: Tensor  # (K,) averaged number of latents a step
     sums: Tensor  # (K, d) averaged sum of latents a step
+    is_placed: Tensor  # () bool: the codes have their first values
 
     def __init__(self, config: EMAConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__(config, codebook_size, code_dim)
@@ -40,15 +46,20 @@ class EMAQuantizer(Quantizer):
             raise ValueError(
                 f"quantizer.codebook_weight={config.codebook_weight}: an EMA codebook gets no gradient; set it to 0"
             )
+        if config.init not in ("latents", "normal"):
+            raise ValueError(f"quantizer.init='{config.init}' is none of latents, normal")
         codes = torch.randn(codebook_size, code_dim)
         self.register_buffer("codes", codes)
         self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", codes.clone())
+        self.register_buffer("is_placed", torch.tensor(config.init == "normal"))
 
     def codebook(self) -> Tensor:
         return self.codes
 
     def forward(self, z: Tensor) -> QuantizerOutput:
+        if self.training and not self.is_placed:
+            self.place(z.detach().float().flatten(0, -2))
         output = super().forward(z)
         if self.training:
             self.update(z.detach().float().flatten(0, -2), output.indices.flatten())
@@ -70,8 +81,22 @@ class EMAQuantizer(Quantizer):
     def reseed(self, z: Tensor) -> None:
         """Gives every dead code a random latent of the batch, with the average count 1 and the sum that fits it."""
         dead = self.counts < self.config.dead_code_threshold  # (K,)
-        picks = z[torch.randint(len(z), (int(dead.sum()),), device=z.device)]  # (dead, d)
+        self.counts[dead] = 1.0  # `counts` agree over ranks, so `dead` does too
+        self.sums[dead] = self.draw(z, int(dead.sum()))
+
+    @torch.no_grad()
+    def place(self, z: Tensor) -> None:
+        """First values: random latents, spread by a hundredth of their deviation, so that no two codes are equal."""
+        codes = self.draw(z, self.codebook_size)
+        self.codes.copy_(codes)
+        self.sums.copy_(codes)
+        self.is_placed.fill_(True)
+
+    @staticmethod
+    def draw(z: Tensor, size: int) -> Tensor:
+        """`size` random rows of z (N, d), the same on all ranks: (size, d)."""
+        picks = z[torch.randint(len(z), (size,), device=z.device)]
+        picks = picks + 0.01 * z.std(0) * torch.randn_like(picks)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(picks, src=0)  # `counts` agree over ranks, so `dead` does too
-        self.counts[dead] = 1.0
-        self.sums[dead] = picks
+            torch.distributed.broadcast(picks, src=0)
+        return picks

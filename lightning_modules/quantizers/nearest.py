@@ -7,9 +7,9 @@ for 8,192 tokens and the 100,000 codes of VQGAN-LC. Here the search goes tile by
    it. This finds each token's best *tile* of codes.
 2. Tokens are grouped by best tile, and the best *code* is looked for inside that tile alone.
 
-Pass 2 is 1/196 of the scores at K = 100,000, so the slow part of an argmin, carrying the index along, is nearly
-free. The score of a pair is ||e||²/2 - z·e = (-z, 1)·(e, ||e||²/2): ||z||² is the same for all codes, and one
-more dimension makes the norm part of the product instead of another sweep over the tile.
+Pass 2 is 1/196 of the scores at K = 100,000, so the slow part of an argmin, carrying the index along, is
+nearly free. The score of a pair is ||e||²/2 - z·e = (-z, 1)·(e, ||e||²/2): ||z||² is the same for all codes, and
+one more dimension makes the norm part of the product instead of another sweep over the tile.
 
 Shapes: N tokens, K codes, d dims; G groups of T tokens; W codes in a tile.
 """
@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # One tile of scores for one thread is 512 * 512 * 4 bytes = 1 MiB: it fits the L2 cache of a core.
@@ -47,11 +46,14 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     """Index of the code with the smallest Euclidean distance to each token.
 
     Computes in float32, under autocast too. Of equal codes the lowest index wins, up to rounding. Scores are
-    rounded relative to ||z|| ||e|| and ||e||², so squared distances that differ by less than about 1e-6 of these
-    count as equal; that matters only where tokens and codes form a cluster far from the origin for its size.
+    rounded relative to ||z|| ||e|| and ||e||², so squared distances that differ by less than about 1e-6 of
+    these count as equal; that matters only where tokens and codes form a cluster far from the origin for its
+    size.
 
     Memory beyond the arguments: 1 MiB a CPU thread (32 MiB on a GPU), about d + 12 floats a token and one a
-    code; plus a float32 copy of arguments of another dtype. Not for CUDA graphs: it synchronises once.
+    code; plus a float32 copy of arguments of another dtype. Not for CUDA graphs: it synchronises once. Each tile
+    is two short parallel regions: where other processes want the same cores, set OMP_WAIT_POLICY=passive, or
+    threads that spin at the end of each region make it several times slower.
 
     Args:
         z: tokens (N, d), any floating dtype.
@@ -88,8 +90,9 @@ def _search(z: Tensor, codebook: Tensor) -> Tensor:
         codes = slice(start, start + W)  # the last tile is narrower
         return torch.cat([codebook[codes], half_norms[codes]], dim=1).T  # (d+1, W)
 
-    tokens = torch.cat([-z, z.new_ones(N, 1)], dim=1)  # (N, d+1)
-    groups = F.pad(tokens, (0, 0, 0, G * T - N)).view(G, T, d + 1)
+    tokens = z.new_ones(G * T, d + 1)  # the rows from N on are padding
+    torch.neg(z, out=tokens[:N, :d])
+    groups = tokens.view(G, T, d + 1)
     buffer = z.new_empty(B * T * min(W, K))
 
     # Pass 1: the tile that holds each token's nearest code.

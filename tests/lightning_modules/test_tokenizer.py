@@ -1,0 +1,306 @@
+"""The stage-1 loop: round trip, steps, the adversarial game, and each module on one batch until it knows it."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from conftest import TINY_LARGE_CODEBOOK, TinyExperiment
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from experiments.build import build_model
+from experiments.config import MODULES
+from lightning_modules.losses import l2_loss
+from lightning_modules.quantizers import LargeCodebook
+from lightning_modules.tokenizer import Tokenizer
+
+GAN = "model.loss.adversarial=0.5"
+QUANTIZERS = {
+    "vq": ["model.quantizer.name=vq"],
+    "ema": ["model.quantizer.name=ema"],
+    "factorized": ["model.quantizer.name=factorized", "model.quantizer.l2_norm=false"],
+    "factorized_l2": ["model.quantizer.name=factorized", "model.quantizer.l2_norm=true"],
+    "large_codebook": [
+        "model.quantizer.name=large_codebook",
+        f"model.quantizer.feature_dim={TINY_LARGE_CODEBOOK['feature_dim']}",
+    ],
+}
+
+
+@pytest.fixture
+def build(tiny: TinyExperiment) -> Any:
+    """build(model name, overrides...) -> the module, seeded; a large codebook holds random features."""
+
+    def build(name: str = "vqgan", *overrides: str) -> Tokenizer:
+        torch.manual_seed(0)
+        module = build_model(tiny(name, *overrides))
+        if isinstance(module.quantizer, LargeCodebook):
+            module.quantizer.fill(torch.randn_like(module.quantizer.table))
+        return module
+
+    return build
+
+
+def images(count: int = 4, seed: int = 0) -> Tensor:
+    """Smooth images (B, 3, 16, 16) in [-1, 1]: 4 x 4 random colours, blown up."""
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1
+    return torch.nn.functional.interpolate(small, 16, mode="bilinear")
+
+
+def batches(count: int, size: int = 4) -> list[dict[str, Tensor]]:
+    return [{"image": images(size, seed)} for seed in range(count)]
+
+
+def fit(module: Tokenizer, data: list[dict[str, Tensor]], steps: int, *callbacks: L.Callback) -> L.Trainer:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(module, DataLoader(data, batch_size=None))  # type: ignore[arg-type]
+    return trainer
+
+
+class Snapshots(L.Callback):
+    """The state after every batch, and what was logged in it."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        self.states.append({name: value.clone() for name, value in module.state_dict().items()})
+        self.logged.append({name: float(value) for name, value in trainer.logged_metrics.items()})
+
+
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor], prefix: str = "") -> bool:
+    a, b = part(a, prefix), part(b, prefix)
+    assert a and a.keys() == b.keys()
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---- the tokenizer itself
+
+
+@pytest.mark.parametrize("model", ["vqgan", "vit_vqgan"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_decoding_the_indices_is_the_forward_pass(build: Any, model: str, quantizer: str) -> None:
+    module = build(model, *QUANTIZERS[quantizer])
+    fit(module, batches(2), 2)
+    module.eval()
+    image = images(5, seed=9)
+    with torch.no_grad():
+        output = module(image)
+        indices = module.encode(image).indices
+        assert torch.equal(indices, output.indices) and indices.shape == (5, 8, 8)
+        assert output.reconstruction.shape == image.shape
+        assert torch.equal(module.decode_indices(indices), output.reconstruction)
+        assert not torch.equal(module.decode_indices((indices + 1) % 32), output.reconstruction)
+    assert module.tokens_per_image == 64
+
+
+@pytest.mark.parametrize("model", ["vqgan", "vit_vqgan"])
+def test_logit_laplace_trains_and_its_image_is_the_mean(build: Any, model: str) -> None:
+    module = build(model, "model.loss.logit_laplace=0.1")
+    image, logged = images(), Snapshots()
+    fit(module, [{"image": image}] * 40, 40, logged)
+    losses = [values["loss/logit_laplace"] for values in logged.logged]
+    assert losses[-1] < losses[0] - 0.3
+    output = module.eval()(image)
+    assert output.prediction.shape == (4, 6, 16, 16) and output.reconstruction.shape == image.shape
+    mean = (torch.sigmoid(output.prediction[:, :3]) - 0.1) / 0.8 * 2 - 1
+    torch.testing.assert_close(output.reconstruction, mean)
+    assert torch.equal(module.decode_indices(output.indices), output.reconstruction)
+
+
+# ---- steps
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_one_generator_forward_and_one_count_a_step(build: Any, accumulate: int) -> None:
+    """With two optimizers stepping, Lightning's own count would be twice ours."""
+    module = build("vqgan", GAN, f"model.optimizer.accumulate={accumulate}")
+    calls = {"encoder": 0, "decoder": 0}
+    for name in calls:
+        getattr(module, name).register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+    trainer = fit(module, batches(20), 5)
+    assert module.step == trainer.global_step == 5
+    assert calls == {"encoder": 5 * accumulate, "decoder": 5 * accumulate}
+    for scheduler in module.lr_schedulers():
+        assert scheduler.last_epoch == 5
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine(build: Any) -> None:
+    module = build("vqgan", "model.optimizer={lr: 1.0e-2, min_lr: 1.0e-3, warmup_steps: 4}")
+    rates: list[float] = []
+
+    class Rates(L.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            rates.append(module.optimizers().param_groups[0]["lr"])
+
+    fit(module, batches(8), 8, Rates())
+    half = 0.5 + 0.5 * 2**-0.5  # (1 + cos(pi / 4)) / 2
+    cosine = [1.0, half, 0.5, 1 - half]
+    expected = [0.0025, 0.005, 0.0075, 0.01] + [1e-3 + 9e-3 * c for c in cosine]
+    assert rates == pytest.approx(expected)
+
+
+def test_two_micro_batches_make_one_batch(build: Any) -> None:
+    wide = ["model.optimizer.eps=1e-3"]  # rounding would be the direction of Adam's first steps
+    whole = build("vqgan", *wide)
+    fit(whole, batches(2, size=8), 2)
+    halves = build("vqgan", *wide, "model.optimizer.accumulate=2")
+    fit(halves, [{"image": half} for batch in batches(2, size=8) for half in batch["image"].split(4)], 2)
+    expected = whole.state_dict()
+    for name, value in halves.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
+    fresh = build("vqgan", *wide).state_dict()
+    assert not torch.allclose(expected["encoder.conv_in.weight"], fresh["encoder.conv_in.weight"], atol=1e-4)
+
+
+def test_micro_batches_left_over_at_the_end_of_an_epoch_are_dropped(build: Any) -> None:
+    """Three batches an epoch, two a step: the third must not leak into the next epoch's step."""
+    data, option = batches(3), "model.optimizer.accumulate=2"
+    module = build("vqgan", option)
+    fit(module, data, 2)
+    expected = build("vqgan", option)
+    fit(expected, [*data[:2], *data[:2]], 2)
+    assert same(module.state_dict(), expected.state_dict())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(build: Any, bad: float) -> None:
+    data = batches(3)
+    data[2]["image"][0, 0, 0, 0] = bad
+    module = build("vqgan", "model.loss.quantizer=0")
+    module.quantizer.vq_loss = lambda z, codes: z.new_zeros(())
+    with pytest.raises(FloatingPointError, match=r"step 2: the l2 loss is (nan|inf); lower optimizer\.lr"):
+        fit(module, data, 3)
+
+
+def test_a_discriminator_loss_that_is_not_finite_stops_the_run(build: Any) -> None:
+    module = build("vqgan", GAN)
+    module.discriminator_loss = lambda real, fake: real.sum() * torch.inf
+    with pytest.raises(FloatingPointError, match=r"step 0: the discriminator loss is -?(inf|nan)"):
+        fit(module, batches(1), 1)
+
+
+# ---- the adversarial game
+
+
+def test_discriminator_and_adversarial_start(build: Any) -> None:
+    starts = ("model.loss.discriminator_start=2", "model.loss.adversarial_start=4")
+    gan, plain = Snapshots(), Snapshots()
+    module = build("vqgan", GAN, *starts)
+    initial = {name: value.clone() for name, value in module.state_dict().items()}
+    fit(module, batches(6), 6, gan)
+    fit(build("vqgan"), batches(6), 6, plain)
+
+    discriminators = [initial, *gan.states]
+    changes = [not same(a, b, "discriminator.") for a, b in zip(discriminators, gan.states, strict=False)]
+    assert changes == [False, False, True, True, True, True]
+    for prefix in ("encoder.", "decoder."):
+        equal = [same(a, b, prefix) for a, b in zip(gan.states, plain.states, strict=True)]
+        assert equal == [True, True, True, True, False, False], prefix
+    assert ["loss/discriminator" in values for values in gan.logged] == [False, False, True, True, True, True]
+    assert ["weight/adversarial" in values for values in gan.logged] == [False, False, False, False, True, True]
+
+
+def norm_at_last_layer(module: Tokenizer, loss: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(loss, module.decoder.last_layer, retain_graph=True)
+    return gradient
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_adversarial_weight(build: Any, adaptive: bool) -> None:
+    """Adaptive: the term's gradient at the last layer is 0.5 times as long as the reconstruction's."""
+    module = build("vqgan", GAN, f"model.loss.adaptive_weight={adaptive}")
+    image = images()
+    output = module(image)
+    loss = module.generator_loss(image, output)
+    reconstruction = norm_at_last_layer(module, l2_loss(output.reconstruction, image))
+    term = norm_at_last_layer(module, loss) - reconstruction
+    adversarial = norm_at_last_layer(module, -module.discriminator(output.reconstruction).mean())
+    weight = reconstruction.norm() / (adversarial.norm() + 1e-4) if adaptive else 1.0
+    torch.testing.assert_close(term, 0.5 * weight * adversarial, rtol=1e-3, atol=1e-6)
+    assert reconstruction.norm() / adversarial.norm() != pytest.approx(1, rel=0.1), "the case shows nothing"
+    assert all(p.requires_grad for p in module.discriminator.parameters()), "frozen during the term, and only then"
+    loss.backward()
+    assert all(p.grad is None for p in module.discriminator.parameters())
+
+
+def test_discriminator_loss_and_r1_on_its_steps(build: Any) -> None:
+    module = build("vqgan", GAN, "model.loss.r1=3.0", "model.loss.r1_every=4")
+    real, fake = images(seed=1), images(seed=2)
+    x = real.clone().requires_grad_()
+    logits = module.discriminator(x)
+    (gradient,) = torch.autograd.grad(logits.sum(), x)
+    penalty = gradient.square().sum((1, 2, 3)).mean()
+    hinge = 0.5 * (torch.relu(1 - logits).mean() + torch.relu(1 + module.discriminator(fake)).mean())
+    torch.testing.assert_close(module.critic_loss(real, fake), hinge + 3.0 / 2 * 4 * penalty)
+    module.step = 1
+    torch.testing.assert_close(module.critic_loss(real, fake), hinge)
+    module.step = 4
+    loss = module.critic_loss(real, fake)
+    assert loss > hinge and penalty > 0
+    loss.backward()
+    assert not real.requires_grad and all(p.grad is None for p in module.decoder.parameters())
+
+
+def test_the_discriminator_learns_to_tell_them_apart(build: Any) -> None:
+    module, logged = build("vqgan", GAN, "model.loss.adversarial_start=100"), Snapshots()
+    fit(module, batches(1) * 30, 30, logged)
+    assert logged.logged[-1]["loss/discriminator"] < 0.5 * logged.logged[0]["loss/discriminator"]
+    assert logged.logged[-1]["discriminator/accuracy"] > 0.8
+
+
+# ---- every module
+
+
+OVERFIT = {  # where 80 steps need a hand
+    "vqgan_ema": ["model.quantizer.decay=0.8"],
+    "vit_vqgan": ["model.codebook_size=128", "model.quantizer.codebook_weight=4", "model.loss.quantizer=0.2"],
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_overfits_one_batch(build: Any, name: str) -> None:
+    module, logged = build(name, *OVERFIT.get(name, [])), Snapshots()
+    image = images(2)
+    fit(module, [{"image": image}] * 90, 90, logged)
+    first, last = logged.logged[0]["loss/l2"], logged.logged[-1]["loss/l2"]
+    assert last < first / 10, f"{first:.4f} -> {last:.4f}"
+    with torch.no_grad():
+        error = (module.eval()(image).reconstruction - image).square().mean() / 4  # of pixels in [0, 1]
+    psnr = -10 * torch.log10(error)
+    assert psnr > 19, f"{psnr:.1f} dB"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_bf16_autocast_keeps_codes_in_float32(build: Any, name: str) -> None:
+    module = build(name).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        output = module(images())
+        assert module.encode(images()).quantized.dtype == torch.float32
+        assert torch.equal(module.decode_indices(output.indices), output.reconstruction)
+
+
+def test_usage_is_counted_over_the_epoch(build: Any) -> None:
+    module = build("vqgan")
+    fit(module, batches(3), 5)  # one whole epoch and a piece
+    assert module.epoch_tokens == 3 * 4 * 64
+    assert set(module.epoch_usage) == {"usage/epoch", "perplexity/epoch", "dead_codes/epoch"}
+    used = round(module.epoch_usage["usage/epoch"] * 32 / 100)
+    assert 1 <= used == 32 - module.epoch_usage["dead_codes/epoch"]
