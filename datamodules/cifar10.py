@@ -57,7 +57,7 @@ class CIFAR10DataModule(ImageDataModule):
     An export (JPEG or PNG) is decoded once and kept in ``<data_dir>/cifar10-cache``.
     """
 
-    num_classes = len(CLASSES)  # type: ignore[assignment]
+    num_classes = len(CLASSES)
     config: CIFAR10Config
 
     @property
@@ -69,10 +69,11 @@ class CIFAR10DataModule(ImageDataModule):
         """Download or decode, on one process a machine.
 
         Raises:
-            FileNotFoundError: the data is not there and ``download`` is off.
-            RuntimeError: the data is not there and cannot be downloaded.
+            FileNotFoundError: the data is not there, and ``download`` is off or fails.
             ValueError: an export is incomplete or damaged.
         """
+        if self.val_set is not None:  # set up already; Lightning asks again before each of its loops
+            return
         form = find_cifar10(self.data_dir)
         if form == "export":
             for split in ("train", "val"):
@@ -84,7 +85,7 @@ class CIFAR10DataModule(ImageDataModule):
                 with socket_timeout(DOWNLOAD_TIMEOUT):
                     CIFAR10(str(self.data_dir), download=True)
             except (OSError, RuntimeError, HTTPException) as error:
-                raise RuntimeError(f"CIFAR-10 cannot be downloaded ({error}), and {self._advice()}") from error
+                raise FileNotFoundError(f"CIFAR-10 cannot be downloaded ({error}), and {self._advice()}") from error
 
     def load(self, split: str) -> ArrayDataset:
         form = find_cifar10(self.data_dir)
@@ -107,7 +108,8 @@ class CIFAR10DataModule(ImageDataModule):
             source = CIFAR10(str(self.data_dir), train=split == "train")
         except RuntimeError as error:
             raise ValueError(
-                f"{self.data_dir / CIFAR10.base_folder}: damaged ({error}); delete it and unpack {CIFAR10.filename} again"
+                f"{self.data_dir / CIFAR10.base_folder}: damaged ({error}); "
+                f"delete it and unpack {CIFAR10.filename} again"
             ) from error
         images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()  # (N, 3, 32, 32)
         return images, torch.tensor(source.targets)

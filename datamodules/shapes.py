@@ -146,8 +146,13 @@ def render(indices: np.ndarray, split: str, size: int, seed: int = 0) -> Tensor:
         (n, 3, size, size) uint8.
     """
     per_chunk = max(10, CHUNK // size**2)
-    parts = [_render(indices[i : i + per_chunk], split, size, seed) for i in range(0, len(indices), per_chunk)]
-    return torch.cat(parts)
+    parts = [indices[i : i + per_chunk] for i in range(0, len(indices), per_chunk)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small operations: where cores are shared, two threads took ten times as long
+    try:
+        return torch.cat([_render(part, split, size, seed) for part in parts])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _render(indices: np.ndarray, split: str, size: int, seed: int) -> Tensor:
@@ -222,8 +227,9 @@ def _render(indices: np.ndarray, split: str, size: int, seed: int) -> Tensor:
 class ShapesDataModule(ImageDataModule):
     """Ten classes of rendered shapes, rendered once and held in memory; ``data_dir`` is not used."""
 
-    num_classes = len(SHAPES)  # type: ignore[assignment]
-    data_id = "shapes"  # type: ignore[assignment]
+    num_classes = len(SHAPES)
+    data_id = "shapes"
+    config: ShapesConfig
 
     def __init__(self, config: ShapesConfig, data_dir: str = "", num_workers: int = 0, seed: int = 0):
         for key in ("train_size", "val_size"):
@@ -234,6 +240,7 @@ class ShapesDataModule(ImageDataModule):
 
     def load(self, split: str) -> ArrayDataset:
         size = self.config.train_size if split == "train" else self.config.val_size
+        assert size is not None  # __init__ checked
         indices = np.arange(size)
         images = render(indices, split, self.config.image_size, self.config.data_seed)
         return ArrayDataset(images, torch.from_numpy(indices % len(SHAPES)), flip=self.config.flip and split == "train")

@@ -139,7 +139,7 @@ def extract_features(experiment: Experiment, folder: Path) -> None:
     plain: dict[str, Any] = {"flip": False, "random_crop": False, "train_size": size, "batch_size": 64}
     known = {key: value for key, value in plain.items() if hasattr(experiment.data, key)}
     data = build_data(replace(experiment, data=replace(experiment.data, **known)))
-    out: np.ndarray | None = None
+    out: np.memmap | None = None
     labels, rows, images = [], 0, len(data.train_set)  # type: ignore[arg-type]
     for batch in data.ordered_train_dataloader():
         maps = encoder.stages(batch["image"], source.stage)[-1].permute(0, 2, 3, 1) if source.stage else None

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
@@ -50,7 +51,8 @@ class Dashboard(Callback):
         self.images: Tensor | None = None
 
     def writer(self, trainer: L.Trainer) -> SummaryWriter | None:
-        return trainer.logger.experiment if trainer.is_global_zero and trainer.logger else None
+        is_writing = trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)
+        return trainer.logger.experiment if is_writing else None  # type: ignore[union-attr]
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if writer := self.writer(trainer):

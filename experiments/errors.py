@@ -4,6 +4,7 @@ import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 @contextmanager
@@ -15,21 +16,20 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            print(
-                f"error: the disk is full ({error.filename or 'no file named'}): free space, then run the same "
-                "command again; nothing finished is lost",
-                file=sys.stderr,
-            )
-        else:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (ValueError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (OSError, ValueError, FloatingPointError) as error:
+        is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        fail(DISK_FULL if is_full else str(error))
     except RuntimeError as error:
-        if not hasattr(error, "user_message") and "CIFAR-10" not in str(error):
+        if "PytorchStreamWriter" not in str(error):  # how torch.save reports a write that failed
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        fail(DISK_FULL)
+
+
+DISK_FULL = (
+    "a file could not be written, the disk is full: free space and run the same command again; nothing finished is lost"
+)
+
+
+def fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)

@@ -188,7 +188,7 @@ def log_hyperparameters(trainer: L.Trainer, experiment: Experiment, metrics: dic
         key: value if isinstance(value, (int, float, bool, str)) else str(value)
         for key, value in flatten(experiment.identity()).items()
     }
-    trainer.logger.log_hyperparams(values, {f"final/{name}": value for name, value in metrics.items()})  # type: ignore[call-arg]
+    trainer.logger.log_hyperparams(values, {f"final/{name}": value for name, value in metrics.items()})
     trainer.logger.finalize("success")
 
 

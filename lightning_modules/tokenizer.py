@@ -150,16 +150,14 @@ class Tokenizer(L.LightningModule):
         self.train_usage.update(output.indices)
         trains_discriminator = self.is_adversarial and self.step >= config.discriminator_start
 
-        optimizers = self.optimizers()
-        optimizer_g, optimizer_d = optimizers if self.is_adversarial else (optimizers, None)
-        self.update(optimizer_g, self.generator_loss(image, output), batch_idx)
+        optimizers: list[Any] = as_list(self.optimizers())
+        self.update(optimizers[0], self.generator_loss(image, output), batch_idx)
         if trains_discriminator:
             # Lightning adds every optimizer's step to trainer.global_step; only the generator's may count.
-            optimizer_d._on_before_step = optimizer_d._on_after_step = lambda: None
-            self.update(optimizer_d, self.critic_loss(image, output.reconstruction.detach()), batch_idx)
+            optimizers[1]._on_before_step = optimizers[1]._on_after_step = lambda: None
+            self.update(optimizers[1], self.critic_loss(image, output.reconstruction.detach()), batch_idx)
         if self.is_last_micro_batch(batch_idx):
-            schedulers = self.lr_schedulers()
-            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+            for scheduler in as_list(self.lr_schedulers()):
                 scheduler.step()
             self.step += 1
         if self.trainer.is_last_batch:  # not in on_train_epoch_end: a checkpoint made at this batch must hold it
@@ -228,7 +226,7 @@ class Tokenizer(L.LightningModule):
     def is_last_micro_batch(self, batch_idx: int) -> bool:
         return (batch_idx + 1) % self.config.optimizer.accumulate == 0
 
-    def configure_optimizers(self) -> list[dict[str, Any]]:
+    def configure_optimizers(self) -> Any:
         discriminator = set() if self.discriminator is None else set(self.discriminator.parameters())
         groups = [[p for p in self.parameters() if p not in discriminator and p.requires_grad]]
         if self.discriminator is not None:
@@ -273,6 +271,11 @@ class Tokenizer(L.LightningModule):
         self.epoch_tokens = checkpoint["epoch_tokens"]
         if self.global_rank == 0:  # they are those of all ranks
             self.train_usage.code_counts = checkpoint["epoch_counts"].to(self.device)
+
+
+def as_list(one_or_many: Any) -> list[Any]:
+    """Lightning gives a single optimizer or scheduler bare, several as a list."""
+    return one_or_many if isinstance(one_or_many, list) else [one_or_many]
 
 
 def check_finite(step: int, terms: dict[str, Tensor]) -> None:

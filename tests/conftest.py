@@ -13,7 +13,7 @@ import experiments.build_codebook
 from experiments.config import Experiment, from_dotlist, merge, parse
 from lightning_modules.losses import perceptual
 from lightning_modules.metrics import extractors
-from lightning_modules.networks.encoders import load_encoder
+from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 
 torch.set_num_threads(1)
 
@@ -46,15 +46,20 @@ TINY_LARGE_CODEBOOK = {
 }
 TinyExperiment = Callable[..., Experiment]
 
-_load_once = functools.cache(load_encoder)
+
+@functools.cache
+def load_once(name: str, input_size: int = 224) -> PretrainedEncoder:
+    """An encoder that is read from disk once; the first to ask for it draws no random numbers either."""
+    with torch.random.fork_rng():
+        return load_encoder(name, input_size)
 
 
 @pytest.fixture
 def shared_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics, losses and codebooks share one frozen encoder instead of reading its weights again and again."""
-    monkeypatch.setattr(extractors, "load_encoder", _load_once)
-    monkeypatch.setattr(perceptual, "load_encoder", _load_once)
-    monkeypatch.setattr(experiments.build_codebook, "load_encoder", _load_once)
+    monkeypatch.setattr(extractors, "load_encoder", load_once)
+    monkeypatch.setattr(perceptual, "load_encoder", load_once)
+    monkeypatch.setattr(experiments.build_codebook, "load_encoder", load_once)
 
 
 @pytest.fixture

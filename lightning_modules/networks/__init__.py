@@ -1,8 +1,6 @@
 """Plain PyTorch networks: backbones (encoder and decoder), discriminators and pretrained encoders."""
 
-from torch import nn
-
-from .base import BackboneConfig, DiscriminatorConfig
+from .base import BackboneConfig, Decoder, DiscriminatorConfig, Encoder
 from .cnn import CNNConfig, CNNDecoder, CNNEncoder
 from .discriminators import (
     DISCRIMINATORS,
@@ -15,7 +13,7 @@ from .discriminators import (
 from .encoders import PretrainedEncoder, load_encoder
 from .vit import VIT_SIZES, ViTConfig, ViTDecoder, ViTEncoder
 
-BACKBONES: dict[str, tuple[type[nn.Module], type[nn.Module], type[BackboneConfig]]] = {
+BACKBONES: dict[str, tuple[type[Encoder], type[Decoder], type[BackboneConfig]]] = {
     "cnn": (CNNEncoder, CNNDecoder, CNNConfig),
     "vit": (ViTEncoder, ViTDecoder, ViTConfig),
 }
@@ -28,7 +26,9 @@ __all__ = [
     "CNNConfig",
     "CNNDecoder",
     "CNNEncoder",
+    "Decoder",
     "DiscriminatorConfig",
+    "Encoder",
     "PatchGAN",
     "PatchGANConfig",
     "PretrainedEncoder",

@@ -1,6 +1,8 @@
-"""Base dataclasses of the network configurations."""
+"""What networks of one kind have in common."""
 
 from dataclasses import dataclass
+
+from torch import Tensor, nn
 
 
 @dataclass
@@ -15,3 +17,22 @@ class DiscriminatorConfig:
     """A discriminator; `name` is a key of `networks.DISCRIMINATORS`."""
 
     name: str = ""
+
+
+class Encoder(nn.Module):
+    """Image (B, 3, H, W) in [-1, 1] -> latents (B, grid_size, grid_size, width)."""
+
+    width: int
+    grid_size: int
+
+
+class Decoder(nn.Module):
+    """Latents (B, grid_size, grid_size, width) -> image (B, out_channels, H, W)."""
+
+    width: int
+    grid_size: int
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The last weight, where the adaptive adversarial weight compares gradients."""
+        raise NotImplementedError

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import BackboneConfig
+from .base import BackboneConfig, Decoder, Encoder
 
 
 @dataclass
@@ -124,7 +124,7 @@ def _grid_size(config: CNNConfig, image_size: int) -> int:
     return image_size // config.downsampling
 
 
-class CNNEncoder(nn.Module):
+class CNNEncoder(Encoder):
     """Image (B, 3, H, W) in [-1, 1] to latents (B, h, w, D), with H = W = `image_size` and D = `width`.
 
     Raises:
@@ -159,7 +159,7 @@ class CNNEncoder(nn.Module):
         return x.permute(0, 2, 3, 1)  # (B, h, w, D)
 
 
-class CNNDecoder(nn.Module):
+class CNNDecoder(Decoder):
     """Latents (B, h, w, D) to an image (B, out_channels, H, W), unbounded but trained towards [-1, 1].
 
     Raises:

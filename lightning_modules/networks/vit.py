@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import BackboneConfig
+from .base import BackboneConfig, Decoder, Encoder
 
 
 class ViTSize(NamedTuple):
@@ -172,7 +172,7 @@ def _grid_size(config: ViTConfig, image_size: int) -> int:
     return image_size // config.patch_size
 
 
-class ViTEncoder(nn.Module):
+class ViTEncoder(Encoder):
     """Image (B, 3, H, W) in [-1, 1] to latents (B, h, w, D), with H = W = `image_size` and D = `width`.
 
     Raises:
@@ -193,7 +193,7 @@ class ViTEncoder(nn.Module):
         return self.transformer(x).unflatten(1, (self.grid_size, self.grid_size))  # (B, h, w, D)
 
 
-class ViTDecoder(nn.Module):
+class ViTDecoder(Decoder):
     """Latents (B, h, w, D) to an image (B, out_channels, H, W), unbounded: a sigmoid is up to the loss.
 
     Raises:

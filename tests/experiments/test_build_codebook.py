@@ -1,0 +1,270 @@
+"""The frozen table of a large codebook: selection, clustering, cache, and files that do not fit."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyExperiment
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from experiments import build_codebook as module
+from experiments.build import build_data
+from experiments.build_codebook import (
+    build_codebook,
+    codebook_for,
+    codebook_path,
+    features_for,
+    lloyd_step,
+    read_codebook,
+    split,
+)
+from experiments.config import Experiment
+
+SOURCE = "model.quantizer.source"
+PER_IMAGE = 16  # features: 4 x 4 at stage 3 of 32 pixels
+
+
+def rows_of(table: Tensor, features: np.ndarray) -> Tensor:
+    """For each code, the index of the feature it is equal to, or -1."""
+    equal = (table[:, None] == torch.from_numpy(np.array(features))).all(-1)  # (K, N)
+    return torch.where(equal.any(1), equal.int().argmax(1), -1)
+
+
+def distortion(features: np.ndarray, table: Tensor) -> float:
+    return float(torch.cdist(torch.from_numpy(np.array(features)), table).amin(1).square().mean())
+
+
+# ---- the table
+
+
+@pytest.mark.parametrize("per_class", [True, False])
+def test_random_selection_takes_distinct_features(tiny: TinyExperiment, per_class: bool) -> None:
+    experiment = tiny("vqgan_lc", f"{SOURCE}.per_class={per_class}", "model.codebook_size=45")
+    table = codebook_for(experiment, "shapes")
+    features, labels = features_for(experiment, "shapes")
+    assert features.shape == (40 * PER_IMAGE, 40) and labels.shape == (40 * PER_IMAGE,)
+    assert table.shape == (45, 40) and table.dtype == torch.float32
+    rows = rows_of(table, features)
+    assert (rows >= 0).all() and len(rows.unique()) == 45
+    counts = np.bincount(labels[rows], minlength=10)
+    if per_class:
+        assert counts.tolist() == [5] * 5 + [4] * 5, "K split evenly over the ten classes"
+        assert (np.diff(labels[rows]) >= 0).all(), "class by class"
+    else:
+        assert len(set(counts)) > 2, "chance does not split evenly"
+
+
+@pytest.mark.parametrize("per_class", [True, False])
+def test_kmeans_lowers_the_distortion(tiny: TinyExperiment, per_class: bool) -> None:
+    tables = {}
+    for method in ("random", "kmeans"):
+        experiment = tiny("vqgan_lc", f"{SOURCE}.per_class={per_class}", f"{SOURCE}.method={method}")
+        tables[method] = codebook_for(experiment, "shapes")
+    features, _ = features_for(experiment, "shapes")
+    assert distortion(features, tables["kmeans"]) < 0.9 * distortion(features, tables["random"])
+    assert tables["kmeans"].shape == (32, 40)
+
+
+def test_an_empty_cluster_starts_again_at_a_feature() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(100, 3) + 20
+    centres = torch.cat([z[:2], torch.full((3, 3), -1e4)])  # three far from everything
+    moved = lloyd_step(z, centres, torch.Generator().manual_seed(1), chunk=64)
+    assert (moved[2:, None] == z).all(-1).any(1).all()
+    assert len(moved.unique(dim=0)) == 5
+
+
+def test_one_step_of_kmeans_is_the_mean_of_each_cluster() -> None:
+    torch.manual_seed(0)
+    z, centres = torch.randn(300, 5), torch.randn(7, 5)
+    nearest = torch.cdist(z, centres).argmin(1)
+    expected = torch.stack([z[nearest == k].mean(0) for k in range(7)])
+    torch.testing.assert_close(lloyd_step(z, centres, torch.Generator(), chunk=50), expected)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(10, [10]), (25, [9, 8, 8]), (2, [2])])
+def test_split(size: int, expected: list[int]) -> None:
+    """Over the classes, unless there is one class only, or fewer codes than classes."""
+    labels = np.repeat([0, 0, 0] if size == 10 else [3, 5, 8], 20)
+    parts = split(labels, size, per_class=True)
+    assert [n for _, n in parts] == expected
+    assert sorted(np.concatenate([rows for rows, _ in parts])) == list(range(60))
+    assert len(split(labels, size, per_class=False)) == 1
+
+
+def test_features_are_those_of_the_plain_training_images(tiny: TinyExperiment) -> None:
+    """No flips, in order, as many images as asked for, whatever data.train_size says."""
+    experiment = tiny("vqgan_lc", "data.flip=true", f"{SOURCE}.num_images=20")
+    features, labels = features_for(experiment, "shapes")
+    plain = tiny("vqgan_lc", "data.train_size=20")
+    images = next(iter(build_data(plain).ordered_train_dataloader()))["image"]
+    encoder = module.load_encoder("efficientnet-lite0", 32)
+    maps = encoder.stages(images, 3)[-1]  # (4, 40, 4, 4)
+    torch.testing.assert_close(
+        torch.from_numpy(features[: 4 * PER_IMAGE].copy()), maps.permute(0, 2, 3, 1).flatten(0, 2)
+    )
+    assert np.array_equal(labels, np.repeat(np.arange(20) % 10, PER_IMAGE))
+
+
+def test_pooling_and_the_last_feature_map(tiny: TinyExperiment) -> None:
+    options = [f"{SOURCE}.num_images=8", "model.quantizer.feature_dim=1280", "model.codebook_size=5"]
+    last = tiny("vqgan_lc", *options, f"{SOURCE}.stage=0", f"{SOURCE}.encoder_image_size=64", f"{SOURCE}.pool=2")
+    assert codebook_for(last, "shapes").shape == (5, 1280)
+    assert len(features_for(last, "shapes")[0]) == 8, "2 x 2 pooled to one an image"
+
+
+@pytest.mark.parametrize(("name", "size"), [("shapes", 10_000), ("cifar10", None)])
+def test_no_number_of_images_means_all(
+    tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch, name: str, size: int | None
+) -> None:
+    """Shapes has no end: there it is the set's default size."""
+    asked: list[Experiment] = []
+
+    def stop(experiment: Experiment) -> None:
+        asked.append(experiment)
+        raise ConnectionAbortedError
+
+    monkeypatch.setattr(module, "build_data", stop)
+    with pytest.raises(ConnectionAbortedError):
+        features_for(tiny("vqgan_lc", f"data.name={name}", f"{SOURCE}.num_images=0"), name)
+    assert asked[0].data.train_size == size
+
+
+# ---- the files
+
+
+def test_a_codebook_is_built_once(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny("vqgan_lc")
+    first = codebook_for(experiment, "shapes")
+    with safe_open(codebook_path(experiment, "shapes"), "pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["source"])["encoder"] == "efficientnet-lite0"
+    assert metadata["data"] == "shapes" and metadata["features"] == str(40 * PER_IMAGE)
+    monkeypatch.setattr(module, "extract_features", lambda *_: pytest.fail("features are kept"))
+    larger = codebook_for(tiny("vqgan_lc", "model.codebook_size=48"), "shapes")
+    assert larger.shape == (48, 40)
+    monkeypatch.setattr(module, "build_codebook", lambda *_: pytest.fail("codebooks are kept"))
+    assert torch.equal(codebook_for(experiment, "shapes"), first)
+    folder = Path(experiment.runtime.output_dir) / "codebooks"
+    assert len([*folder.iterdir()]) == 3, "two codebooks, one folder of features, nothing temporary"
+
+
+@pytest.mark.parametrize(
+    "option", ["data.data_seed=1", "data.image_size=32", f"{SOURCE}.seed=1", f"{SOURCE}.num_images=41"]
+)
+def test_other_images_or_seeds_make_another_codebook(tiny: TinyExperiment, option: str) -> None:
+    first, second = tiny("vqgan_lc"), tiny("vqgan_lc", option)
+    assert codebook_path(first, "shapes") != codebook_path(second, "shapes")
+    assert codebook_path(first, "shapes") != codebook_path(first, "cifar10-export")
+    assert codebook_path(first, "shapes") == codebook_path(tiny("vqgan_lc", "seed=7", "data.flip=true"), "shapes")
+    assert not torch.equal(codebook_for(first, "shapes"), codebook_for(second, "shapes"))
+
+
+def test_a_build_that_fails_leaves_nothing(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny("vqgan_lc")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        codebook_for(experiment, "shapes")
+    monkeypatch.undo()
+    files = [*(Path(experiment.runtime.output_dir) / "codebooks").iterdir()]
+    assert len(files) == 1 and files[0].name.startswith("features_")
+
+
+def test_broken_extraction_leaves_no_features(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny("vqgan_lc")
+    monkeypatch.setattr(module.np, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        codebook_for(experiment, "shapes")
+    assert [*(Path(experiment.runtime.output_dir) / "codebooks").iterdir()] == []
+
+
+# ---- mistakes
+
+
+def with_path(tiny: TinyExperiment, path: Path) -> Experiment:
+    return tiny("vqgan_lc", f"{SOURCE}.path={path}")
+
+
+def test_more_codes_than_features(tiny: TinyExperiment) -> None:
+    experiment = tiny("vqgan_lc", "model.codebook_size=700", f"{SOURCE}.per_class=false")
+    with pytest.raises(ValueError, match=r"model\.codebook_size=700 exceeds the 640 features .*source\.num_images"):
+        codebook_for(experiment, "shapes")
+    assert not codebook_path(experiment, "shapes").exists()
+
+
+def test_a_class_with_fewer_features_than_codes() -> None:
+    with pytest.raises(ValueError, match=r"class 1 has 3 features, fewer than its 20 codes: set source\.per_class"):
+        split(np.array([0] * 97 + [1] * 3), 40, per_class=True)
+
+
+def test_feature_dim_of_another_encoder(tiny: TinyExperiment) -> None:
+    with pytest.raises(ValueError, match=r"model\.quantizer\.feature_dim=768: the encoder gives 40"):
+        codebook_for(tiny("vqgan_lc", "model.quantizer.feature_dim=768"), "shapes")
+
+
+def test_method_is_checked_before_any_work(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "extract_features", lambda *_: pytest.fail("too late"))
+    with pytest.raises(ValueError, match=r"source\.method='kmean' is none of kmeans, random"):
+        codebook_for(tiny("vqgan_lc", f"{SOURCE}.method=kmean"), "shapes")
+
+
+def test_a_file_of_the_wrong_shape(tiny: TinyExperiment, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_file({"codebook": torch.zeros(32, 41)}, path)
+    with pytest.raises(ValueError, match=r"mine\.safetensors: holds a codebook of shape \(32, 41\).*\(32, 40\)"):
+        codebook_for(with_path(tiny, path), "shapes")
+
+
+def test_a_ready_file_is_used(tiny: TinyExperiment, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    table = torch.randn(32, 40)
+    save_file({"codebook": table}, path)
+    assert torch.equal(codebook_for(with_path(tiny, path), "shapes"), table)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
+def test_a_broken_or_missing_file(tiny: TinyExperiment, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "mine.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"mine\.safetensors: (not a codebook file|no such codebook)"):
+        read_codebook(path, (32, 40))
+
+
+def test_a_file_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(ValueError, match=r"weights\.safetensors: not a codebook file"):
+        read_codebook(path, (2, 2))
+
+
+def test_another_quantizer_has_no_codebook_file(tiny: TinyExperiment) -> None:
+    with pytest.raises(ValueError, match=r"model\.quantizer\.name=vq: only large_codebook"):
+        build_codebook(tiny(), "shapes", Path("unused"))
+
+
+def test_the_command(
+    tmp_path: Path, tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "lc.yaml", tmp_path / "out" / "codes.safetensors"
+    recipe.write_text(
+        "data: {name: shapes, image_size: 16, val_size: 10}\n"
+        "model:\n  name: vqgan_lc\n  codebook_size: 20\n"
+        "  quantizer:\n    feature_dim: 40\n"
+        "    source: {encoder: efficientnet-lite0, encoder_image_size: 32, stage: 3, pool: 1}\n"
+    )
+    keys = [f"{SOURCE}.num_images=10", f"{SOURCE}.iterations=2", f"runtime.output_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["build_codebook", str(recipe), "--out", str(out), *keys])
+    module.main()
+    assert read_codebook(out, (20, 40)).shape == (20, 40)
+    output = capsys.readouterr().out
+    assert "20 of 160 features by kmeans" in output and str(out) in output

@@ -1,0 +1,82 @@
+"""Every YAML of experiments/: it says what it is, it builds, and the CIFAR-10 ones train."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.build import build_model, resolve_data
+from experiments.config import load_experiment
+from experiments.train import train
+from lightning_modules import tokenizer
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+TRAINED = [path for path in RECIPES if path.stem.endswith("_cifar10")]
+BUILT = [path for path in RECIPES if path.stem.endswith("_imagenet")]
+
+named = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+
+
+def test_every_recipe_is_tested() -> None:
+    assert TRAINED and BUILT and sorted(TRAINED + BUILT) == RECIPES
+
+
+@named
+def test_a_recipe_begins_with_its_source_and_its_command(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    comment = "\n".join(line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+    assert "Paper" in comment and f"experiments.train experiments/{path.name}" in comment
+
+
+@named
+def test_a_recipe_parses_and_holds_no_machine_of_ours(path: Path) -> None:
+    experiment = load_experiment(path)
+    assert experiment.model.name in path.stem
+    assert "runtime" not in path.read_text().replace("runtime.data_dir=", "")
+    warmup, steps = experiment.model.optimizer.warmup_steps, experiment.trainer.max_steps
+    assert warmup < steps and experiment.model.loss.adversarial_start < steps
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+def test_a_cifar10_recipe_trains_two_steps(path: Path, tmp_path: Path, shared_encoders: None) -> None:
+    """On shapes, few and small batches; both sides of the adversarial game from the first step."""
+    overrides = [
+        "data.batch_size=4",
+        "data.train_size=8",
+        "data.val_size=8",
+        "model.codebook_size=64",
+        "model.loss.discriminator_start=0",
+        "model.loss.adversarial_start=0",
+        "trainer.max_steps=2",
+        f"runtime.output_dir={tmp_path}",
+        "runtime.accelerator=cpu",
+    ]
+    if load_experiment(path).model.quantizer.name == "large_codebook":
+        source = "model.quantizer.source"
+        overrides += [f"{source}.num_images=20", f"{source}.method=random"]
+    experiment = resolve_data(load_experiment(path, overrides), "shapes")
+    record = train(experiment, path.stem, tmp_path / "run")
+    metrics = record["metrics"]
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert 0 < metrics["usage/val"] <= 100 and metrics["psnr"] > 3
+    checkpoint = torch.load(tmp_path / "run/checkpoints/final.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == checkpoint["generator_steps"] == 2
+
+
+@pytest.mark.parametrize("path", BUILT, ids=lambda path: path.stem)
+def test_an_imagenet_recipe_builds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, without the networks that need downloads."""
+    monkeypatch.setattr(tokenizer, "TokenizerMetrics", lambda *_: nn.Identity())
+    monkeypatch.setattr(tokenizer, "build_perceptual", lambda *_: nn.Identity())
+    experiment = load_experiment(path)
+    with torch.device("meta"):
+        module = build_model(experiment)
+        latents = module.pre_quant(module.encoder(torch.zeros(1, 3, 256, 256)))
+        prediction = module.predict(latents)
+    tokens = {"cnn": 16, "vit": 32}[experiment.model.backbone.name]
+    assert latents.shape == (1, tokens, tokens, experiment.model.code_dim)
+    assert module.to_image(prediction).shape == (1, 3, 256, 256)
+    assert module.discriminator is not None
