@@ -4,8 +4,9 @@ Shapes: B images a batch, N images in all, H = W = image_size.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,36 @@ def keep_batch(batch: Any) -> Any:
     return batch
 
 
+class ResumableSampler(DistributedSampler):
+    """Leaves out the first `skip` images of the next pass, and of that one only."""
+
+    skip = 0
+
+    def __iter__(self) -> Iterator[int]:
+        skip, self.skip = self.skip, 0
+        return islice(super().__iter__(), skip, None)
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """Counts its batches; Lightning keeps the count in checkpoints, so a run stopped in mid-epoch goes on behind it."""
+
+    first = num_given = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        assert isinstance(self.sampler, ResumableSampler) and self.batch_size is not None
+        self.num_given, self.first = self.first, 0
+        self.sampler.skip = self.num_given * self.batch_size
+        for batch in super().__iter__():
+            self.num_given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"num_given": self.num_given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.first = state["num_given"] % len(self)
+
+
 class ImageDataModule(LightningDataModule):
     """Base of the image datamodules; a subclass implements ``load``, ``num_classes`` and ``data_id``.
 
@@ -173,7 +204,8 @@ class ImageDataModule(LightningDataModule):
         return self.config.batch_size // self.world_size
 
     def _loader(self, dataset: Dataset[Batch], sampler: DistributedSampler[Batch] | None) -> DataLoader[Batch]:
-        return DataLoader(
+        kind = DataLoader if sampler is None else ResumableLoader
+        return kind(
             dataset,
             batch_size=self.config.val_batch_size if sampler is None else self.device_batch_size,
             sampler=sampler,
@@ -181,6 +213,7 @@ class ImageDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=keep_batch,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self.seed),  # an epoch's start leaves the global generator alone
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -199,7 +232,7 @@ class ImageDataModule(LightningDataModule):
         # torch seeds with seed + epoch; spread out, so that seed 1 at epoch 0 is not seed 0 at epoch 1. Lightning
         # calls set_epoch, and leaves a DistributedSampler (here also of one process) as it is.
         rank = self.trainer.global_rank if self.trainer else 0
-        sampler: DistributedSampler[Batch] = DistributedSampler(
+        sampler: DistributedSampler[Batch] = ResumableSampler(
             self.train_set, self.world_size, rank, shuffle=True, seed=self.seed << 20, drop_last=True
         )
         return self._loader(self.train_set, sampler)

@@ -43,6 +43,25 @@ class ExperimentInCheckpoint(Callback):
         checkpoint["experiment"] = self.identity
 
 
+class RandomState(Callback):
+    """Keeps torch's random numbers in checkpoints: flips, dropout and re-seeded codes go on as if never stopped."""
+
+    def __init__(self) -> None:
+        self.saved: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.saved = state
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.saved:
+            torch.set_rng_state(self.saved["cpu"])
+            if len(self.saved["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(self.saved["cuda"])
+
+
 class Dashboard(Callback):
     """The same eight validation images | reconstructions | absolute errors at every validation, and code counts."""
 

@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from datamodules import ImageDataModule
 from experiments.build import build_data, build_model, load_checkpoint, resolve_data
 from experiments.build_codebook import codebook_for
-from experiments.callbacks import Dashboard, ExperimentInCheckpoint, ProgressLines, Throughput
+from experiments.callbacks import Dashboard, ExperimentInCheckpoint, ProgressLines, RandomState, Throughput
 from experiments.config import Experiment, flatten, load_experiment
 from experiments.errors import user_errors
 from experiments.records import (
@@ -156,6 +156,7 @@ def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.
         ),
         LearningRateMonitor("step"),
         Dashboard(),
+        RandomState(),
         RichProgressBar() if on_terminal else ProgressLines(),
         *extra,
     ]

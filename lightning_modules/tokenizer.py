@@ -98,6 +98,7 @@ class Tokenizer(L.LightningModule):
         self.encoder = encoder(config.backbone, image_size)
         self.decoder = decoder(config.backbone, image_size, out_channels)
         self.pre_quant = nn.Linear(self.encoder.width, config.code_dim)
+        nn.init.zeros_(self.pre_quant.bias)  # else it outweighs the first latents, and all of them share a code
         self.post_quant = nn.Linear(config.code_dim, self.decoder.width)
         quantizer = QUANTIZERS[config.quantizer.name][0]
         self.quantizer = quantizer(config.quantizer, config.codebook_size, config.code_dim)

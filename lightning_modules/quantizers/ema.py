@@ -96,7 +96,7 @@ class EMAQuantizer(Quantizer):
     def draw(z: Tensor, size: int) -> Tensor:
         """`size` random rows of z (N, d), the same on all ranks: (size, d)."""
         picks = z[torch.randint(len(z), (size,), device=z.device)]
-        picks = picks + 0.01 * z.std(0) * torch.randn_like(picks)
+        picks = picks + 0.01 * z.std(0, correction=0) * torch.randn_like(picks)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.broadcast(picks, src=0)
         return picks
