@@ -67,7 +67,7 @@ format: $(READY) ## let ruff fix what it can
 	$(PY) -m ruff format .
 
 test: $(READY) ## all tests
-	DATA_DIR="$(if $(wildcard $(DATA_DIR)),$(abspath $(DATA_DIR)))" OMP_NUM_THREADS=2 $(PY) -m pytest
+	DATA_DIR="$(if $(wildcard $(DATA_DIR)),$(abspath $(DATA_DIR)))" OMP_NUM_THREADS=1 $(PY) -m pytest
 
 clean: ## remove the environment and caches, never runs or data
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.config import read_yaml
 from sweeps import grid as grid_module
 from sweeps.grid import SWEEPS, load_grid, parse_seeds, scale_names
 
@@ -52,7 +53,8 @@ def test_layers_win_in_order(sweep_file: Path) -> None:
     assert [run.experiment.seed for run in vq.runs] == [0, 3]
     experiment = vq.runs[0].experiment
     assert (experiment.model.codebook_size, experiment.model.code_dim) == (1024, 16)  # the row's
-    assert experiment.data.train_size == 6400  # the scale's wins over the experiment file's 77
+    quick = read_yaml(SWEEPS / "scales" / "quick.yaml")["overrides"]
+    assert experiment.data.train_size == quick["data.train_size"] != 77  # the scale's wins over the experiment file's
     assert experiment.data.val_size == 50  # the command line's wins over the scale's 1,000
     assert load_grid(sweep_file, "reduced").tables[0].rows[1].runs[0].experiment.data.train_size == 77
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments.config import read_yaml
 from experiments.records import record_path, write_json
 from sweeps import grid as grid_module
 from sweeps import table as table_module
-from sweeps.grid import Grid, load_grid
+from sweeps.grid import SWEEPS, Grid, load_grid
 from sweeps.render import escape, latex, markdown, plain, write_sheet
 from sweeps.results import make_sheet
 from sweeps.sizes import PAPER_MILLIONS, count_size
@@ -32,6 +33,7 @@ tables:
       - {experiment: vqgan, row: {quantizer: VQ, K: 32}, set: {model.codebook_size: 32}, paper: {usage/epoch: 99}}
       - {experiment: vqgan, row: {quantizer: VQ, K: 64}, set: {model.codebook_size: 64}}
 """
+TRAIN = read_yaml(SWEEPS / "scales" / "quick.yaml")["overrides"]["data.train_size"]
 METRICS = {"usage/epoch": 80.25, "ssim": 0.5, "psnr": 20.0}
 
 
@@ -79,7 +81,7 @@ def test_mean_spread_difference_and_empty_cells(sweep_file: Path) -> None:
         ["VQ", "64", "", "", "", "", "", "", ""],
     ]
     text = " ".join(sheet.caption)
-    for words in ("cifar10-export", "6,400 training and 1,000 validation", "scale quick", "seeds 0, 1", "util %: p1",
+    for words in ("cifar10-export", f"{TRAIN:,} training and 1,000 validation", "scale quick", "seeds 0, 1", "util %: p1",
                   "a paper, Table 1", "3 of 6 runs are missing", "Commit abc"):  # fmt: skip
         assert words in text
     assert sheet.warning == ""
