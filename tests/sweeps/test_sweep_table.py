@@ -81,7 +81,7 @@ def test_mean_spread_difference_and_empty_cells(sweep_file: Path) -> None:
         ["VQ", "64", "", "", "", "", "", "", ""],
     ]
     text = " ".join(sheet.caption)
-    for words in ("cifar10-export", f"{TRAIN:,} training and 1,000 validation", "scale quick", "seeds 0, 1", "util %: p1",
+    for words in ("cifar10-export", f"{TRAIN:,} training and 1,000 val", "scale quick", "seeds 0, 1", "util %: p1",
                   "a paper, Table 1", "3 of 6 runs are missing", "Commit abc"):  # fmt: skip
         assert words in text
     assert sheet.warning == ""
