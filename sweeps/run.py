@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from datamodules import DATAMODULES
+from datamodules import DATAMODULES, ImageDataModule
 from experiments.build import resolve_data
 from experiments.config import Experiment
 from experiments.errors import user_errors
@@ -137,8 +137,11 @@ def duration(seconds: float) -> str:
 
 def data_id(experiment: Experiment) -> str:
     """The id of the data that the experiment would be trained on now, as its record will name it."""
-    datamodule = DATAMODULES[experiment.data.name][0]
-    return str(datamodule(experiment.data, experiment.runtime.data_dir).data_id)
+    return data_module(experiment).data_id
+
+
+def data_module(experiment: Experiment) -> ImageDataModule:
+    return DATAMODULES[experiment.data.name][0](experiment.data, experiment.runtime.data_dir)
 
 
 def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experiment], Experiment]:
@@ -215,6 +218,8 @@ def main(arguments: list[str] | None = None) -> int:
             sweep.work()
             return 0
         todo = sweep.prepare()
+        for experiment in {run.experiment.data.name: run.experiment for run in todo}.values():
+            data_module(experiment).prepare_data()  # data that cannot be had is one error now, not one a cell later
         workers = min(options.workers, len(todo))
         print(f"{grid.title}: {len(todo)} of {len(sweep.runs)} cells to train, scale {grid.scale}", flush=True)
         if workers > 1:

@@ -211,3 +211,15 @@ def test_a_bad_storage_is_named(trainer: Trainer, tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit):
         command(tmp_path, "--storage", "postgress")
     assert "STORAGE=postgress" in capsys.readouterr().err
+
+
+def test_missing_data_is_one_error_before_any_cell(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--data", "cifar10", "--data-dir", str(tmp_path / "none"), "data.download=false")
+    (tmp_path / "vqgan_cifar10.yaml").write_text("model:\n  name: vqgan\ndata:\n  name: cifar10\n")
+    with pytest.raises(SystemExit) as stop:
+        command(tmp_path, *words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and trainer.trained == []
+    assert len(error.splitlines()) == 1 and str(tmp_path / "none") in error and "data=shapes" in error
