@@ -251,8 +251,12 @@ class Tokenizer(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image, codes = batch["image"], self.encode(batch["image"])
         wanted = self.metrics.num_wanted(len(image))
-        reconstruction = self.decode(codes.quantized[:wanted]) if wanted else image[:0]
-        self.metrics.update(codes.indices, image[:wanted], reconstruction)
+        if not wanted:
+            self.metrics.update(codes.indices, image[:0], image[:0])
+            return
+        prediction = self.predict(codes.quantized[:wanted])
+        logit_laplace = prediction if self.config.loss.logit_laplace else None
+        self.metrics.update(codes.indices, image[:wanted], self.to_image(prediction), logit_laplace)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.metrics.compute())

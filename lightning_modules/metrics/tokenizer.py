@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
+from lightning_modules.losses.reconstruction import logit_laplace_loss
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
 from lightning_modules.metrics.fidelity import Fidelity
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics
@@ -43,6 +45,7 @@ class TokenizerMetrics(nn.Module):
         self.usage = CodebookUsage(codebook_size)
         self.batch_usage = BatchUsage(codebook_size)
         self.reconstruction = ReconstructionMetrics(image_size, lpips=config.lpips)
+        self.logit_laplace = MeanMetric()  # only of models that predict it (A-Tables 1 and 4)
         self.fidelity = Fidelity(
             image_size,
             extractor=config.extractor,
@@ -54,7 +57,7 @@ class TokenizerMetrics(nn.Module):
         self.num_seen = 0  # by this process
         self.num_counted = self.num_measured = 0  # by all processes, for their tokens and for their reconstructions
         self.last_counts: Tensor | None = None  # (K,) of the last complete validation, for a histogram
-        self.fidelity_names: list[str] = []  # of the last compute
+        self.names: list[str] = []  # of the last compute
         self.has_reference = False
 
     def use_reference(self, folder: Path, batches: Iterable[Tensor], key: str) -> None:
@@ -80,10 +83,12 @@ class TokenizerMetrics(nn.Module):
         """How many images of the next batch are to be reconstructed; the tokens of all are counted."""
         return batch_size if not self.limit else max(0, min(batch_size, self.limit - self.num_seen))
 
-    def update(self, indices: Tensor, image: Tensor, reconstruction: Tensor) -> None:
+    def update(
+        self, indices: Tensor, image: Tensor, reconstruction: Tensor, logit_laplace: Tensor | None = None
+    ) -> None:
         """Token ids of a batch (B, h, w), and its first `num_wanted(B)` images (b, 3, H, W) in [-1, 1], reconstructed.
 
-        Both may be empty.
+        Images and reconstructions may be empty. `logit_laplace`: (b, 6, H, W), the prediction of a model that has one.
         """
         self.num_seen += len(indices)
         self.tokens_per_image = indices[0].numel()
@@ -91,6 +96,8 @@ class TokenizerMetrics(nn.Module):
         self.batch_usage.update(indices)
         if len(image):
             self.reconstruction.update(reconstruction, image)
+            if logit_laplace is not None:
+                self.logit_laplace.update(logit_laplace_loss(logit_laplace, image), weight=len(image))
             self.fidelity.update(reconstruction, real=False)
             if not self.has_reference:
                 self.fidelity.update(image, real=True)
@@ -105,8 +112,10 @@ class TokenizerMetrics(nn.Module):
         values = {f"{name}/val": value.float() for name, value in usage.items()}
         values["usage/batch"] = self.batch_usage.compute()
         values |= self.reconstruction.compute()
+        if self.logit_laplace.update_called:
+            values["logit_laplace"] = self.logit_laplace.compute()
         values |= {FIDELITY_NAMES[name]: value.float() for name, value in fidelity.items()}
-        self.fidelity_names = [FIDELITY_NAMES[name] for name in fidelity]
+        self.names = list(values)
         return values
 
     def protocols(self) -> dict[str, str]:
@@ -117,15 +126,16 @@ class TokenizerMetrics(nn.Module):
             "perplexity/val": f"perplexity/val/{n}",
             "dead_codes/val": f"dead-codes/val/{n}",
             "usage/batch": f"usage/mean-over-batches-of-256-val-images/{n}",
+            "logit_laplace": f"logit-laplace/nats-per-channel-value-eps0.1/{measured}",
         }
         ids |= {name: f"{protocol}/{measured}" for name, protocol in self.reconstruction.protocols.items()}
-        for name in self.fidelity_names:
+        for name in FIDELITY_NAMES.values():
             ids[name] = self.fidelity.protocol_id(self.num_measured, "val-vs-val", name)
-        return ids
+        return {name: ids[name] for name in self.names}
 
     def reset(self) -> None:
         self.num_seen = 0
-        for metric in (self.usage, self.batch_usage, self.reconstruction, self.fidelity):
+        for metric in (self.usage, self.batch_usage, self.reconstruction, self.logit_laplace, self.fidelity):
             metric.reset()
 
 

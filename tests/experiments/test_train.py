@@ -21,6 +21,7 @@ from experiments.config import Experiment
 from experiments.errors import user_errors
 from experiments.records import Record, read_record
 from experiments.train import build_trainer, evaluate, train
+from lightning_modules.losses import logit_laplace_loss
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vqgan import VQGAN
 
@@ -71,6 +72,19 @@ def test_a_run_writes_a_record_that_evaluation_repeats(
 
     monkeypatch.setattr(L.Trainer, "fit", lambda *_, **__: pytest.fail("a finished run is not trained again"))
     assert train(experiment, "a name", tmp_path / "another") == record
+
+
+def test_logit_laplace_is_measured_where_the_model_predicts_it(tiny: TinyExperiment, tmp_path: Path) -> None:
+    experiment = tiny("vit_vqgan", "model.loss.logit_laplace=0.1", "model.metrics.num_images=10")
+    record = train(experiment, "x", tmp_path)
+    assert set(record["metrics"]) == set(record["protocols"]) == VALIDATION | EPOCH | {"logit_laplace"}
+    assert record["protocols"]["logit_laplace"].endswith("/n10")
+
+    _, module = restore(tmp_path / "checkpoints/final.ckpt", {"runtime": vars(experiment.runtime)})
+    images = torch.cat([batch["image"] for batch in build_data(experiment).val_dataloader()])[:10]
+    with torch.no_grad():
+        loss = logit_laplace_loss(module.eval()(images).prediction, images)
+    assert record["metrics"]["logit_laplace"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_the_checkpoint_is_plain_and_holds_no_pretrained_network(tiny: TinyExperiment, tmp_path: Path) -> None:
