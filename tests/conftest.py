@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import experiments.build_codebook
 from experiments.config import Experiment, from_dotlist, merge, parse
@@ -88,3 +89,15 @@ def tiny(tmp_path: Path, shared_encoders: None) -> TinyExperiment:
         return parse(merge(copy.deepcopy(values), from_dotlist(overrides)), "tiny")
 
     return build
+
+
+class LargestResult(TorchDispatchMode):
+    """Within this context, `numel` is the size of the largest tensor that any operation gave."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result

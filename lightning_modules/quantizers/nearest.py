@@ -11,6 +11,8 @@ Pass 2 is 1/196 of the scores at K = 100,000, so the slow part of an argmin, car
 nearly free. The score of a pair is ||e||²/2 - z·e = (-z, 1)·(e, ||e||²/2): ||z||² is the same for all codes, and
 one more dimension makes the norm part of the product instead of another sweep over the tile.
 
+Where there are many codes of few dimensions, most pairs need not be compared at all: see `cells`.
+
 Shapes: N tokens, K codes, d dims; G groups of T tokens; W codes in a tile.
 """
 
@@ -19,6 +21,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from lightning_modules.quantizers import cells
 
 # One tile of scores for one thread is 512 * 512 * 4 bytes = 1 MiB: it fits the L2 cache of a core.
 CPU_TOKENS, CPU_CODES = 512, 512
@@ -51,9 +55,10 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     size.
 
     Memory beyond the arguments: 1 MiB a CPU thread (32 MiB on a GPU), about d + 12 floats a token and one a
-    code; plus a float32 copy of arguments of another dtype. Not for CUDA graphs: it synchronises once. Each tile
-    is two short parallel regions: where other processes want the same cores, set OMP_WAIT_POLICY=passive, or
-    threads that spin at the end of each region make it several times slower.
+    code; where codes are skipped, another d + 6 floats a code and at most 24 MiB; plus a float32 copy of arguments
+    of another dtype. Not for CUDA graphs: it synchronises once. Each tile is two short parallel regions: where other
+    processes want the same cores, set OMP_WAIT_POLICY=passive, or threads that spin at the end of each region make
+    it several times slower.
 
     Args:
         z: tokens (N, d), any floating dtype.
@@ -73,7 +78,13 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     if len(codebook) == 0:
         raise ValueError("nearest_code got an empty codebook (K = 0); it needs at least one code.")
     with torch.autocast(z.device.type, enabled=False), _full_float32():
-        return _search(z.float(), codebook.float())
+        z, codebook = z.float(), codebook.float()
+        is_sparse = z.shape[1] <= cells.MAX_DIMS and len(z) * len(codebook) >= cells.MIN_PAIRS
+        if is_sparse and z.device.type == "cpu":
+            indices = cells.search_cells(z, codebook, CPU_TOKENS, CPU_CODES)
+            if indices is not None:
+                return indices
+        return _search(z, codebook)
 
 
 def _search(z: Tensor, codebook: Tensor) -> Tensor:

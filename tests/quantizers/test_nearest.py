@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import LargestResult
 from torch import Tensor
 
 from lightning_modules.quantizers import nearest
@@ -117,21 +118,10 @@ def test_bad_shapes_are_named(z_shape: tuple[int, ...], codebook_shape: tuple[in
 
 def test_the_full_matrix_is_never_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """No result of any operation has more elements than the inputs or one batch of tiles."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        numel = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                self.numel = max(self.numel, result.numel())
-            return result
-
     torch.manual_seed(0)
     monkeypatch.setattr(nearest, "CPU_TOKENS", 64)
     monkeypatch.setattr(nearest, "CPU_CODES", 64)
     z, codebook = torch.randn(2000, 4), torch.randn(3000, 4)
-    with Largest() as largest:
+    with LargestResult() as largest:
         nearest_code(z, codebook)
     assert largest.numel <= max(codebook.numel(), 2000 * 5 + 64 * 5, torch.get_num_threads() * 64 * 64)

@@ -1,0 +1,125 @@
+"""Nearest-code search that skips most codes: exact, for many codes of few dimensions on a CPU.
+
+The b dimensions in which the codes vary most are each cut at the median, which makes 2^b cells. A code in a cell is at
+least as far from a token as the planes between them: the squared distance is at least the sum of the squared
+distances to those planes. A token searches its own cell, and then only the cells whose bound is below the distance
+that it found: the bounds-overlap-ball test of k-d trees (Friedman, Bentley and Finkel 1977) on one level of cells.
+
+Of 8,192 x 100,000 pairs of normal vectors it compares 12 % at 8 dims. The more dims, the fewer cells can be skipped:
+the search then says so before it begins, and the caller compares all pairs.
+
+Shapes: N tokens, K codes, d dims; C = 2^b cells; n tokens of one comparison, w codes.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_DIMS = 16  # above, next to nothing can be skipped
+MIN_PAIRS = 2**26  # N K below which sorting the codes into cells costs more than it saves
+CODES_A_CELL = 800
+MAX_SHARE = 0.5  # of the pairs: above, comparing all of them in order is quicker
+TOKENS = 8192  # searched together: bounds the N x C matrix
+SLACK = 1e-5  # of the squared norms: bounds and distances are rounded
+
+
+def search_cells(z: Tensor, codebook: Tensor, tile_tokens: int, tile_codes: int) -> Tensor | None:
+    """(N, d) tokens, (K, d) codes, float32 on the CPU -> (N,) int64; None where most cells would be searched.
+
+    `tile_tokens` x `tile_codes` scores are in memory at a time, for each thread.
+    """
+    cells = Cells(codebook, tile_tokens, tile_codes)
+    found = []
+    for tokens in z.split(TOKENS):
+        indices = cells.search(tokens)
+        if indices is None:
+            return None
+        found.append(indices)
+    return torch.cat(found)
+
+
+class Cells:
+    """Codes sorted by cell."""
+
+    def __init__(self, codebook: Tensor, tile_tokens: int, tile_codes: int) -> None:
+        K, d = codebook.shape
+        self.tile_tokens, self.tile_codes = tile_tokens, tile_codes
+        self.num_groups = torch.get_num_threads()  # of tokens: bmm gives each thread its own
+        self.buffer = codebook.new_empty(self.num_groups * tile_tokens * tile_codes)
+        num_cuts = min(d, max(1, round(K / CODES_A_CELL).bit_length() - 1))
+        self.dims = codebook.var(0, correction=0).topk(num_cuts).indices  # (b,)
+        coordinates = codebook[:, self.dims]
+        self.cuts = coordinates[:: max(1, K // 4096)].median(0).values  # a sample's: any cut is correct
+        self.bits = (torch.arange(2**num_cuts)[:, None] >> torch.arange(num_cuts)) & 1  # (C, b)
+        cell = self.cell_of(coordinates > self.cuts)  # (K,)
+        self.order = cell.sort(stable=True).indices  # stable: of equal codes the lowest index stays first
+        self.sizes = torch.bincount(cell, minlength=2**num_cuts)
+        self.starts = [0, *self.sizes.cumsum(0).tolist()]
+        half_norms = codebook.square().sum(1, keepdim=True) / 2
+        self.table = torch.cat([codebook, half_norms], 1)[self.order]  # (K, d+1)
+        self.max_norm = 2 * half_norms.max()
+
+    @staticmethod
+    def cell_of(is_above: Tensor) -> Tensor:
+        """(..., b) bool -> (...) cell in [0, 2^b)."""
+        return (is_above << torch.arange(is_above.shape[-1])).sum(-1)
+
+    def search(self, z: Tensor) -> Tensor | None:
+        N = len(z)
+        tokens = torch.cat([-z, z.new_ones(N, 1)], 1)  # score with (e, ||e||^2/2): ||e||^2/2 - z e
+        distance = z[:, self.dims] - self.cuts  # (N, b) to the planes
+        is_above, square = distance > 0, distance.square()
+        # Sum of `square` where token and cell are on different sides, as one matrix product.
+        bounds = self.bits.float() @ torch.where(is_above, -square, square).T + (square * is_above).sum(1)  # (C, N)
+        own = self.cell_of(is_above)
+        best, best_cell = z.new_full((N,), torch.inf), own.clone()
+
+        def compare(cells: Tensor, rows: Tensor) -> None:
+            """Token rows[i] with all codes of cells[i]; cells are sorted."""
+            for cell, members in grouped(cells, rows):
+                codes = self.table[self.starts[cell] : self.starts[cell + 1]]
+                if len(codes):
+                    minimum = self.minimum(tokens[members], codes)
+                    best_cell[members] = torch.where(minimum < best[members], cell, best_cell[members])
+                    best[members] = torch.minimum(minimum, best[members])
+
+        compare(*own.sort())
+        norms = z.square().sum(1)
+        is_near = bounds <= 2 * best + norms + SLACK * (norms + self.max_norm)
+        is_near[own, torch.arange(N)] = False
+        if (is_near.sum(1) * self.sizes).sum() > MAX_SHARE * N * len(self.table):
+            return None
+        compare(*is_near.nonzero(as_tuple=True))
+
+        indices = torch.zeros(N, dtype=torch.int64)
+        for cell, members in grouped(*best_cell.sort()):
+            start, end = self.starts[cell], self.starts[cell + 1]
+            for some in members.split(max(1, len(self.buffer) // max(1, end - start))):
+                if end > start:
+                    indices[some] = self.order[start + (tokens[some] @ self.table[start:end].T).min(1).indices]
+        return indices
+
+    def minimum(self, tokens: Tensor, codes: Tensor) -> Tensor:
+        """(n, d+1), (w, d+1) -> each token's smallest score (n,), tile by tile."""
+        found = []
+        for rows in tokens.split(self.num_groups * self.tile_tokens):
+            per_group = -(-len(rows) // self.num_groups)
+            padded = F.pad(rows, (0, 0, 0, per_group * self.num_groups - len(rows)))
+            groups = padded.view(self.num_groups, per_group, -1)
+            best: Tensor | None = None
+            for part in codes.split(self.tile_codes):
+                scores = self.buffer[: padded.shape[0] * len(part)].view(*groups.shape[:2], -1)
+                torch.bmm(groups, part.T.expand(self.num_groups, -1, -1), out=scores)
+                minimum = scores.amin(2)
+                best = minimum if best is None else torch.minimum(best, minimum)
+            assert best is not None
+            found.append(best.flatten()[: len(rows)])
+        return torch.cat(found)
+
+
+def grouped(cells: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(cell, its rows) for each cell of the sorted `cells`; rows[i] belongs to cells[i]."""
+    present, counts = cells.unique_consecutive(return_counts=True)
+    yield from zip(present.tolist(), rows.split(counts.tolist()), strict=True)
