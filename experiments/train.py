@@ -80,6 +80,7 @@ def train(experiment: Experiment, name: str, run_dir: Path) -> Record:
         "config": experiment.identity(),
         "seed": experiment.seed,
         "metrics": metrics,
+        "history": {"usage/epoch": module.usage_by_epoch},
         "protocols": module.metrics.protocols() | epoch_protocols(module, data),
         "parameters": count(module) - count(module.discriminator),
         "images_per_second": throughput.images_per_second,

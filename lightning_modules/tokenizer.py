@@ -27,6 +27,8 @@ from lightning_modules.optimizer import OptimizerConfig, build_optimizer, warmup
 from lightning_modules.quantizers import QUANTIZERS, QuantizerConfig, QuantizerOutput
 from lightning_modules.quantizers.base import all_reduce_sum
 
+EPOCH_STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch")  # kept in checkpoints
+
 
 @dataclass
 class LossConfig:
@@ -92,6 +94,7 @@ class Tokenizer(L.LightningModule):
         self.step = 0
         self.epoch_usage: dict[str, float] = {}  # of the last whole training epoch, with the tokens counted in it
         self.epoch_tokens = 0
+        self.usage_by_epoch: list[float] = []  # B-Figure 3
 
         encoder, decoder = BACKBONES[config.backbone.name][:2]
         out_channels = 6 if config.loss.logit_laplace else 3
@@ -114,10 +117,6 @@ class Tokenizer(L.LightningModule):
     def is_adversarial(self) -> bool:
         return self.config.loss.adversarial > 0
 
-    @property
-    def tokens_per_image(self) -> int:
-        return self.encoder.grid_size**2
-
     # ---- the tokenizer itself ------------------------------------------------------------------------------------
 
     def encode(self, image: Tensor) -> QuantizerOutput:
@@ -131,6 +130,11 @@ class Tokenizer(L.LightningModule):
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Token ids (B, h, w) -> images (B, 3, H, W); equal to the forward pass that gave the ids."""
         return self.decode(self.quantizer.lookup(indices))
+
+    def decode_ranks(self, image: Tensor, ranks: list[int]) -> dict[int, Tensor]:
+        """For each M of `ranks`, the images (B, 3, H, W) that come back when each token takes its M-th nearest code."""
+        indices = self.quantizer.ranked(self.pre_quant(self.encoder(image)), ranks)  # (B, h, w, R)
+        return {rank: self.decode_indices(some) for rank, some in zip(ranks, indices.unbind(-1), strict=True)}
 
     def predict(self, quantized: Tensor) -> Tensor:
         return self.decoder(self.post_quant(quantized))
@@ -244,6 +248,7 @@ class Tokenizer(L.LightningModule):
     def take_epoch_usage(self) -> None:
         self.epoch_usage = {f"{name}/epoch": float(value) for name, value in self.train_usage.compute().items()}
         self.epoch_tokens = int(self.train_usage.counts.sum())
+        self.usage_by_epoch.append(self.epoch_usage["usage/epoch"])
         self.train_usage.reset()
 
     # ---- validation: the same code for training's validation and for experiments.evaluate -------------------------
@@ -257,6 +262,8 @@ class Tokenizer(L.LightningModule):
         prediction = self.predict(codes.quantized[:wanted])
         logit_laplace = prediction if self.config.loss.logit_laplace else None
         self.metrics.update(codes.indices, image[:wanted], self.to_image(prediction), logit_laplace)
+        if ranks := self.config.metrics.code_ranks:
+            self.metrics.update_ranks(image[:wanted], self.decode_ranks(image[:wanted], ranks))
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.metrics.compute())
@@ -266,14 +273,13 @@ class Tokenizer(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["generator_steps"] = self.step
-        checkpoint["epoch_usage"] = self.epoch_usage
-        checkpoint["epoch_tokens"] = self.epoch_tokens
+        checkpoint |= {name: getattr(self, name) for name in EPOCH_STATE}
         checkpoint["epoch_counts"] = all_reduce_sum(self.train_usage.code_counts.clone())  # of the epoch under way
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["generator_steps"]
-        self.epoch_usage = checkpoint["epoch_usage"]
-        self.epoch_tokens = checkpoint["epoch_tokens"]
+        for name in EPOCH_STATE:
+            setattr(self, name, checkpoint[name])
         if self.global_rank == 0:  # they are those of all ranks
             self.train_usage.code_counts = checkpoint["epoch_counts"].to(self.device)
 

@@ -14,6 +14,16 @@ from lightning_modules.losses.frozen import hub_file
 from lightning_modules.losses.perceptual import LPIPS_URLS, EncoderFeatureLoss, LPIPSLoss
 
 
+def to_unit(image: Tensor) -> Tensor:
+    """[-1, 1], clamped -> [0, 1], float32."""
+    return (image.float().clamp(-1, 1) + 1) / 2
+
+
+def per_image_psnr(x: Tensor, y: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] twice -> (B,) dB, over RGB."""
+    return peak_signal_noise_ratio(x, y, data_range=1.0, reduction="none", dim=(1, 2, 3))
+
+
 class ReconstructionMetrics(Metric):
     """PSNR, SSIM, L1, L2 and perceptual distances, each of every image, averaged over the images.
 
@@ -73,10 +83,10 @@ class ReconstructionMetrics(Metric):
 
     def _values(self, reconstruction: Tensor, image: Tensor) -> dict[str, Tensor]:
         """The metrics of each pair, (B,) each."""
-        x, y = (reconstruction + 1) / 2, (image + 1) / 2  # [0, 1]
+        x, y = to_unit(reconstruction), to_unit(image)
         difference = (x - y).flatten(1)  # (B, 3 H W)
         values: dict[str, Any] = {
-            "psnr": peak_signal_noise_ratio(x, y, data_range=1.0, reduction="none", dim=(1, 2, 3)),
+            "psnr": per_image_psnr(x, y),
             "ssim": structural_similarity_index_measure(x, y, data_range=1.0, reduction="none"),
             "l1": difference.abs().mean(dim=1),
             "l2": difference.square().mean(dim=1),

@@ -4,7 +4,7 @@ Letters: B images, H x W pixels, h x w tokens, K codes.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from lightning_modules.losses.reconstruction import logit_laplace_loss
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
 from lightning_modules.metrics.fidelity import Fidelity
-from lightning_modules.metrics.reconstruction import ReconstructionMetrics
+from lightning_modules.metrics.reconstruction import ReconstructionMetrics, per_image_psnr, to_unit
 
 
 @dataclass
@@ -22,7 +22,8 @@ class MetricsConfig:
 
     `lpips`: auto | vgg | alex | none. auto takes what is on disk and is recorded in the protocol id. `num_images`:
     code usage is counted over all validation images, the metrics of reconstructions over the first this many of each
-    process (the data modules deal the classes out in turn, so they are class-balanced), 0 = all.
+    process (the data modules deal the classes out in turn, so they are class-balanced), 0 = all. `code_ranks`: also
+    PSNR with every token replaced by its M-th nearest code, for each M (B-Figure 5).
     """
 
     extractor: str = "auto"
@@ -31,6 +32,7 @@ class MetricsConfig:
     kid: bool = False
     precision_recall: bool = False
     num_images: int = 0
+    code_ranks: list[int] = field(default_factory=list)
 
 
 class TokenizerMetrics(nn.Module):
@@ -46,6 +48,7 @@ class TokenizerMetrics(nn.Module):
         self.batch_usage = BatchUsage(codebook_size)
         self.reconstruction = ReconstructionMetrics(image_size, lpips=config.lpips)
         self.logit_laplace = MeanMetric()  # only of models that predict it (A-Tables 1 and 4)
+        self.rank_psnr = nn.ModuleDict({str(rank): MeanMetric() for rank in config.code_ranks})
         self.fidelity = Fidelity(
             image_size,
             extractor=config.extractor,
@@ -102,6 +105,12 @@ class TokenizerMetrics(nn.Module):
             if not self.has_reference:
                 self.fidelity.update(image, real=True)
 
+    def update_ranks(self, image: Tensor, reconstructions: dict[int, Tensor]) -> None:
+        """Images (b, 3, H, W) in [-1, 1], and for each M of `code_ranks` what the M-th nearest codes decode to."""
+        for rank, reconstruction in reconstructions.items():
+            psnr = per_image_psnr(to_unit(reconstruction), to_unit(image))
+            self.rank_psnr[str(rank)].update(psnr)  # type: ignore[operator]
+
     def compute(self) -> dict[str, Tensor]:
         fidelity = self.fidelity.compute()
         usage = self.usage.compute()
@@ -114,6 +123,7 @@ class TokenizerMetrics(nn.Module):
         values |= self.reconstruction.compute()
         if self.logit_laplace.update_called:
             values["logit_laplace"] = self.logit_laplace.compute()
+        values |= {f"psnr/rank{rank}": metric.compute() for rank, metric in self.rank_psnr.items()}  # type: ignore[operator]
         values |= {FIDELITY_NAMES[name]: value.float() for name, value in fidelity.items()}
         self.names = list(values)
         return values
@@ -129,14 +139,16 @@ class TokenizerMetrics(nn.Module):
             "logit_laplace": f"logit-laplace/nats-per-channel-value-eps0.1/{measured}",
         }
         ids |= {name: f"{protocol}/{measured}" for name, protocol in self.reconstruction.protocols.items()}
+        ids |= {f"psnr/rank{rank}": f"psnr/rgb-range1-per-image/code-rank{rank}/{measured}" for rank in self.rank_psnr}
         for name in FIDELITY_NAMES.values():
             ids[name] = self.fidelity.protocol_id(self.num_measured, "val-vs-val", name)
         return {name: ids[name] for name in self.names}
 
     def reset(self) -> None:
         self.num_seen = 0
-        for metric in (self.usage, self.batch_usage, self.reconstruction, self.logit_laplace, self.fidelity):
-            metric.reset()
+        metrics = self.usage, self.batch_usage, self.reconstruction, self.logit_laplace, self.fidelity
+        for metric in (*metrics, *self.rank_psnr.values()):
+            metric.reset()  # type: ignore[operator]
 
 
 FIDELITY_NAMES = {

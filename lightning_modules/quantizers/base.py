@@ -4,6 +4,7 @@ Letters: K codes of d dimensions; latents come as (..., d), channels last.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.quantizers.nearest import nearest_code
+
+RANKED_PAIRS = 2**24  # distances in memory at a time: 64 MiB
 
 
 @dataclass
@@ -56,8 +59,26 @@ class Quantizer(nn.Module, ABC):
         """Codes of `indices` (...) -> (..., d)."""
         return F.embedding(indices, self.codebook())
 
+    def prepare(self, z: Tensor) -> Tensor:
+        """Latents (..., d) as they are compared with the codes, float32."""
+        return z.float()
+
+    @torch.no_grad()
+    def ranked(self, z: Tensor, ranks: Sequence[int]) -> Tensor:
+        """Indices (..., R) of each latent's M-th nearest code, for the R values M of `ranks`; M = 1 is the nearest.
+
+        For measurements (B-Figure 5); holds a block of distances at a time. ValueError: an M outside [1, K].
+        """
+        if min(ranks) < 1 or max(ranks) > self.codebook_size:
+            raise ValueError(f"ranks {list(ranks)} must lie between 1 and the {self.codebook_size} codes")
+        z, codebook = self.prepare(z), self.codebook()
+        blocks = z.flatten(0, -2).split(max(1, RANKED_PAIRS // self.codebook_size))
+        nearest = [torch.cdist(block, codebook).topk(max(ranks), largest=False).indices for block in blocks]
+        columns = torch.tensor(ranks, device=z.device) - 1
+        return torch.cat(nearest)[:, columns].view(*z.shape[:-1], len(ranks))
+
     def forward(self, z: Tensor) -> QuantizerOutput:
-        z = z.float()
+        z = self.prepare(z)
         codebook = self.codebook()
         indices = nearest_code(z.flatten(0, -2), codebook).view(z.shape[:-1])
         codes = F.embedding(indices, codebook)  # (..., d)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput
+from lightning_modules.quantizers.base import Quantizer, QuantizerConfig
 
 
 @dataclass
@@ -40,5 +40,5 @@ class FactorizedQuantizer(Quantizer):
     def codebook(self) -> Tensor:
         return F.normalize(self.codes, dim=-1) if self.config.l2_norm else self.codes
 
-    def forward(self, z: Tensor) -> QuantizerOutput:
-        return super().forward(F.normalize(z.float(), dim=-1) if self.config.l2_norm else z)
+    def prepare(self, z: Tensor) -> Tensor:
+        return F.normalize(z.float(), dim=-1) if self.config.l2_norm else z.float()

@@ -36,17 +36,26 @@ class CodebookSource:
 
 @dataclass
 class LargeCodebookConfig(QuantizerConfig):
-    """Weights as in paper B (alpha 1.0 on the commitment term, beta 0.33 on the codebook term)."""
+    """Weights as in paper B (alpha 1.0 on the commitment term, beta 0.33 on the codebook term).
+
+    B-Table 10 takes the parts away one by one: `project=false` compares latents with the features themselves (then
+    code_dim must be feature_dim), `train_table=true` trains the table together with the projector.
+    """
 
     name: str = "large_codebook"
     commitment_weight: float = 1.0
     codebook_weight: float = 0.33
     feature_dim: int = 768  # C: 768 for CLIP ViT-L/14
+    project: bool = True
+    train_table: bool = False
+    match_scale: bool = True  # see `LargeCodebook`; false is the official code's way
     source: CodebookSource = field(default_factory=CodebookSource)
 
 
 class LargeCodebook(Quantizer):
     """Frozen (K, C) table + Linear(C, d).
+
+    Raises ValueError for `project=false` with a code_dim other than feature_dim.
 
     Departs from B 3.2: at the first training batch the projector is rescaled so that the projected table has the
     mean and standard deviation of the latents in each dimension. With the official initialisation the table can be
@@ -54,19 +63,31 @@ class LargeCodebook(Quantizer):
     """
 
     config: LargeCodebookConfig
-    table: Tensor  # (K, C) frozen features
+    table: Tensor  # (K, C) features, frozen unless `train_table`
     is_filled: Tensor  # () bool: the table was loaded
     is_matched: Tensor  # () bool: the projector was scaled to the latents
 
     def __init__(self, config: LargeCodebookConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__(config, codebook_size, code_dim)
-        self.register_buffer("table", torch.zeros(codebook_size, config.feature_dim))
+        if not config.project and code_dim != config.feature_dim:
+            raise ValueError(
+                f"without a projector the codes are the features: code_dim={code_dim} must be feature_dim="
+                f"{config.feature_dim}"
+            )
+        table = torch.zeros(codebook_size, config.feature_dim)
+        if config.train_table:
+            self.table = nn.Parameter(table)
+        else:
+            self.register_buffer("table", table)
         self.register_buffer("is_filled", torch.tensor(False))
         self.register_buffer("is_matched", torch.tensor(False))
-        self.projector = nn.Linear(config.feature_dim, code_dim)
-        nn.init.normal_(self.projector.weight, std=code_dim**-0.5)
-        nn.init.zeros_(self.projector.bias)
+        self.projector: nn.Module = nn.Identity()
+        if config.project:
+            self.projector = nn.Linear(config.feature_dim, code_dim)
+            nn.init.normal_(self.projector.weight, std=code_dim**-0.5)
+            nn.init.zeros_(self.projector.bias)
 
+    @torch.no_grad()
     def fill(self, features: Tensor) -> None:
         """Loads the frozen table. Raises ValueError when `features` is not (K, C) or not finite."""
         if tuple(features.shape) != tuple(self.table.shape):
@@ -86,13 +107,14 @@ class LargeCodebook(Quantizer):
     def forward(self, z: Tensor) -> QuantizerOutput:
         if not self.is_filled:
             raise RuntimeError("the large codebook is empty: call fill(features) before the first forward")
-        if self.training and not self.is_matched:
+        if self.training and self.config.project and self.config.match_scale and not self.is_matched:
             self.match_scale(z.detach().float().flatten(0, -2))
         return super().forward(z)
 
     @torch.no_grad()
     def match_scale(self, z: Tensor) -> None:
         """Gives the projected table the mean and deviation of latents z (N, d), in each dimension, over all ranks."""
+        assert isinstance(self.projector, nn.Linear)
         moments = torch.stack([torch.ones_like(z), z, z.square()]).sum(1)  # (3, d)
         count, total, total_square = all_reduce_sum(moments)
         mean = total / count

@@ -87,6 +87,22 @@ def test_logit_laplace_is_measured_where_the_model_predicts_it(tiny: TinyExperim
     assert record["metrics"]["logit_laplace"] == pytest.approx(loss.item(), rel=1e-5)
 
 
+def test_psnr_by_code_rank(tiny: TinyExperiment, tmp_path: Path) -> None:
+    """B-Figure 5: rank 1 is the reconstruction itself; the farthest codes are worse."""
+    record = train(tiny("vqgan", "model.metrics.code_ranks=[1,32]", "trainer.max_steps=20"), "x", tmp_path)
+    metrics = record["metrics"]
+    assert metrics["psnr/rank1"] == pytest.approx(metrics["psnr"], abs=1e-4)
+    assert metrics["psnr/rank32"] < metrics["psnr"] - 0.1
+    assert record["protocols"]["psnr/rank32"].split("/")[2] == "code-rank32"
+
+
+def test_the_record_holds_the_usage_of_every_whole_epoch(tiny: TinyExperiment, tmp_path: Path) -> None:
+    """B-Figure 3. 24 images in batches of 4: an epoch is six steps."""
+    experiment = tiny("vqgan", "data.train_size=24", "trainer.max_steps=14", "trainer.checkpoint_every=8")
+    history = train(experiment, "x", tmp_path)["history"]["usage/epoch"]
+    assert len(history) == 2 and all(0 < usage <= 100 for usage in history)
+
+
 def test_the_checkpoint_is_plain_and_holds_no_pretrained_network(tiny: TinyExperiment, tmp_path: Path) -> None:
     experiment = tiny("vqgan", "model.loss.perceptual=1", "model.loss.adversarial=0.1")
     train(experiment, "x", tmp_path)

@@ -108,7 +108,7 @@ def test_decoding_the_indices_is_the_forward_pass(build: Any, model: str, quanti
         assert output.reconstruction.shape == image.shape
         assert torch.equal(module.decode_indices(indices), output.reconstruction)
         assert not torch.equal(module.decode_indices((indices + 1) % 32), output.reconstruction)
-    assert module.tokens_per_image == 64
+    assert module.encoder.grid_size**2 == 64
 
 
 @pytest.mark.parametrize("model", ["vqgan", "vit_vqgan"])

@@ -24,6 +24,7 @@ from lightning_modules.quantizers import (
     Quantizer,
     VectorQuantizer,
     VQConfig,
+    base,
 )
 
 K, D, C = 40, 6, 10
@@ -316,6 +317,23 @@ def test_ema_codebooks_of_two_processes_are_equal(tmp_path: Path, threshold: flo
             torch.testing.assert_close(first[name], value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranked_codes_are_those_of_a_full_sort(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "RANKED_PAIRS", 100)  # several blocks
+    quantizer = make(kind).eval()
+    z = latents(4, 5).detach()
+    order = torch.cdist(quantizer.prepare(z).double(), quantizer.codebook().detach().double()).argsort(-1)
+    ranked = quantizer.ranked(z, [1, 3, K])
+    assert torch.equal(ranked, order[..., [0, 2, K - 1]])
+    assert torch.equal(ranked[..., 0], quantizer(z).indices)
+
+
+@pytest.mark.parametrize("rank", [0, K + 1])
+def test_a_rank_beyond_the_codebook(rank: int) -> None:
+    with pytest.raises(ValueError, match="between 1 and the 40 codes"):
+        make("vq").ranked(latents(3), [1, rank])
+
+
 # ---- large codebook
 
 
@@ -330,6 +348,36 @@ def test_table_is_frozen_and_projector_is_trained() -> None:
     optimizer.step()
     assert torch.equal(quantizer.table, table)
     assert not torch.equal(quantizer.projector.weight, before)
+
+
+def test_a_trainable_table_learns_beside_its_projector() -> None:
+    """B-Table 10, second row."""
+    quantizer = make("large_codebook", train_table=True)
+    output = quantizer(latents(50))
+    output.loss.backward()
+    assert isinstance(quantizer, LargeCodebook) and isinstance(quantizer.table, torch.nn.Parameter)
+    used = output.indices.unique()
+    assert quantizer.table.grad is not None and quantizer.table.grad[used].abs().sum(1).min() > 0
+    assert set(quantizer.state_dict()) == set(make("large_codebook").state_dict())
+
+
+def test_without_a_projector_the_codes_are_the_features() -> None:
+    """B-Table 10, first row."""
+    quantizer = make("large_codebook", project=False, feature_dim=D)
+    assert isinstance(quantizer, LargeCodebook)
+    assert torch.equal(quantizer.codebook(), quantizer.table) and not list(quantizer.parameters())
+    quantizer.is_matched.fill_(False)
+    quantizer(latents(50))
+    with pytest.raises(ValueError, match=f"code_dim={D} must be feature_dim={C}"):
+        make("large_codebook", project=False, feature_dim=C)
+
+
+def test_the_official_initialisation_is_left_alone_without_match_scale() -> None:
+    quantizer = LargeCodebook(LargeCodebookConfig(feature_dim=C, match_scale=False), K, D)
+    quantizer.fill(torch.randn(K, C))
+    weight = quantizer.projector.weight.clone()  # type: ignore[operator,union-attr]
+    quantizer.train()(100 * latents(50))
+    assert torch.equal(quantizer.projector.weight, weight)
 
 
 def empty_codebook() -> LargeCodebook:
