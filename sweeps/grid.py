@@ -94,7 +94,9 @@ def load_grid(
         label = label_of(cell.row)
         if not cell.experiment:
             return Row(cell.row, cell.paper, ())
-        name = f"{cell.experiment}_{overlay.experiments}"
+        dataset = "" if overlay.is_small else cell.dataset
+        name = f"{cell.experiment}_{dataset or overlay.experiments}"
+        own_set = cell.small if overlay.is_small and cell.small else cell.set
         origin = f"{path}: table {table.id}, row '{label}'"
         if name not in files:
             try:
@@ -102,7 +104,7 @@ def load_grid(
             except ValueError as error:
                 raise ValueError(f"{origin}: {error}") from None
         own = overlay.experiment_overrides.get(cell.experiment, {})
-        values = merge(files[name], *(nest(layer) for layer in (overlay.overrides, own, cell.set)), last)
+        values = merge(files[name], *(nest(layer) for layer in (overlay.overrides, own, own_set)), last)
         checked = parse(values, f"{origin} ({name}.yaml)")
         runs = []
         for seed in numbers:

@@ -1,28 +1,46 @@
-"""Metrics of a table against one of its row heads, one line for each value of another."""
+"""Pictures of a table's records: against a row head, over the epochs, or across its columns."""
 
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sweeps.grid import Table, show
+from experiments.records import Record
+from sweeps.grid import Row, Table, label_of, show
 from sweeps.render import replace_file
 from sweeps.results import Found, measure
+from sweeps.schema import ColumnSpec
 
 
 def write_plot(table: Table, found: Found, data_id: str, scale: str, path: Path) -> Path | None:
-    """Ours as lines, spread over seeds as bars, the paper's utilisation dashed. None below two points."""
-    spec = table.spec
-    x, line = spec.plot.x, spec.plot.line
-    columns = [column for column in spec.columns if column.metric in spec.plot.metrics]
+    """Ours as lines, spread over seeds as bars or bands, the paper's utilisation dashed. None below two points."""
+    columns = [column for column in table.spec.columns if column.metric in table.spec.plot.metrics]
+    figure = Figure(layout="constrained")
+    num_points = DRAW[table.spec.plot.kind](figure, table, found, columns)
+    if num_points < 2:
+        return None
+    handles, labels = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda pair: len(pair[1]))
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    has_paper = any("--" in str(line.get_linestyle()) for axes in figure.axes for line in axes.lines)
+    note = "; dashed: the paper, on its own data" if has_paper else ""
+    figure.suptitle(f"{data_id}, scale {scale}{note}", fontsize=9)
+    replace_file(path, figure)
+    return path
+
+
+def draw_rows(figure: Figure, table: Table, found: Found, columns: Sequence[ColumnSpec]) -> int:
+    """Each metric against the row head `x`, one line for each value of `line`; gives the number of points."""
+    x, line = table.spec.plot.x, table.spec.plot.line
     names = list(dict.fromkeys(row.heads[line] for row in table.rows))
-    figure = Figure((5.2 * len(columns), 3.6), layout="constrained")
+    figure.set_size_inches(5.2 * len(columns), 3.6)
     num_points = 0
     for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
         for number, name in enumerate(names):
             color = f"C{number}"
             rows = sorted((row for row in table.rows if row.heads[line] == name), key=lambda row: row.heads[x])
-            records = [[found[run.digest] for run in row.runs if run.digest in found] for row in rows]
-            values = [(row.heads[x], measure(column, of)) for row, of in zip(rows, records, strict=True)]
+            values = [(row.heads[x], measure(column, records_of(row, found))) for row in rows]
             known = [(at, value.mean, value.std or 0.0) for at, value in values if value is not None]
             num_points += len(known)
             if known:
@@ -30,21 +48,72 @@ def write_plot(table: Table, found: Found, data_id: str, scale: str, path: Path)
                 label = f"{line} = {show(name)}" if isinstance(name, bool) else show(name)
                 axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=color, label=label)
             paper = [(row.heads[x], row.paper[column.metric]) for row in rows if column.metric in row.paper]
-            if paper and column.metric.startswith("usage"):
+            if paper and is_usage(column):
                 axes.plot(*zip(*paper, strict=True), ls="--", lw=1, marker=".", alpha=0.6, color=color)
         ticks = sorted({row.heads[x] for row in table.rows if row.runs})
         axes.set_xscale("log")
         axes.set_xticks(ticks, [show(tick) for tick in ticks])
         axes.minorticks_off()
-        axes.set_xlabel(x)
-        axes.set_ylabel(column.head)
-        axes.grid(alpha=0.3)
-        if column.metric.startswith("usage"):
-            axes.set_ylim(-3, 103)
-    if num_points < 2:
-        return None
-    handles, labels = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda pair: len(pair[1]))
-    figure.legend(handles, labels, loc="outside right center", fontsize=8)
-    figure.suptitle(f"{data_id}, scale {scale}; dashed: the paper, on its own data", fontsize=9)
-    replace_file(path, figure)
-    return path
+        finish(axes, x, column)
+    return num_points
+
+
+def draw_epochs(figure: Figure, table: Table, found: Found, columns: Sequence[ColumnSpec]) -> int:
+    """The history of each metric, one line a row: the mean over seeds, and a band from the lowest to the highest."""
+    figure.set_size_inches(6.4 * len(columns), 3.6)
+    num_points = 0
+    for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        for number, row in enumerate(table.rows):
+            histories = [record.get("history", {}).get(column.metric, []) for record in records_of(row, found)]
+            epochs = [[value * column.scale for value in values] for values in zip(*histories, strict=False)]
+            at = range(1, len(epochs) + 1)
+            num_points += len(epochs)
+            if epochs:
+                mean = [statistics.fmean(values) for values in epochs]
+                axes.plot(at, mean, marker="o", ms=3, color=f"C{number}", label=label_of(row.heads))
+                if len(histories) > 1:
+                    low, high = zip(*((min(values), max(values)) for values in epochs), strict=True)
+                    axes.fill_between(at, low, high, color=f"C{number}", alpha=0.15, lw=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        finish(axes, "training epoch", column)
+    return num_points
+
+
+def draw_columns(figure: Figure, table: Table, found: Found, columns: Sequence[ColumnSpec]) -> int:
+    """The metrics side by side, one line a row."""
+    figure.set_size_inches(6.4, 3.6)
+    axes = figure.subplots()
+    num_points = 0
+    for number, row in enumerate(table.rows):
+        measured = [(at, measure(column, records_of(row, found))) for at, column in enumerate(columns)]
+        known = [(at, value.mean, value.std or 0.0) for at, value in measured if value is not None]
+        num_points += len(known)
+        if known:
+            at, mean, std = zip(*known, strict=True)
+            axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=f"C{number}", label=label_of(row.heads))
+    axes.set_xticks(range(len(columns)), [column.head for column in columns])
+    axes.grid(alpha=0.3)
+    return num_points
+
+
+def records_of(row: Row, found: Found) -> list[Record]:
+    return [found[run.digest] for run in row.runs if run.digest in found]
+
+
+def is_usage(column: ColumnSpec) -> bool:
+    return column.metric.startswith("usage")
+
+
+def finish(axes: Axes, x: str, column: ColumnSpec) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(column.head)
+    axes.grid(alpha=0.3)
+    if is_usage(column):
+        axes.set_ylim(-3, 103)
+
+
+DRAW: dict[str, Callable[[Figure, Table, Found, Sequence[ColumnSpec]], int]] = {
+    "rows": draw_rows,
+    "epochs": draw_epochs,
+    "columns": draw_columns,
+}

@@ -42,12 +42,23 @@ class Measured:
 
 def measure(column: ColumnSpec, records: Iterable[Record]) -> Measured | None:
     """Mean and spread of the column's metric; None when no record has it."""
-    having = [record for record in records if column.metric in record["metrics"]]
-    if not having:
+    numbers = [(number, protocol) for record in records for number, protocol in find_number(record, column.metric)]
+    if not numbers:
         return None
-    values = [record["metrics"][column.metric] * column.scale for record in having]
-    protocols = frozenset(record["protocols"].get(column.metric, "not stated") for record in having)
+    values = [number * column.scale for number, _ in numbers]
+    protocols = frozenset(protocol for _, protocol in numbers)
     return Measured(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, protocols)
+
+
+def find_number(record: Record, metric: str) -> list[tuple[float, str]]:
+    """The metric and its protocol, or nothing. Speed and size are facts of the run, not among its metrics."""
+    if metric in record["metrics"]:
+        return [(record["metrics"][metric], record["protocols"].get(metric, "not stated"))]
+    if metric == "images_per_second":
+        return [(record[metric], f"training/{record['device']}")]
+    if metric == "parameters":
+        return [(record[metric], "parameters/trained-without-discriminator")]
+    return []
 
 
 def make_sheet(
@@ -151,8 +162,9 @@ def caption(
         lines.append("diff = ours - paper.")
     measured = [f"{c.head}: {protocol}" for c, protocol in zip(spec.columns, usual, strict=True) if protocol]
     lines.append(f"Protocols of ours: {'; '.join(measured)}.")
-    if absent := [c.head for c, protocol in zip(spec.columns, usual, strict=True) if not protocol]:
-        lines.append(f"Not measured: {', '.join(absent)}.")
+    if absent := [c for c, protocol in zip(spec.columns, usual, strict=True) if not protocol]:
+        named = (f"{column.head} (needs {column.needs})" if column.needs else column.head for column in absent)
+        lines.append(f"Not measured: {', '.join(named)}.")
     if len(records) < len(runs):
         lines.append(f"{len(runs) - len(records)} of {len(runs)} runs are missing; their cells are empty.")
     if spec.note:

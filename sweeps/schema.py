@@ -16,17 +16,24 @@ from experiments.config import read_yaml
 class ColumnSpec:
     """One metric of a table: `scale` times the record's number, in `format`, stands under `head`."""
 
-    metric: str = MISSING  # key in the record's metrics, for example usage/epoch
+    metric: str = MISSING  # key in the record's metrics, for example usage/epoch; or images_per_second, parameters
     head: str = MISSING
     format: str = ".2f"
     scale: float = 1.0
+    needs: str = ""  # what this suite would need to measure it; shown in the caption
 
 
 @dataclass
 class PlotSpec:
-    """A picture of the same records: metrics against the row value `x`, one line for each value of `line`."""
+    """A picture of the same records. `kind`:
 
-    x: str = ""  # a row head; empty = no picture
+    - rows: `metrics` against the row value `x`, one line for each value of `line`;
+    - epochs: the history of `metrics` against the training epoch, one line a row;
+    - columns: `metrics` of one row side by side, one line a row.
+    """
+
+    kind: str = ""  # rows | epochs | columns; empty = no picture
+    x: str = ""
     line: str = ""
     metrics: list[str] = field(default_factory=list)
 
@@ -37,7 +44,9 @@ class CellSpec:
 
     row: dict[str, Any] = MISSING  # row head: value
     experiment: str = ""  # experiments/<experiment>_<suffix of the scale>.yaml
+    dataset: str = ""  # suffix in place of the scale's, at scales that have the papers' data: ffhq, celebahq
     set: dict[str, Any] = field(default_factory=dict)  # dotted key: value
+    small: dict[str, Any] = field(default_factory=dict)  # in place of `set` at the scales that are small
     paper: dict[str, float] = field(default_factory=dict)  # metric: value in the column's unit
     scales: list[str] = field(default_factory=list)  # scales that train it; empty = all
 
@@ -66,11 +75,13 @@ class ScaleSpec:
     """`overrides` go to every experiment, `experiment_overrides[name]` to one; a row's `set` wins."""
 
     experiments: str = MISSING  # suffix of the experiment files: cifar10 or imagenet
+    is_small: bool = False  # one small data set for all rows, and small models: rows take `small`
     seeds: int = 1  # runs of each cell, with seeds 0, 1, ...
     overrides: dict[str, Any] = field(default_factory=dict)
     experiment_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+PLOT_KINDS = ("rows", "epochs", "columns")
 SPECS = (SweepSpec, TableSpec, CellSpec, ColumnSpec, PlotSpec, ScaleSpec)
 Spec = TypeVar("Spec", SweepSpec, ScaleSpec)
 
@@ -132,8 +143,10 @@ def check(sweep: SweepSpec, path: Path, scales: Iterable[str]) -> None:
                 known(metric, metrics, f"{at}, paper")
             for scale in cell.scales:
                 known(scale, scales, f"{at}, scales")
-        if table.plot.x:
-            for head in (table.plot.x, table.plot.line):
+        plot = table.plot
+        if plot.kind:
+            known(plot.kind, PLOT_KINDS, f"{where}, plot, kind")
+            for head in (plot.x, plot.line) if plot.kind == "rows" else ():
                 known(head, table.row_heads, f"{where}, plot")
-            for metric in table.plot.metrics:
+            for metric in plot.metrics:
                 known(metric, metrics, f"{where}, plot")

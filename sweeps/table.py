@@ -32,7 +32,7 @@ def render(grid: Grid, found: Found, data_id: str, out: Path, difference: bool =
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         paths += write_sheet(sheet, stem)
-        if table.spec.plot.x:
+        if table.spec.plot.kind:
             plot = write_plot(table, found, data_id, grid.scale, stem.with_name(f"{stem.name}_plot.png"))
             paths += [plot] if plot else []
     return paths

@@ -25,7 +25,7 @@ tables:
       - {metric: usage/epoch, head: util %, format: .1f}
       - {metric: ssim, head: SSIM %, format: .1f, scale: 100}
       - {metric: psnr, head: PSNR}
-    plot: {x: K, line: quantizer, metrics: [usage/epoch]}
+    plot: {kind: rows, x: K, line: quantizer, metrics: [usage/epoch]}
     cells:
       - {row: {quantizer: other, K: 7}, paper: {ssim: 50.0}}
       - {experiment: vqgan, row: {quantizer: VQ, K: 16}, set: {model.codebook_size: 16},
