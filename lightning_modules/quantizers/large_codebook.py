@@ -1,8 +1,6 @@
 """VQGAN-LC's codebook (paper B, section 3.2): a frozen table of pretrained features and a trained projector.
 
-Only the projector, a linear layer C -> d, is trained; it moves all K codes together, so none is left behind. The
-codes that a latent is compared with are projector(table), computed anew each step; gradients reach the projector
-through the rows that were chosen, as in the official code.
+Table and projector are those of `ProjectedCodebook`; here is how the features get in, and the projector's first scale.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput, all_reduce_sum
+from lightning_modules.quantizers.base import QuantizerConfig, QuantizerOutput, all_reduce_sum
+from lightning_modules.quantizers.projected import ProjectedCodebook
 
 
 @dataclass
@@ -45,8 +44,8 @@ class LargeCodebookConfig(QuantizerConfig):
     source: CodebookSource = field(default_factory=CodebookSource)
 
 
-class LargeCodebook(Quantizer):
-    """Frozen (K, C) table + Linear(C, d).
+class LargeCodebook(ProjectedCodebook):
+    """A table of features that `fill` puts in.
 
     Departs from B 3.2: at the first training batch the projector is rescaled so that the projected table has the
     mean and standard deviation of the latents in each dimension. With the official initialisation the table can be
@@ -54,16 +53,13 @@ class LargeCodebook(Quantizer):
     """
 
     config: LargeCodebookConfig
-    table: Tensor  # (K, C) frozen features
     is_filled: Tensor  # () bool: the table was loaded
     is_matched: Tensor  # () bool: the projector was scaled to the latents
 
     def __init__(self, config: LargeCodebookConfig, codebook_size: int, code_dim: int) -> None:
-        super().__init__(config, codebook_size, code_dim)
-        self.register_buffer("table", torch.zeros(codebook_size, config.feature_dim))
+        super().__init__(config, code_dim, torch.zeros(codebook_size, config.feature_dim))
         self.register_buffer("is_filled", torch.tensor(False))
         self.register_buffer("is_matched", torch.tensor(False))
-        self.projector = nn.Linear(config.feature_dim, code_dim)
         nn.init.normal_(self.projector.weight, std=code_dim**-0.5)
         nn.init.zeros_(self.projector.bias)
 
@@ -78,10 +74,6 @@ class LargeCodebook(Quantizer):
             raise ValueError("the codebook holds values that are not finite: build it again")
         self.table.copy_(features)
         self.is_filled.fill_(True)
-
-    def codebook(self) -> Tensor:
-        with torch.autocast(self.table.device.type, enabled=False):
-            return self.projector(self.table)  # (K, d)
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         if not self.is_filled:
