@@ -1,5 +1,6 @@
 """Metrics of a table against one of its row heads, one line for each value of another."""
 
+from collections import Counter
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -32,7 +33,8 @@ def write_plot(table: Table, found: Found, data_id: str, scale: str, path: Path)
             paper = [(row.heads[x], row.paper[column.metric]) for row in rows if column.metric in row.paper]
             if paper and column.metric.startswith("usage"):
                 axes.plot(*zip(*paper, strict=True), ls="--", lw=1, marker=".", alpha=0.6, color=color)
-        ticks = sorted({row.heads[x] for row in table.rows if row.runs})
+        counts = Counter(row.heads[x] for row in table.rows if row.runs)
+        ticks = sorted(at for at in counts if not any(is_near(at, by) and counts[by] > counts[at] for by in counts))
         axes.set_xscale("log")
         axes.set_xticks(ticks, [show(tick) for tick in ticks])
         axes.minorticks_off()
@@ -48,3 +50,8 @@ def write_plot(table: Table, found: Found, data_id: str, scale: str, path: Path)
     figure.suptitle(f"{data_id}, scale {scale}; dashed: the paper, on its own data", fontsize=9)
     replace_file(path, figure)
     return path
+
+
+def is_near(a: float, b: float) -> bool:
+    """Too near on a logarithmic axis for two labels: 1,000 and 1,024."""
+    return 0.8 < a / b < 1.25

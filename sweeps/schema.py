@@ -40,6 +40,7 @@ class CellSpec:
     set: dict[str, Any] = field(default_factory=dict)  # dotted key: value
     paper: dict[str, float] = field(default_factory=dict)  # metric: value in the column's unit
     scales: list[str] = field(default_factory=list)  # scales that train it; empty = all
+    rule: bool = False  # a horizontal rule above this row
 
 
 @dataclass
