@@ -93,6 +93,7 @@ CHOICES: dict[str, dict[str, tuple]] = {
     "model.quantizer": QUANTIZERS,
     "model.discriminator": DISCRIMINATORS,
 }
+PARTS = [key for key in CHOICES if "." in key]  # sections whose keys are meant for one class alone
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -101,7 +102,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises ValueError, with the file and key at fault and what to do, for a missing file, broken YAML, an unknown
     key (with the nearest known one), a wrong type, or a wrong name.
     """
-    return parse(merge(read_yaml(path), from_dotlist(overrides)), str(path))
+    return parse(compose(read_yaml(path), from_dotlist(overrides)), str(path))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -133,6 +134,31 @@ def from_dotlist(overrides: Sequence[str]) -> dict[str, Any]:
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
     """Later layers win, key by key."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*layers)))
+
+
+def compose(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Like `merge`; but a layer that picks another backbone, quantizer or discriminator replaces that section whole.
+
+    What earlier layers set there was meant for another class: `model.quantizer.name=fsq` works on any recipe.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        before, after = part_names(values), part_names(merge(values, layer))
+        for key in before.keys() & after.keys():
+            parent, leaf = key.split(".")
+            if before[key] != after[key]:
+                values[parent].pop(leaf, None)
+        values = merge(values, layer)
+    return values
+
+
+def part_names(values: dict[str, Any]) -> dict[str, str]:
+    """The name of each part's class; none where `values` is not yet a whole experiment, or names what is not there."""
+    try:
+        experiment = schema(values)
+    except ValueError:
+        return {}
+    return {key: getattr(experiment.model, key.split(".")[1]).name for key in PARTS}
 
 
 def parse(values: dict[str, Any], origin: str) -> Experiment:
@@ -221,6 +247,10 @@ def check(experiment: Experiment, origin: str) -> Experiment:
     require(data.batch_size >= 1, f"data.batch_size={data.batch_size} must be at least 1")
     require(model.codebook_size >= 1, f"model.codebook_size={model.codebook_size} must be at least 1")
     require(model.code_dim >= 1, f"model.code_dim={model.code_dim} must be at least 1")
+    try:
+        model.quantizer.check(model.codebook_size, model.code_dim)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
     require(
         len(model.optimizer.betas) == 2,
         f"model.optimizer.betas={model.optimizer.betas} must hold two numbers",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.config import Experiment, from_dotlist, merge, parse, read_yaml
+from experiments.config import Experiment, compose, from_dotlist, merge, parse, read_yaml
 from sweeps.schema import CellSpec, PlotSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
 
 SWEEPS = Path(__file__).resolve().parent
@@ -32,6 +32,7 @@ class Row:
     heads: dict[str, Any]
     paper: dict[str, float]
     runs: tuple[Run, ...]  # one a seed; none for a reference row
+    rule: bool = False  # a heavier rule above it
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def load_grid(
     def expand(table: TableSpec, cell: CellSpec) -> Row:
         label = label_of(cell.row)
         if not cell.experiment:
-            return Row(cell.row, cell.paper, ())
+            return Row(cell.row, cell.paper, (), cell.rule)
         dataset = "" if overlay.is_small else cell.dataset
         name = f"{cell.experiment}_{dataset or overlay.experiments}"
         own_set = cell.small if overlay.is_small and cell.small else cell.set
@@ -104,14 +105,14 @@ def load_grid(
             except ValueError as error:
                 raise ValueError(f"{origin}: {error}") from None
         own = overlay.experiment_overrides.get(cell.experiment, {})
-        values = merge(files[name], *(nest(layer) for layer in (overlay.overrides, own, own_set)), last)
+        values = compose(files[name], *(nest(layer) for layer in (overlay.overrides, own, own_set)), last)
         checked = parse(values, f"{origin} ({name}.yaml)")
         runs = []
         for seed in numbers:
             experiment = replace(checked, seed=seed)
             suffix = f" seed {seed}" if len(numbers) > 1 else ""
             runs.append(Run(name, label + suffix, experiment, experiment.digest()))
-        return Row(cell.row, cell.paper, tuple(runs))
+        return Row(cell.row, cell.paper, tuple(runs), cell.rule)
 
     tables = tuple(
         Table(spec, tuple(expand(spec, cell) for cell in spec.cells if not cell.scales or scale in cell.scales))

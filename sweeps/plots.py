@@ -1,6 +1,7 @@
 """Pictures of a table's records: against a row head, over the epochs, or across its columns."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def draw_rows(figure: Figure, table: Table, found: Found, columns: Sequence[Colu
             paper = [(row.heads[x], row.paper[column.metric]) for row in rows if column.metric in row.paper]
             if paper and is_usage(column):
                 axes.plot(*zip(*paper, strict=True), ls="--", lw=1, marker=".", alpha=0.6, color=color)
-        ticks = sorted({row.heads[x] for row in table.rows if row.runs})
+        counts = Counter(row.heads[x] for row in table.rows if row.runs)
+        ticks = sorted(at for at in counts if not any(is_near(at, by) and counts[by] > counts[at] for by in counts))
         axes.set_xscale("log")
         axes.set_xticks(ticks, [show(tick) for tick in ticks])
         axes.minorticks_off()
@@ -102,6 +104,11 @@ def records_of(row: Row, found: Found) -> list[Record]:
 
 def is_usage(column: ColumnSpec) -> bool:
     return column.metric.startswith("usage")
+
+
+def is_near(a: float, b: float) -> bool:
+    """Too near on a logarithmic axis for two labels: 1,000 and 1,024."""
+    return 0.8 < a / b < 1.25
 
 
 def finish(axes: Axes, x: str, column: ColumnSpec) -> None:

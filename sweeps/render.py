@@ -51,6 +51,11 @@ def flat_heads(sheet: Sheet, joint: str) -> list[str]:
     return [f"{head}{joint}{sub}" if sub else head for head, subs in sheet.groups for sub in subs]
 
 
+def with_breaks(sheet: Sheet, lines: list[str], mark: str) -> list[str]:
+    """The body's lines with `mark` above each row that the sheet sets apart."""
+    return [text for i, row in enumerate(lines) for text in ([mark, row] if i in sheet.breaks else [row])]
+
+
 def markdown(sheet: Sheet) -> str:
     def line(cells: list[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
@@ -60,7 +65,8 @@ def markdown(sheet: Sheet) -> str:
     parts = [f"**{sheet.title}**", ""]
     if sheet.warning:
         parts += [f"> **{sheet.warning}**", ""]
-    parts += [line(heads), line(rule), *map(line, sheet.body), "", " ".join(sheet.caption)]
+    body = with_breaks(sheet, [line(row) for row in sheet.body], line([""] * len(heads)))
+    parts += [line(heads), line(rule), *body, "", " ".join(sheet.caption)]
     return "\n".join(parts) + "\n"
 
 
@@ -81,8 +87,10 @@ def latex(sheet: Sheet) -> str:
         column = last + 1
     lines = []
     for number, row in enumerate(sheet.body):
-        if number in sheet.rules:
-            lines.append("\\midrule")
+        if number in sheet.breaks:
+            lines.append(r"\midrule[\heavyrulewidth]")
+        elif number in sheet.rules:
+            lines.append(r"\midrule")
         lines.append(" & ".join(escape(cell) for cell in row) + r" \\")
     warning = f"\\textbf{{{escape(sheet.warning)}}} " if sheet.warning else ""
     return "\n".join(
@@ -129,7 +137,8 @@ def plain(sheet: Sheet) -> str:
         start += len(group)
     warning = [f"!!! {sheet.warning}"] if sheet.warning else []
     note = textwrap.fill(" ".join(sheet.caption), 118)
-    return "\n".join([sheet.title, *warning, head_line.rstrip(), line(subs), *map(line, sheet.body), note])
+    body = with_breaks(sheet, [line(row) for row in sheet.body], "-" * len(line(subs)))
+    return "\n".join([sheet.title, *warning, head_line.rstrip(), line(subs), *body, note])
 
 
 def draw(sheet: Sheet) -> Figure:
@@ -178,7 +187,9 @@ def draw(sheet: Sheet) -> Figure:
     y += row_height
     axes.plot((0, edges[-1]), (y, y), color="black", lw=0.8)
     for number, row in enumerate(sheet.body):
-        if number in sheet.rules:
+        if number in sheet.breaks:
+            axes.plot((0, edges[-1]), (y, y), color="black", lw=1.2)
+        elif number in sheet.rules:
             axes.plot((0, edges[-1]), (y, y), color="#888888", lw=0.5)
         for index, (text, sub) in enumerate(zip(row, subs, strict=True)):
             is_row_head = index < sheet.num_row_heads

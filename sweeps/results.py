@@ -25,6 +25,7 @@ class Sheet:
     warning: str = ""  # what nobody may overlook
     num_row_heads: int = 1
     rules: list[int] = field(default_factory=list)  # rows that begin a block
+    breaks: list[int] = field(default_factory=list)  # rows that the sweep sets apart, by a heavier rule above them
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def make_sheet(
     commits = {record.get("environment", {}).get("commit", "")[:9] or "unknown" for record in records}
     if len(commits) > 1:
         warnings.append(f"table {spec.id}: its runs come from different commits: {', '.join(sorted(commits))}")
+    breaks = [i for i, row in enumerate(table.rows) if row.rule and i]
     blocks = [i for i in range(1, len(body)) if body[i][0] != body[i - 1][0]]
     sheet = Sheet(
         title=spec.title,
@@ -93,6 +95,7 @@ def make_sheet(
         else "",
         num_row_heads=len(spec.row_heads),
         rules=blocks if len(blocks) < len(body) - 1 else [],  # no rule between rows that are all different
+        breaks=breaks,
     )
     return sheet, warnings
 

@@ -49,6 +49,7 @@ class CellSpec:
     small: dict[str, Any] = field(default_factory=dict)  # in place of `set` at the scales that are small
     paper: dict[str, float] = field(default_factory=dict)  # metric: value in the column's unit
     scales: list[str] = field(default_factory=list)  # scales that train it; empty = all
+    rule: bool = False  # a horizontal rule above this row
 
 
 @dataclass

@@ -3,8 +3,12 @@
 from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput
 from lightning_modules.quantizers.ema import EMAConfig, EMAQuantizer
 from lightning_modules.quantizers.factorized import FactorizedConfig, FactorizedQuantizer
+from lightning_modules.quantizers.fsq import FSQ, FSQConfig
 from lightning_modules.quantizers.large_codebook import CodebookSource, LargeCodebook, LargeCodebookConfig
+from lightning_modules.quantizers.lfq import LFQ, LFQConfig
 from lightning_modules.quantizers.nearest import nearest_code
+from lightning_modules.quantizers.rotation import RotationConfig, RotationQuantizer
+from lightning_modules.quantizers.simvq import SimVQ, SimVQConfig
 from lightning_modules.quantizers.vq import VectorQuantizer, VQConfig
 
 QUANTIZERS: dict[str, tuple[type[Quantizer], type[QuantizerConfig]]] = {
@@ -12,20 +16,32 @@ QUANTIZERS: dict[str, tuple[type[Quantizer], type[QuantizerConfig]]] = {
     "ema": (EMAQuantizer, EMAConfig),
     "factorized": (FactorizedQuantizer, FactorizedConfig),
     "large_codebook": (LargeCodebook, LargeCodebookConfig),
+    "simvq": (SimVQ, SimVQConfig),
+    "rotation": (RotationQuantizer, RotationConfig),
+    "fsq": (FSQ, FSQConfig),
+    "lfq": (LFQ, LFQConfig),
 }
 
 __all__ = [
+    "FSQ",
+    "LFQ",
     "QUANTIZERS",
     "CodebookSource",
     "EMAConfig",
     "EMAQuantizer",
+    "FSQConfig",
     "FactorizedConfig",
     "FactorizedQuantizer",
+    "LFQConfig",
     "LargeCodebook",
     "LargeCodebookConfig",
     "Quantizer",
     "QuantizerConfig",
     "QuantizerOutput",
+    "RotationConfig",
+    "RotationQuantizer",
+    "SimVQ",
+    "SimVQConfig",
     "VQConfig",
     "VectorQuantizer",
     "nearest_code",

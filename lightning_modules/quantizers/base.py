@@ -6,7 +6,7 @@ Letters: K codes of d dimensions; latents come as (..., d), channels last.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,17 @@ class QuantizerConfig:
     name: str = ""
     commitment_weight: float = 0.25
     codebook_weight: float = 1.0
+    trains_codes: ClassVar[bool] = True  # by gradient, so that `codebook_weight` has something to move
+
+    def check(self, codebook_size: int, code_dim: int) -> None:
+        """Raises ValueError for sizes or options that this quantizer cannot have. Makes no tensor."""
+        if codebook_size < 1 or code_dim < 1:
+            raise ValueError(f"codebook_size={codebook_size} and code_dim={code_dim} must be at least 1")
+        if self.codebook_weight and not self.trains_codes:
+            raise ValueError(
+                f"quantizer.codebook_weight={self.codebook_weight}: the codes of '{self.name}' get no gradient; "
+                "set it to 0"
+            )
 
 
 class QuantizerOutput(NamedTuple):
@@ -40,13 +51,13 @@ class QuantizerOutput(NamedTuple):
 class Quantizer(nn.Module, ABC):
     """Maps latents (..., d) to codes of a codebook (K, d). Knows nothing of images.
 
-    Subclasses give `codebook()`; those with a loss or a search of their own override `forward`.
+    Subclasses give `codebook()`. Those with another gradient override `pass_gradient`, those with a loss or a search
+    of their own `forward`, and those that need no table to look up a code `lookup`.
     """
 
     def __init__(self, config: QuantizerConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__()
-        if codebook_size < 1 or code_dim < 1:
-            raise ValueError(f"codebook_size={codebook_size} and code_dim={code_dim} must be at least 1")
+        config.check(codebook_size, code_dim)
         self.config = config
         self.codebook_size = codebook_size
         self.code_dim = code_dim
@@ -82,7 +93,11 @@ class Quantizer(nn.Module, ABC):
         codebook = self.codebook()
         indices = nearest_code(z.flatten(0, -2), codebook).view(z.shape[:-1])
         codes = F.embedding(indices, codebook)  # (..., d)
-        return QuantizerOutput(straight_through(z, codes), indices, self.vq_loss(z, codes))
+        return QuantizerOutput(self.pass_gradient(z, codes), indices, self.vq_loss(z, codes))
+
+    def pass_gradient(self, z: Tensor, codes: Tensor) -> Tensor:
+        """The values of `codes` (..., d), bit for bit, with a gradient that reaches the latents z (..., d) alone."""
+        return straight_through(z, codes)
 
     def vq_loss(self, z: Tensor, codes: Tensor) -> Tensor:
         """commitment_weight * ||z - sg(e)||^2 + codebook_weight * ||sg(z) - e||^2, means over all elements."""

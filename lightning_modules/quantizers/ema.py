@@ -6,6 +6,7 @@ rank holds the same codebook (public image code leaves this out, and its ranks d
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,12 @@ class EMAConfig(QuantizerConfig):
     eps: float = 1e-5
     init: str = "latents"
     dead_code_threshold: float = 0.0
+    trains_codes: ClassVar[bool] = False
+
+    def check(self, codebook_size: int, code_dim: int) -> None:
+        super().check(codebook_size, code_dim)
+        if self.init not in ("latents", "normal"):
+            raise ValueError(f"quantizer.init='{self.init}' is none of latents, normal")
 
 
 class EMAQuantizer(Quantizer):
@@ -42,12 +49,6 @@ class EMAQuantizer(Quantizer):
 
     def __init__(self, config: EMAConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__(config, codebook_size, code_dim)
-        if config.codebook_weight:
-            raise ValueError(
-                f"quantizer.codebook_weight={config.codebook_weight}: an EMA codebook gets no gradient; set it to 0"
-            )
-        if config.init not in ("latents", "normal"):
-            raise ValueError(f"quantizer.init='{config.init}' is none of latents, normal")
         codes = torch.randn(codebook_size, code_dim)
         self.register_buffer("codes", codes)
         self.register_buffer("counts", torch.ones(codebook_size))

@@ -1,8 +1,6 @@
 """VQGAN-LC's codebook (paper B, section 3.2): a frozen table of pretrained features and a trained projector.
 
-Only the projector, a linear layer C -> d, is trained; it moves all K codes together, so none is left behind. The
-codes that a latent is compared with are projector(table), computed anew each step; gradients reach the projector
-through the rows that were chosen, as in the official code.
+Table and projector are those of `ProjectedCodebook`; here is how the features get in, and the projector's first scale.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput, all_reduce_sum
+from lightning_modules.quantizers.base import QuantizerConfig, QuantizerOutput, all_reduce_sum
+from lightning_modules.quantizers.projected import ProjectedCodebook
 
 
 @dataclass
@@ -51,11 +50,17 @@ class LargeCodebookConfig(QuantizerConfig):
     match_scale: bool = True  # see `LargeCodebook`; false is the official code's way
     source: CodebookSource = field(default_factory=CodebookSource)
 
+    def check(self, codebook_size: int, code_dim: int) -> None:
+        super().check(codebook_size, code_dim)
+        if not self.project and code_dim != self.feature_dim:
+            raise ValueError(
+                f"without a projector the codes are the features: code_dim={code_dim} must be feature_dim="
+                f"{self.feature_dim}"
+            )
 
-class LargeCodebook(Quantizer):
-    """Frozen (K, C) table + Linear(C, d).
 
-    Raises ValueError for `project=false` with a code_dim other than feature_dim.
+class LargeCodebook(ProjectedCodebook):
+    """A table of features that `fill` puts in.
 
     Departs from B 3.2: at the first training batch the projector is rescaled so that the projected table has the
     mean and standard deviation of the latents in each dimension. With the official initialisation the table can be
@@ -63,29 +68,23 @@ class LargeCodebook(Quantizer):
     """
 
     config: LargeCodebookConfig
-    table: Tensor  # (K, C) features, frozen unless `train_table`
     is_filled: Tensor  # () bool: the table was loaded
     is_matched: Tensor  # () bool: the projector was scaled to the latents
 
     def __init__(self, config: LargeCodebookConfig, codebook_size: int, code_dim: int) -> None:
-        super().__init__(config, codebook_size, code_dim)
-        if not config.project and code_dim != config.feature_dim:
-            raise ValueError(
-                f"without a projector the codes are the features: code_dim={code_dim} must be feature_dim="
-                f"{config.feature_dim}"
-            )
-        table = torch.zeros(codebook_size, config.feature_dim)
+        config.check(codebook_size, code_dim)  # before the table is made
+        super().__init__(config, code_dim, torch.zeros(codebook_size, config.feature_dim))
         if config.train_table:
+            table = self.table
+            del self.table
             self.table = nn.Parameter(table)
-        else:
-            self.register_buffer("table", table)
         self.register_buffer("is_filled", torch.tensor(False))
         self.register_buffer("is_matched", torch.tensor(False))
-        self.projector: nn.Module = nn.Identity()
         if config.project:
-            self.projector = nn.Linear(config.feature_dim, code_dim)
             nn.init.normal_(self.projector.weight, std=code_dim**-0.5)
             nn.init.zeros_(self.projector.bias)
+        else:
+            self.projector = nn.Identity()  # type: ignore[assignment]
 
     @torch.no_grad()
     def fill(self, features: Tensor) -> None:
@@ -100,10 +99,6 @@ class LargeCodebook(Quantizer):
         self.table.copy_(features)
         self.is_filled.fill_(True)
 
-    def codebook(self) -> Tensor:
-        with torch.autocast(self.table.device.type, enabled=False):
-            return self.projector(self.table)  # (K, d)
-
     def forward(self, z: Tensor) -> QuantizerOutput:
         if not self.is_filled:
             raise RuntimeError("the large codebook is empty: call fill(features) before the first forward")
@@ -114,7 +109,6 @@ class LargeCodebook(Quantizer):
     @torch.no_grad()
     def match_scale(self, z: Tensor) -> None:
         """Gives the projected table the mean and deviation of latents z (N, d), in each dimension, over all ranks."""
-        assert isinstance(self.projector, nn.Linear)
         moments = torch.stack([torch.ones_like(z), z, z.square()]).sum(1)  # (3, d)
         count, total, total_square = all_reduce_sum(moments)
         mean = total / count

@@ -10,9 +10,10 @@ from conftest import TinyExperiment
 
 from experiments import config as config_module
 from experiments.build import resolve_data
-from experiments.config import Experiment, from_dotlist, load_experiment, merge, parse, without_defaults
+from experiments.config import Experiment, compose, from_dotlist, load_experiment, merge, parse, without_defaults
 from experiments.records import find_records, read_record, record_path, same_experiment, write_json
 from lightning_modules.optimizer import OptimizerConfig
+from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.vit_vqgan import ViTVQGANConfig
 
 RECIPE = """
@@ -85,6 +86,11 @@ def test_data_defaults_are_those_of_the_data_set() -> None:
         ("trainer.precision=16", r"precision='16' is none of 32-true, bf16-mixed"),
         ("trainer.weight_ema=1.0", r"weight_ema=1\.0 must be in \[0, 1\)"),
         ("data.batch_size=0", r"batch_size=0 must be at least 1"),
+        (
+            "model.quantizer.name=fsq",
+            r"model\.codebook_size=64 is not the product of .* or set model\.quantizer\.levels",
+        ),
+        ("model.quantizer.name=lfq", r"not 64 and 256: take 64 and 6"),
     ],
 )
 def test_a_mistake_is_named_with_the_file(recipe: Path, override: str, message: str) -> None:
@@ -136,6 +142,57 @@ def test_merge_goes_key_by_key() -> None:
     layers = {"a": {"b": 1, "c": 2}}, from_dotlist(["a.b=3", "d=[1,2]"])
     assert merge(*layers) == {"a": {"b": 3, "c": 2}, "d": [1, 2]}
     assert layers[0] == {"a": {"b": 1, "c": 2}}
+
+
+FACTORIZED = {
+    "data": {"name": "shapes"},
+    "model": {
+        "name": "vqgan_fc",  # whose quantizer is factorized; no key says so
+        "code_dim": 4,
+        "quantizer": {"l2_norm": True, "commitment_weight": 0.5},
+        "backbone": {"channels": 16},
+        "optimizer": {"lr": 0.5},
+    },
+}
+
+
+def test_another_quantizer_replaces_the_keys_of_the_old_one() -> None:
+    values = compose(FACTORIZED, from_dotlist(["model.quantizer.name=fsq", "model.codebook_size=625"]),
+                     {"model": {"quantizer": {"levels": [5, 5, 5, 5]}}})  # fmt: skip
+    assert values["model"]["quantizer"] == {"name": "fsq", "levels": [5, 5, 5, 5]}
+    assert values["model"]["backbone"] == {"channels": 16} and values["model"]["optimizer"] == {"lr": 0.5}
+    quantizer = parse(values, "x").model.quantizer
+    assert (quantizer.name, quantizer.commitment_weight) == ("fsq", 0.0), "the new class's default"
+    assert "name" not in FACTORIZED["model"]["quantizer"], "layers are not changed"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("override", ["model.quantizer.name=factorized", "model.code_dim=8", "model.name=vqgan_fc"])
+def test_the_same_quantizer_keeps_its_keys(override: str) -> None:
+    values = compose(FACTORIZED, from_dotlist([override]))
+    assert values["model"]["quantizer"].items() >= {"l2_norm": True, "commitment_weight": 0.5}.items()
+
+
+def test_another_model_replaces_the_parts_in_which_it_differs() -> None:
+    model = compose(FACTORIZED, {"model": {"name": "vqgan_ema"}})["model"]
+    assert "quantizer" not in model and model["backbone"] == {"channels": 16}
+    model = compose(FACTORIZED, {"model": {"name": "vit_vqgan"}})["model"]
+    assert model["quantizer"]["l2_norm"] and "backbone" not in model
+
+
+@pytest.mark.parametrize("keys", [["model.quantizer.nam=fsq"], ["model.quantizer.levels=[5,5]"]])
+def test_a_wrong_key_is_no_other_quantizer(keys: list[str]) -> None:
+    with pytest.raises(ValueError, match=rf"unknown key '{keys[0].split('=')[0]}'"):
+        parse(compose(FACTORIZED, from_dotlist(keys)), "x")
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("path", sorted(Path(config_module.__file__).parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_takes_every_quantizer(path: Path, name: str) -> None:
+    sizes = {"fsq": (1000, 4), "lfq": (1024, 10)}.get(name, (1024, 16))
+    experiment = load_experiment(
+        path, [f"model.quantizer.name={name}", f"model.codebook_size={sizes[0]}", f"model.code_dim={sizes[1]}"]
+    )
+    assert isinstance(experiment.model.quantizer, QUANTIZERS[name][1])
 
 
 # ---- which data

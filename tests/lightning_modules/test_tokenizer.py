@@ -25,6 +25,10 @@ QUANTIZERS = {
         "model.quantizer.name=large_codebook",
         f"model.quantizer.feature_dim={TINY_LARGE_CODEBOOK['feature_dim']}",
     ],
+    "simvq": ["model.quantizer.name=simvq"],
+    "rotation": ["model.quantizer.name=rotation"],
+    "fsq": ["model.quantizer.name=fsq", "model.codebook_size=240", "model.code_dim=3"],
+    "lfq": ["model.quantizer.name=lfq", "model.codebook_size=256"],
 }
 
 
@@ -107,7 +111,8 @@ def test_decoding_the_indices_is_the_forward_pass(build: Any, model: str, quanti
         assert torch.equal(indices, output.indices) and indices.shape == (5, 8, 8)
         assert output.reconstruction.shape == image.shape
         assert torch.equal(module.decode_indices(indices), output.reconstruction)
-        assert not torch.equal(module.decode_indices((indices + 1) % 32), output.reconstruction)
+        other = (indices + 1) % module.config.codebook_size
+        assert not torch.equal(module.decode_indices(other), output.reconstruction)
     assert module.encoder.grid_size**2 == 64
 
 

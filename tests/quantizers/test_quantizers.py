@@ -4,6 +4,7 @@ Letters: N latents of d dimensions, K codes, C feature dimensions.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lightning_modules.quantizers import (
     LargeCodebook,
     LargeCodebookConfig,
     Quantizer,
+    SimVQ,
     VectorQuantizer,
     VQConfig,
     base,
@@ -32,26 +34,36 @@ PROJECT = Path(__file__).parents[2]
 VECTORS = Path(os.environ.get("SHARED_DIR", PROJECT.parent / "shared")) / "parity" / "vectors"
 needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason="needs parity vectors: set SHARED_DIR")
 
-KINDS = ["vq", "ema", "factorized", "factorized_l2", "large_codebook"]
-TRAINED_CODES = [kind for kind in KINDS if kind != "ema"]  # by gradient
+TRAINED_CODES = ["vq", "rotation", "factorized", "factorized_l2", "large_codebook", "simvq"]  # by gradient
+WITH_LOSS = [*TRAINED_CODES, "ema", "lfq"]
+KINDS = [*WITH_LOSS, "fsq"]
+LEVELS = [5, 4, 3, 2, 7, 8]  # of FSQ: odd and even
+SIZES = {"lfq": 2**D, "fsq": math.prod(LEVELS)}  # K of those that cannot have any
 
 
-def make(kind: str, codebook_size: int = K, code_dim: int = D, **options: Any) -> Quantizer:
+def make(kind: str, code_dim: int = D, **options: Any) -> Quantizer:
     """A quantizer whose codes lie among the latents of `latents()`, so that many of them are used."""
     torch.manual_seed(1)
+    codebook_size = SIZES.get(kind, K)
     name = kind.removesuffix("_l2")
     cls, config_cls = QUANTIZERS[name]
     if name == "factorized":
         options["l2_norm"] = kind == "factorized_l2"
     if name == "large_codebook":
         options = {"feature_dim": C} | options
+    if name == "lfq":  # its own loss has tests of its own
+        options = {"entropy_weight": 0.0} | options
+    if name == "fsq":
+        options = {"levels": LEVELS} | options
     quantizer = cls(config_cls(**options), codebook_size, code_dim)
     if isinstance(quantizer, LargeCodebook):
         quantizer.fill(torch.randn(codebook_size, options["feature_dim"]))
         quantizer.is_matched.fill_(True)  # as after the first batch
     elif isinstance(quantizer, EMAQuantizer):
         quantizer.is_placed.fill_(True)
-    else:
+    elif isinstance(quantizer, SimVQ):
+        torch.nn.init.normal_(quantizer.projector.weight)
+    elif hasattr(quantizer, "codes"):
         torch.nn.init.normal_(quantizer.codes)  # type: ignore[arg-type]
     return quantizer
 
@@ -63,7 +75,8 @@ def latents(*shape: int) -> Tensor:
 
 def trained_parameter(quantizer: Quantizer) -> Tensor:
     """Where the codebook term's gradient must arrive."""
-    return quantizer.projector.weight if isinstance(quantizer, LargeCodebook) else quantizer.codes  # type: ignore[return-value]
+    is_projected = isinstance(quantizer, (LargeCodebook, SimVQ))
+    return quantizer.projector.weight if is_projected else quantizer.codes  # type: ignore[return-value]
 
 
 # ---- what holds for all of them
@@ -88,17 +101,28 @@ def test_indices_are_those_of_a_dense_search(kind: str) -> None:
     distances = torch.cdist(seen_by(kind, z).double(), quantizer.codebook().double())  # (N, K)
     indices = quantizer(z).indices
     assert torch.equal(indices, distances.argmin(1))
-    assert len(indices.unique()) > K // 3, "the case is too easy"
+    assert len(indices.unique()) > min(len(z), quantizer.codebook_size) // 3, "the case is too easy"
 
 
 def seen_by(kind: str, z: Tensor) -> Tensor:
     """The latents that are compared with the codes."""
+    if kind == "fsq":
+        return grid_position(z)
     return F.normalize(z, dim=-1) if kind == "factorized_l2" else z
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def grid_position(z: Tensor) -> Tensor:
+    """FSQ's bounded latents in the codes' unit, one dimension at a time (arXiv 2309.15505, appendix A.1)."""
+    columns = []
+    for x, level in zip(z.unbind(-1), LEVELS, strict=True):
+        reach, offset = (level - 1) * 0.999 / 2, 0.5 if level % 2 == 0 else 0.0
+        columns.append((torch.tanh(x + math.tan(offset / reach)) * reach - offset) / (level // 2))
+    return torch.stack(columns, -1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "rotation"])
 def test_straight_through_gradient(kind: str) -> None:
-    """The upstream gradient arrives unchanged; with l2-norm, through the Jacobian of z / |z|."""
+    """The upstream gradient arrives unchanged; with l2-norm or FSQ's bound, through their Jacobian."""
     quantizer, z = make(kind), latents(5, 7)
     upstream = torch.randn(5, 7, D)
     (quantizer(z).quantized * upstream).sum().backward()
@@ -108,15 +132,19 @@ def test_straight_through_gradient(kind: str) -> None:
         unit = z.detach() / norm
         expected = (upstream - unit * (unit * upstream).sum(-1, keepdim=True)) / norm  # (I - u u^T) g / |z|
         torch.testing.assert_close(z.grad, expected)
+    elif kind == "fsq":
+        x, step = z.detach().double(), 1e-6
+        slope = (grid_position(x + step) - grid_position(x - step)) / (2 * step)  # each dimension is on its own
+        torch.testing.assert_close(z.grad.double(), upstream * slope, rtol=1e-4, atol=1e-5)
     else:
         assert torch.equal(z.grad, expected)
     for parameter in quantizer.parameters():
         assert parameter.grad is None or not parameter.grad.any(), "quantized latents must not move the codes"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_LOSS)
 def test_loss_is_the_formula(kind: str) -> None:
-    codebook_weight = 0.0 if kind == "ema" else 0.7
+    codebook_weight = 0.7 if kind in TRAINED_CODES else 0.0
     quantizer = make(kind, commitment_weight=0.3, codebook_weight=codebook_weight).eval()
     z = latents(50)
     output = quantizer(z)
@@ -124,7 +152,7 @@ def test_loss_is_the_formula(kind: str) -> None:
     torch.testing.assert_close(output.loss, (0.3 + codebook_weight) * squared)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_LOSS)
 def test_commitment_weight_reaches_the_latents_alone(kind: str) -> None:
     quantizer = make(kind, commitment_weight=0.25, codebook_weight=0.0)
     z, codes = latents(50), quantizer.codebook().detach().clone()
@@ -174,6 +202,12 @@ def test_half_precision_latents_are_searched_in_float32(kind: str) -> None:
     assert output.quantized.dtype == torch.float32
     assert torch.equal(output.indices, expected.indices) and torch.equal(output.loss, expected.loss)
     assert torch.equal(output.quantized, expected.quantized) and torch.equal(output.quantized, looked_up)
+
+
+@pytest.mark.parametrize("kind", ["ema", "fsq", "lfq"])
+def test_a_codebook_weight_without_trained_codes_is_an_error(kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"codebook_weight=0\.5.*'{kind}'"):
+        make(kind, codebook_weight=0.5)
 
 
 def test_no_codes_is_an_error() -> None:
@@ -228,10 +262,8 @@ def test_ema_does_not_change_in_eval() -> None:
     assert not any(torch.equal(before[name], state[name]) for name in ("codes", "counts", "sums"))
 
 
-def test_ema_has_no_parameters_and_refuses_a_codebook_weight() -> None:
+def test_ema_has_no_parameters() -> None:
     assert not list(make("ema").parameters())
-    with pytest.raises(ValueError, match=r"codebook_weight=0\.5"):
-        EMAQuantizer(EMAConfig(codebook_weight=0.5), K, D)
 
 
 def test_reseeding_gives_dead_codes_a_latent_with_sum_and_count_to_match() -> None:
@@ -323,8 +355,10 @@ def test_ranked_codes_are_those_of_a_full_sort(kind: str, monkeypatch: pytest.Mo
     quantizer = make(kind).eval()
     z = latents(4, 5).detach()
     order = torch.cdist(quantizer.prepare(z).double(), quantizer.codebook().detach().double()).argsort(-1)
-    ranked = quantizer.ranked(z, [1, 3, K])
-    assert torch.equal(ranked, order[..., [0, 2, K - 1]])
+    last = quantizer.codebook_size
+    ranked = quantizer.ranked(z, [1, 3, last])
+    if kind not in ("fsq", "lfq"):  # whose grids have many pairs of equal distance
+        assert torch.equal(ranked, order[..., [0, 2, last - 1]])
     assert torch.equal(ranked[..., 0], quantizer(z).indices)
 
 

@@ -59,6 +59,19 @@ def test_layers_win_in_order(sweep_file: Path) -> None:
     assert load_grid(sweep_file, "reduced").tables[0].rows[1].runs[0].experiment.data.train_size == 77
 
 
+def test_a_row_may_take_another_quantizer(sweep_file: Path) -> None:
+    recipe = sweep_file.with_name("vqgan_fc_cifar10.yaml")
+    recipe.write_text(recipe.read_text().replace("name: vqgan_fc", "name: vqgan_fc\n  quantizer: {l2_norm: true}"))
+    cell = "set: {model.codebook_size: 50000}"
+    levels = "set: {model.quantizer.name: fsq, model.codebook_size: 240, model.code_dim: 3}"
+    sweep_file.write_text(SWEEP.replace(cell, levels))
+    (run,) = load_grid(sweep_file, "reduced").tables[0].rows[2].runs
+    assert run.experiment.model.quantizer.name == "fsq"
+    sweep_file.write_text(SWEEP.replace(cell, levels.replace("240", "256")))
+    with pytest.raises(ValueError, match=r"sweep\.yaml: table one, row 'FC K=50,000' .*codebook_size=256"):
+        load_grid(sweep_file, "reduced")
+
+
 def test_identical_cells_share_their_digest(sweep_file: Path) -> None:
     other = sweep_file.with_name("other.yaml")
     other.write_text(SWEEP.replace("quantizer", "method").replace("A test", "Another"))

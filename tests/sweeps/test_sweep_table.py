@@ -10,7 +10,8 @@ from experiments.records import record_path, write_json
 from sweeps import grid as grid_module
 from sweeps import table as table_module
 from sweeps.grid import SWEEPS, Grid, load_grid
-from sweeps.render import escape, latex, markdown, plain, write_sheet
+from sweeps.plots import is_near
+from sweeps.render import draw, escape, latex, markdown, plain, write_sheet
 from sweeps.results import make_sheet
 from sweeps.sizes import PAPER_MILLIONS, count_size
 
@@ -124,6 +125,34 @@ def test_latex_is_well_formed(sweep_file: Path) -> None:
         assert row.replace("\\&", "").count("&") == num_columns - 1
     assert "Quantizers \\& codes" in text and "util \\%" in text
     assert escape("a_b^c\\d") == r"a\_b\textasciicircum{}c\textbackslash{}d"
+
+
+def test_a_row_that_is_set_apart_has_a_rule_above_it(sweep_file: Path) -> None:
+    mark = "row: {quantizer: VQ, K: 32}"
+    sweep_file.write_text(SWEEP.replace(mark, f"{mark}, rule: true"))
+    grid = load_grid(sweep_file, "quick")
+    sheet, _ = sheet_of(grid, {run.digest: record(METRICS) for run in grid.runs})
+    assert sheet.breaks == [2]
+    width = len(sheet.body[0])
+    lines = markdown(sheet).splitlines()
+    assert [cell.strip() for cell in lines[lines.index(next(x for x in lines if "| 32 |" in x)) - 1].split("|")] == (
+        [""] * (width + 2)
+    )
+    for text, rule in ((latex(sheet), r"\midrule[\heavyrulewidth]"), (plain(sheet), "-----")):
+        lines = text.splitlines()
+        (at,) = (i for i, line in enumerate(lines) if line.startswith(rule))
+        assert " 16 " in lines[at - 1] and " 32 " in lines[at + 1]
+    drawn = [line for line in draw(sheet).axes[0].lines if line.get_linewidth() == 1.2]
+    assert len(drawn) == 3, "above, below, and at the row"
+
+    sweep_file.write_text(SWEEP)
+    plainer, _ = sheet_of(load_grid(sweep_file, "quick"), {})
+    assert plainer.breaks == [] and "heavyrulewidth" not in latex(plainer)
+
+
+def test_ticks_that_would_overlap_are_one() -> None:
+    assert is_near(1000, 1024) and is_near(16384, 15360)
+    assert not is_near(1024, 16384) and not is_near(50_000, 100_000)
 
 
 def test_files_are_written_for_each_data_set_apart(sweep_file: Path, capsys: pytest.CaptureFixture) -> None:
