@@ -8,6 +8,8 @@ WORKERS  ?= 2
 SEEDS    ?=
 PYTHON   ?= python3
 PORT     ?= 6006
+FILE     ?= experiments/vqgan_lc_imagenet.yaml
+DEVICES  ?=
 
 PY    := .venv/bin/python
 READY := .venv/.ready
@@ -15,9 +17,10 @@ SWEEP  = $(PY) -m sweeps.run --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_
          --storage "$(STORAGE)" --workers $(WORKERS) $(if $(SEEDS),--seeds $(SEEDS))
 TABLE  = $(PY) -m sweeps.table --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" \
          $(if $(SEEDS),--seeds $(SEEDS))
+SIZES  = $(PY) -m sweeps.sizes --out "$(OUT)/tables"
 BENCHMARKS := search large_codebook one_forward
 
-.PHONY: help setup ablation-codebook table2 tables dashboard bench check format test clean
+.PHONY: help setup preview ablation-codebook table2 table8 tables dashboard bench check format test clean
 .DEFAULT_GOAL := help
 
 help: ## list targets and variables
@@ -39,17 +42,24 @@ $(READY): pyproject.toml
 	$(PY) -m pip install --quiet --editable '.[dev]'
 	touch $(READY)
 
+preview: $(READY) ## what FILE=experiments/....yaml costs (DEVICES=32): sizes, MACs, memory, hours; seconds, no data
+	$(PY) -m experiments.preview "$(FILE)" $(if $(DEVICES),--devices $(DEVICES))
+
 ablation-codebook: $(READY) ## {VQ, FC, FC+l2, EMA, LC} x codebook size, and latent dimension: train what is missing, show the tables
 	$(SWEEP) sweeps/ablation_codebook.yaml
 	$(TABLE) sweeps/ablation_codebook.yaml
 
 table2: $(READY) ## table 2 of both papers: VQGAN-LC's reconstruction table and ViT-VQGAN's model sizes
-	$(PY) -m sweeps.sizes
+	$(SIZES) vit_vqgan/table2
 	$(SWEEP) sweeps/vqgan_lc/table2.yaml
 	$(TABLE) sweeps/vqgan_lc/table2.yaml
 
+table8: $(READY) ## table 8 of VQGAN-LC: multiply-accumulates and parameters, counted; trains nothing
+	$(SIZES) vqgan_lc/table8
+
 tables: $(READY) ## render every table from finished records; trains nothing
 	@for file in sweeps/ablation_codebook.yaml sweeps/*/table*.yaml; do $(TABLE) $$file || exit 1; done
+	$(SIZES)
 
 dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT)/experiments" --port $(PORT)

@@ -5,50 +5,17 @@ import time
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from experiments.config import Experiment
-from lightning_modules.networks import BACKBONES
+from experiments.cost import count, memory_bytes
 from lightning_modules.tokenizer import Tokenizer
 
 
-def count(module: nn.Module | None) -> int:
-    return 0 if module is None else sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def activation_bytes(experiment: Experiment) -> int:
-    """Bytes that backward keeps for one image through encoder and decoder, counted on the meta device."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    size = experiment.data.image_size
-    with torch.device("meta"):
-        module = autoencoder(experiment)
-        image = torch.zeros(1, 3, size, size)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = module(image)
-    del output
-    return sum(kept.values())
-
-
-def autoencoder(experiment: Experiment) -> nn.Sequential:
-    """Encoder and decoder without the quantizer: what holds most of the memory and time."""
-    config, size = experiment.model, experiment.data.image_size
-    encoder_class, decoder_class = BACKBONES[config.backbone.name][:2]
-    encoder, decoder = encoder_class(config.backbone, size), decoder_class(config.backbone, size)
-    dims = encoder.width, config.code_dim, decoder.width
-    return nn.Sequential(encoder, nn.Linear(*dims[:2]), nn.Linear(*dims[1:]), decoder)
-
-
-def memory_bytes(experiment: Experiment, module: Tokenizer) -> int:
-    """Estimate: weights, gradients and two Adam moments in fp32, buffers, activations of a batch on one device."""
-    state = 16 * count(module) + sum(b.numel() * b.element_size() for b in module.buffers())
-    return state + activation_bytes(experiment) * experiment.data.batch_size
+def num_devices(experiment: Experiment) -> int:
+    """Devices that the run is spread over: as the recipe says, or where it says nothing all GPUs of this machine."""
+    runtime = experiment.runtime
+    gpus = 0 if runtime.accelerator == "cpu" else torch.cuda.device_count()
+    return (int(runtime.devices) if runtime.devices.isdigit() else gpus or 1) * runtime.num_nodes
 
 
 def seconds_per_step(experiment: Experiment, module: Tokenizer) -> float:
@@ -84,7 +51,7 @@ def print_summary(experiment: Experiment, module: Tokenizer, name: str, data_id:
         "data": f"{data_id}, {size} x {size} pixels, batch {experiment.data.batch_size}",
         "tokens per image": f"{grid * grid} ({grid} x {grid})",
         "parameters": f"{generator / 1e6:.2f} M trained, discriminator {count(module.discriminator) / 1e6:.2f} M",
-        "peak memory, estimate": f"{memory_bytes(experiment, module) / 2**30:.2f} GiB for model and batch",
+        "peak memory, estimate": f"{memory_bytes(experiment, num_devices(experiment)) / 2**30:.2f} GiB a device",
         "expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps here, {trainer.precision}",
     }
     for row in rows.items():

@@ -1,9 +1,10 @@
-"""Paper A, Table 2: parameter counts of the ViT sizes, counted by building them on the meta device.
+"""The papers' tables of sizes, counted by building the networks on the meta device; nothing is trained.
 
-    python -m sweeps.sizes
+    python -m sweeps.sizes                            A-Table 2 (ViT-VQGAN) and B-Table 8 (VQGAN-LC)
+    python -m sweeps.sizes vqgan_lc/table8
 
-The paper's counts do not follow from its dimensions, and it does not say what it counts: so the blocks alone,
-one side, and both sides are shown.
+A's counts do not follow from its dimensions, and it does not say what it counts: so the blocks alone, one side, and
+both sides are shown. B's follow when the products inside attention are left out, so both counts are shown.
 """
 
 import argparse
@@ -11,18 +12,16 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from experiments.config import load_experiment
+from experiments.cost import count, count_cost, networks
+from experiments.paper_counts import A_TABLE_2, B_TABLE_8
 from lightning_modules.networks.vit import VIT_SIZES, ViTConfig, ViTDecoder, ViTEncoder
+from sweeps.grid import EXPERIMENTS
 from sweeps.render import plain, write_sheet
 from sweeps.results import Sheet
 
-PAPER_MILLIONS = {"small": 32, "base": 91, "large": 599}  # A-Table 2, #params
 IMAGE_SIZE = 256
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_size(size: str) -> dict[str, int]:
@@ -34,13 +33,14 @@ def count_size(size: str) -> dict[str, int]:
     return {"blocks": blocks, "encoder": count(encoder), "both": count(encoder) + count(decoder)}
 
 
-def make_sheet() -> Sheet:
+def vit_sizes() -> Sheet:
+    """A-Table 2, the rows of ViT-VQGAN."""
     body = []
-    for size, paper in PAPER_MILLIONS.items():
+    for size, paper in A_TABLE_2.items():
         dims, counts = VIT_SIZES[size], count_size(size)
         millions = [value / 1e6 for value in counts.values()]
         body.append(
-            [size.capitalize(), *(f"{value:,}" for value in dims), f"{paper}M"]
+            [size.capitalize(), *(f"{value:,}" for value in dims), f"{paper:.0f}M"]
             + [f"{value:.1f}M" for value in millions]
             + [f"{millions[1] - paper:+.1f}M"]
         )
@@ -59,17 +59,64 @@ def make_sheet() -> Sheet:
     )
 
 
+def codebook_costs() -> Sheet:
+    """B-Table 8."""
+    body = []
+    for size, (paper_macs, paper_parameters) in B_TABLE_8.items():
+        experiment = load_experiment(EXPERIMENTS / "vqgan_lc_imagenet.yaml", [f"model.codebook_size={size}"])
+        cost = count_cost(experiment)
+        macs, parameters = cost.totals["generator MACs"] / 1e9, cost.totals["generator parameters"] / 1e6
+        layers = count_cost(experiment, attention=False).totals["generator MACs"]
+        table = networks(experiment)["quantizer"].table
+        body.append(
+            [
+                f"{size:,}",
+                *(f"{paper_macs:.2f}G", f"{macs:.2f}G", f"{macs - paper_macs:+.2f}G"),
+                *(f"{number / 1e9:.2f}G" for number in (layers, cost.macs["projector"], cost.macs["search"])),
+                *(f"{paper_parameters:.2f}M", f"{parameters:.2f}M", f"{parameters - paper_parameters:+.2f}M"),
+                f"{table.numel() / 1e6:.1f}M",
+            ]
+        )
+    return Sheet(
+        title="VQGAN-LC, Table 8: cost of a larger codebook",
+        groups=[
+            ("codebook", [""]),
+            ("MACs an image", ["paper", "ours", "diff", "without attention products", "of these: projector"]),
+            ("search", ["not in ours"]),
+            ("trained parameters", ["paper", "ours", "diff"]),
+            ("frozen table", [""]),
+        ],
+        body=body,
+        caption=[
+            "Ours: experiments/vqgan_lc_imagenet.yaml at 256 x 256, counted for one image; in training the projector "
+            "maps the table once a batch.",
+            "Paper: VQGAN-LC (arXiv 2406.11837), Table 8; diff = ours - paper.",
+            "The frozen table and the search for the nearest codes are in neither.",
+            "The paper's larger row is ours without the two products inside attention, which counters of layers miss; "
+            "its smaller row is that without any projector, too.",
+        ],
+    )
+
+
+TABLES = {"vit_vqgan/table2": vit_sizes, "vqgan_lc/table8": codebook_costs}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sweeps.sizes",
-        description="Count the parameters of paper A's Table 2 and print them.",
+        description="Count the parameters and multiply-accumulates of A-Table 2 and B-Table 8 and print them beside "
+        "the papers' counts. Nothing is trained.",
     )
-    parser.add_argument("--out", default="runs/tables", help="folder of the table (default: runs/tables)")
+    parser.add_argument("tables", nargs="*", metavar="table", help=f"{' | '.join(TABLES)} (default: all)")
+    parser.add_argument("--out", default="runs/tables", help="folder of the tables (default: runs/tables)")
     options = parser.parse_args(arguments)
-    sheet = make_sheet()
-    print(plain(sheet))
-    for path in write_sheet(sheet, Path(options.out) / "vit_vqgan_table2"):
-        print(f"written: {path}")
+    if unknown := [name for name in options.tables if name not in TABLES]:
+        parser.error(f"'{unknown[0]}' is none of {', '.join(TABLES)}")
+    for name in options.tables or TABLES:
+        sheet = TABLES[name]()
+        print(f"{plain(sheet)}\n")
+        for path in write_sheet(sheet, Path(options.out) / name.replace("/", "_")):
+            print(f"written: {path}")
     return 0
 
 

@@ -87,22 +87,28 @@ class EncoderFeatureLoss(PerceptualLoss):
         return torch.stack(distances).mean(dim=0)  # (B,)
 
 
-def build_perceptual(name: str, image_size: int) -> PerceptualLoss:
+def resolve_perceptual(name: str) -> str:
+    """The network that "auto" stands for on this machine; any other name as it is."""
+    if name == "auto":
+        return "lpips-vgg" if hub_file(LPIPS_URLS["vgg"]).exists() else "efficientnet-lite0"
+    return name
+
+
+def build_perceptual(name: str, image_size: int, pretrained: bool = True) -> PerceptualLoss:
     """The perceptual loss of this name, for square images of `image_size`.
 
     "auto" is LPIPS-VGG, the papers' choice, when VGG's weights are on disk already, else EfficientNet-Lite0.
-    What was taken stands in the result's `.name`.
+    What was taken stands in the result's `.name`. `pretrained=False` gives LPIPS random weights, to count it by.
 
     Raises:
         ValueError: the name is not in `PERCEPTUAL_NETWORKS`.
         FileNotFoundError: weights are missing (see `LPIPSLoss`).
     """
-    if name == "auto":
-        name = "lpips-vgg" if hub_file(LPIPS_URLS["vgg"]).exists() else "efficientnet-lite0"
+    name = resolve_perceptual(name)
     if name == "none":
         return PerceptualLoss()
     if name == "efficientnet-lite0":
         return EncoderFeatureLoss(image_size)
     if name in ("lpips-vgg", "lpips-alex"):
-        return LPIPSLoss(name.removeprefix("lpips-"))
+        return LPIPSLoss(name.removeprefix("lpips-"), pretrained)
     raise ValueError(f'No perceptual network "{name}". Choose one of {", ".join(PERCEPTUAL_NETWORKS)}.')

@@ -1,6 +1,7 @@
 """Every YAML of experiments/: it says what it is, it builds, and the CIFAR-10 ones train."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from experiments.build import build_model, resolve_data
 from experiments.config import load_experiment
 from experiments.train import train
 from lightning_modules import tokenizer
+from sweeps.grid import load_grid
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 TRAINED = [path for path in RECIPES if path.stem.endswith("_cifar10")]
-BUILT = [path for path in RECIPES if path.stem.endswith("_imagenet")]
+BUILT = [path for path in RECIPES if path.stem.endswith(("_imagenet", "_ffhq", "_celebahq"))]
 
 named = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
@@ -38,6 +40,35 @@ def test_a_recipe_parses_and_holds_no_machine_of_ours(path: Path) -> None:
     assert "runtime" not in path.read_text().replace("runtime.data_dir=", "")
     warmup, steps = experiment.model.optimizer.warmup_steps, experiment.trainer.max_steps
     assert warmup < steps and experiment.model.loss.adversarial_start < steps
+
+
+@pytest.mark.parametrize("path", BUILT, ids=lambda path: path.stem)
+def test_a_paper_scale_recipe_names_row_hardware_and_time(path: Path) -> None:
+    comment = path.read_text().partition("\ndata:")[0]
+    for text in ("Table", "row", "FID", " h by experiments.preview", "Not run here"):
+        assert text in comment
+    assert ("32 V100" in comment) == ("Paper B" in comment) and ("128 TPUv4" in comment) == ("Paper A" in comment)
+
+
+def test_keys_named_in_comments_are_keys() -> None:
+    """Each `model.x=value` that a comment offers can be given on the command line."""
+    offered = {
+        (path, item)
+        for path in RECIPES
+        for line in path.read_text().splitlines()
+        for item in re.findall(r"((?:model|data|trainer)\.[\w.]+=[\w.+-]*\w)", line.partition("#")[2])
+        if not item.endswith("=FILE")
+    }
+    assert len(offered) > 50
+    for path, item in offered:
+        starts = ["model.loss.adversarial_start=60000"] if "discriminator_start" in item else []
+        load_experiment(path, [item, *starts])
+
+
+def test_the_f8_recipe_is_the_cell_of_table_2() -> None:
+    (table,) = load_grid(FOLDER.parent / "sweeps/vqgan_lc/table2.yaml", "paper").tables
+    assert table.rows[-1].heads == {"method": "VQGAN-LC", "tokens": 1024, "K": 100_000}
+    assert table.rows[-1].runs[0].digest == load_experiment(FOLDER / "vqgan_lc_f8_imagenet.yaml").digest()
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
@@ -67,7 +98,7 @@ def test_a_cifar10_recipe_trains_two_steps(path: Path, tmp_path: Path, shared_en
 
 
 @pytest.mark.parametrize("path", BUILT, ids=lambda path: path.stem)
-def test_an_imagenet_recipe_builds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_paper_scale_recipe_builds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device, without the networks that need downloads."""
     monkeypatch.setattr(tokenizer, "TokenizerMetrics", lambda *_: nn.Identity())
     monkeypatch.setattr(tokenizer, "build_perceptual", lambda *_: nn.Identity())
@@ -76,7 +107,7 @@ def test_an_imagenet_recipe_builds(path: Path, monkeypatch: pytest.MonkeyPatch) 
         module = build_model(experiment)
         latents = module.pre_quant(module.encoder(torch.zeros(1, 3, 256, 256)))
         prediction = module.predict(latents)
-    tokens = {"cnn": 16, "vit": 32}[experiment.model.backbone.name]
+    tokens = 32 if path.stem.startswith(("vit_", "cnn_", "vqgan_lc_f8")) else 16
     assert latents.shape == (1, tokens, tokens, experiment.model.code_dim)
     assert module.to_image(prediction).shape == (1, 3, 256, 256)
     assert module.discriminator is not None

@@ -13,7 +13,8 @@ from sweeps.grid import SWEEPS, Grid, load_grid
 from sweeps.plots import is_near
 from sweeps.render import draw, escape, latex, markdown, plain, write_sheet
 from sweeps.results import make_sheet
-from sweeps.sizes import PAPER_MILLIONS, count_size
+from sweeps.sizes import count_size
+from sweeps.sizes import main as sizes_main
 
 SWEEP = """
 title: A test
@@ -201,4 +202,18 @@ def test_sizes_of_paper_a() -> None:
     weights = 8 * (4 * 512**2 + 2 * 512 * 2048)
     assert weights < counts["blocks"] < 1.01 * weights
     assert counts["blocks"] < counts["encoder"] < counts["both"]
-    assert set(PAPER_MILLIONS) == {"small", "base", "large"}
+
+
+def test_costs_of_paper_b(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The larger row is the paper's to the digit once the products inside attention are left out, as counters do."""
+    assert sizes_main(["vqgan_lc/table8", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("100,000"))
+    assert " ".join(row.split()) == "100,000 195.70G 196.17G +0.47G 195.70G 0.61G 0.20G 71.72M 71.76M +0.04M 76.8M"
+    assert "ViT-VQGAN" not in out and len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_table_that_cannot_be_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sizes_main(["vqgan_lc/table2"])
+    assert "'vqgan_lc/table2' is none of vit_vqgan/table2, vqgan_lc/table8" in capsys.readouterr().err

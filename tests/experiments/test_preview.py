@@ -1,0 +1,187 @@
+"""The preview: counts by hand, the same networks as in training, the papers' counts, mistakes."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TinyExperiment
+from rich.console import Console
+from torch import Tensor, nn
+
+from experiments import preview as module
+from experiments.build import build_model
+from experiments.config import load_experiment
+from experiments.cost import (
+    activation_bytes,
+    count,
+    count_cost,
+    count_macs,
+    memory_bytes,
+    networks,
+    saved_bytes,
+    training_hours,
+    training_macs,
+)
+from experiments.paper_counts import PaperCount, paper_counts
+from experiments.preview import main, preview
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+PAPER_SCALE = [path for path in sorted(FOLDER.glob("*.yaml")) if not path.stem.endswith("_cifar10")]
+LC = FOLDER / "vqgan_lc_imagenet.yaml"
+MODELS = ["vqgan", "vqgan_ema", "vqgan_fc", "vqgan_lc", "vit_vqgan"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["preview", *arguments])
+    main()
+
+
+def text_of(*arguments: object) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(preview(*arguments))  # type: ignore[arg-type]
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+# ---- counting
+
+
+def test_macs_of_a_convolution() -> None:
+    with torch.device("meta"):
+        convolution, image = nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.zeros(1, 3, 16, 16)
+    assert count_macs(convolution, image) == 8 * 8 * 8 * 3 * 3 * 3  # positions x filters x weights of each
+
+
+class SelfAttention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+def test_macs_of_attention() -> None:
+    x = torch.zeros(1, 2, 64, 16, device="meta")  # 2 heads, 64 tokens, 16 dims
+    assert count_macs(SelfAttention(), x) == 2 * (64 * 64 * 16 + 64 * 64 * 16)  # scores, and the mean of the values
+    assert count_macs(SelfAttention(), x, attention=False) == 0
+
+
+def test_macs_of_search_and_projector(tiny: TinyExperiment) -> None:
+    macs = count_cost(tiny("vqgan_lc")).macs
+    assert macs["search"] == 8 * 8 * 32 * 8  # tokens, codes, dimensions
+    assert macs["projector"] == 32 * 40 * 8  # codes, features, dimensions
+    assert count_cost(tiny("vqgan")).macs["projector"] == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_networks_are_those_that_are_trained(tiny: TinyExperiment, name: str) -> None:
+    experiment = tiny(name, "model.loss.adversarial=0.1", "model.loss.logit_laplace=0.1")
+    trained, counted = build_model(experiment), networks(experiment)
+    for part, network in counted.items():
+        expected = {key: value.shape for key, value in getattr(trained, part).state_dict().items()}
+        assert {key: value.shape for key, value in network.state_dict().items()} == expected
+    assert sum(count_cost(experiment).parameters.values()) == count(trained)
+
+
+def test_saved_bytes_by_hand() -> None:
+    """The first layer keeps its input (5 x 6), gelu its own (5 x 7), the last layer its input (5 x 7); weights are not
+    activations."""
+    network = nn.Sequential(nn.Linear(6, 7), nn.GELU(), nn.Linear(7, 8)).to("meta")
+    assert saved_bytes(network, torch.zeros(5, 6, device="meta")) == 4 * (5 * 6 + 5 * 7 + 5 * 7)
+
+
+def test_attention_keeps_no_token_by_token_matrix(tiny: TinyExperiment) -> None:
+    """Sixteen times the tokens keep about sixteen times the bytes; the matrices would need 256 times."""
+    small, large = (activation_bytes(tiny("vit_vqgan", f"data.image_size={size}")) for size in (16, 64))
+    assert large < 20 * small
+
+
+def test_memory_is_shared_out_over_devices(tiny: TinyExperiment) -> None:
+    experiment = tiny("vqgan", "data.batch_size=8")
+    per_image = activation_bytes(experiment)
+    assert memory_bytes(experiment, 1) - memory_bytes(experiment, 4) == 6 * per_image > 0
+    more = tiny("vqgan", "data.batch_size=8", "model.loss.adversarial=0.1", "model.loss.perceptual=0.1")
+    assert activation_bytes(more) > per_image and memory_bytes(more) > memory_bytes(experiment)
+
+
+def test_counting_draws_no_random_numbers(tiny: TinyExperiment) -> None:
+    """It runs between the model's initialisation and the first step, and must not change what is trained."""
+    experiment = tiny("vqgan_lc", "model.loss.perceptual=1", "model.loss.adversarial=1")
+    before = torch.get_rng_state()
+    memory_bytes(experiment)
+    count_cost(experiment)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_hours(tiny: TinyExperiment) -> None:
+    keys = ["model.loss.adversarial=1", "trainer.max_steps=10", "data.batch_size=4"]
+    late = ["model.loss.discriminator_start=4", "model.loss.adversarial_start=5"]
+    experiment = tiny("vqgan_lc", *keys, *late)
+    cost = count_cost(experiment)
+    macs = cost.macs
+    expected = 10 * 4 * (3 * (macs["encoder"] + macs["decoder"]) + macs["search"]) + 10 * 3 * 2 * macs["projector"]
+    expected += 4 * (6 * 6 + 2 * 5) * macs["discriminator"]
+    assert training_macs(experiment, cost, devices=2) == expected
+    assert training_hours(experiment, cost, 2, tflops=0.5) == pytest.approx(2 * expected / (2 * 0.5e12) / 3600)
+
+
+# ---- the papers' counts
+
+
+@pytest.mark.parametrize("path", PAPER_SCALE, ids=lambda path: path.stem)
+def test_every_paper_scale_recipe(path: Path) -> None:
+    experiment = load_experiment(path)
+    cost, counts = count_cost(experiment), paper_counts(experiment)
+    assert bool(counts) == (path.stem.startswith("vit_") or path.stem in ("vqgan_lc_imagenet", "vqgan_lc_ffhq"))
+    text = text_of(experiment, path.stem, 32, 8.0)
+    for printed in counts:
+        assert printed.is_explained(cost.totals[printed.quantity]), printed
+        assert f"{printed.source} " in text and printed.quantity in text
+    assert f"{cost.tokens:,}" in text and f"{experiment.model.codebook_size:,} codes" in text
+
+
+def test_a_count_without_a_reason_must_be_near() -> None:
+    near, far = PaperCount("T", "encoder parameters", 100.0), PaperCount("T", "encoder parameters", 90.0)
+    assert near.is_explained(105.0) and not far.is_explained(100.0) and near.difference(105) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("override", ["model.codebook_size=50000", "data.image_size=128", "model.code_dim=4"])
+def test_other_networks_are_not_held_against_the_paper(override: str) -> None:
+    assert paper_counts(load_experiment(LC, [override])) == []
+
+
+# ---- the command
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    run(monkeypatch, str(LC), "model.codebook_size=16384", "--devices", "32", "--tflops", "100")
+    out = capsys.readouterr().out
+    assert "generator MACs: paper 195.08 G, ours 195.66 G, +0.3%" in out
+    assert "8 a device" in out and "on 32 device(s) at 100 TFLOP/s" in out
+
+
+def test_a_warning_when_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = load_experiment(LC)
+    monkeypatch.setattr(module, "machine_memory", lambda: (2**34, "a GPU of 16 GiB"))
+    assert "more than the 16.0 GiB of a GPU of 16 GiB" in text_of(experiment, "lc", 1, 8.0)
+    monkeypatch.setattr(module, "machine_memory", lambda: (2**40, "a large machine"))
+    assert "more than" not in text_of(experiment, "lc", 1, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--devices", "3"], r"--devices 3: data\.batch_size=256 is the global batch"),
+        (["--devices", "0"], r"--devices 0: "),
+        (["--tflops", "0"], r"--tflops 0\.0 must be above 0"),
+        (["model.codebok_size=3"], r"did you mean 'model\.codebook_size'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, str(LC), *arguments)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error)
