@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 Batch = dict[str, Tensor]
 
@@ -237,10 +237,11 @@ class ImageDataModule(LightningDataModule):
         )
         return self._loader(self.train_set, sampler)
 
-    def ordered_train_dataloader(self) -> DataLoader[Batch]:
-        """All training images once, in their stored order, the incomplete last batch included."""
+    def ordered_train_dataloader(self, first: int = 0) -> DataLoader[Batch]:
+        """All training images from number `first` on, once, in their stored order, the last batch as it comes."""
         assert self.train_set is not None, "call setup() first"
-        return self._loader(self.train_set, None)
+        size = len(self.train_set)  # type: ignore[arg-type]
+        return self._loader(Subset(self.train_set, range(first, size)) if first else self.train_set, None)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """All validation images in a fixed order. Lightning shares them out when there are several devices."""

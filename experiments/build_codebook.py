@@ -2,33 +2,31 @@
 
     python -m experiments.build_codebook experiments/vqgan_lc_cifar10.yaml model.codebook_size=16384
 
-Paper B, section 3.2: patch features of the training images, pooled, k-means into K centres; the official code
-clusters each class on its own and concatenates. Features are streamed through a memory-mapped file, so neither the
-images nor the features need to fit in memory.
+Paper B, section 3.2: patch features of the training images, pooled, k-means into K centres. The paper's text clusters
+all of them at once (source.per_class=false), the official code each class on its own, and concatenates (the default).
+Neither the images nor the features need to fit in memory; docs/codebook.md has the cost at the paper's size.
 """
 
 import argparse
-import contextlib
-import hashlib
 import json
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.build import build_data, resolve_data
+from experiments.codebook_estimate import estimate
 from experiments.config import Experiment, load_experiment
 from experiments.errors import user_errors
-from lightning_modules.networks.encoders import load_encoder
-from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig, nearest_code
+from experiments.extraction import build_device, digest, features_for, images_id, large_codebook, sole_worker
+from experiments.features import require_space
+from experiments.kmeans import StateFile, load_state, make_table, new_state, split
 
 
 def codebook_for(experiment: Experiment, data_id: str) -> Tensor:
@@ -41,30 +39,16 @@ def codebook_for(experiment: Experiment, data_id: str) -> Tensor:
     return read_codebook(path, shape)
 
 
-def large_codebook(experiment: Experiment) -> LargeCodebookConfig:
-    """Raises ValueError when the recipe has another quantizer."""
-    config = experiment.model.quantizer
-    if not isinstance(config, LargeCodebookConfig):
-        raise ValueError(f"model.quantizer.name={config.name}: only large_codebook has a codebook file")
-    if config.source.method not in ("kmeans", "random"):
-        raise ValueError(f"model.quantizer.source.method='{config.source.method}' is none of kmeans, random")
-    return config
+def source_id(experiment: Experiment) -> dict[str, Any]:
+    """The options that decide the table; newer ones only where they are set, so that older files keep their names."""
+    source = asdict(large_codebook(experiment).source)
+    return {key: value for key, value in source.items() if key != "tolerance" or value}
 
 
 def codebook_path(experiment: Experiment, data_id: str) -> Path:
-    source = asdict(large_codebook(experiment).source)
-    size = experiment.model.codebook_size
+    source, size = source_id(experiment), experiment.model.codebook_size
     name = f"{source['method']}_{size}_{digest(source, *images_id(experiment, data_id))}.safetensors"
     return Path(experiment.runtime.output_dir) / "codebooks" / name
-
-
-def images_id(experiment: Experiment, data_id: str) -> tuple[object, ...]:
-    """Which training images the features are of; `data_seed` picks their subset."""
-    return data_id, experiment.data.image_size, experiment.data.data_seed
-
-
-def digest(*identity: object) -> str:
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
 
 def read_codebook(path: Path, shape: tuple[int, int]) -> Tensor:
@@ -85,115 +69,52 @@ def read_codebook(path: Path, shape: tuple[int, int]) -> Tensor:
 
 
 def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
-    """Makes the table and saves it atomically with its metadata; features are extracted once and kept.
+    """Makes the table and saves it atomically with its metadata; a build that was stopped goes on where it was.
 
-    Raises ValueError when K exceeds the features that the training images give.
+    Raises ValueError, before the long work, when K exceeds the features that the training images give, feature_dim is
+    not the encoder's, the disk is too small, or a file is damaged or of another setting.
     """
-    config, codebook_size = large_codebook(experiment), experiment.model.codebook_size
-    source, start = config.source, time.time()
-    features, labels = features_for(experiment, data_id)
-    if features.shape[1] != config.feature_dim:
-        raise ValueError(f"model.quantizer.feature_dim={config.feature_dim}: the encoder gives {features.shape[1]}")
-    if codebook_size > len(features):
-        raise ValueError(
-            f"model.codebook_size={codebook_size} exceeds the {len(features)} features of the training images: use "
-            "more images (source.num_images), a larger source.encoder_image_size, or a smaller codebook"
-        )
-    generator = torch.Generator().manual_seed(source.seed)
-    parts = split(labels, codebook_size, source.per_class)
-    table = torch.cat([select(features[rows], size, source, generator) for rows, size in parts])
-    metadata = {"source": json.dumps(asdict(source)), "data": data_id, "features": str(len(features))}
+    config, K, start = large_codebook(experiment), experiment.model.codebook_size, time.time()
+    source, path_exists = config.source, path.is_file()
+
+    def check(shape: tuple[int, int], labels: np.ndarray) -> None:
+        if shape[1] != config.feature_dim:
+            raise ValueError(f"model.quantizer.feature_dim={config.feature_dim}: the encoder gives {shape[1]}")
+        if shape[0] < K:
+            raise ValueError(
+                f"model.codebook_size={K} exceeds the {shape[0]} features of the training images: use more images "
+                "(source.num_images), a larger source.encoder_image_size, or a smaller codebook"
+            )
+        split(labels, K, source.per_class)
+
+    features = features_for(experiment, data_id, check)
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with sole_worker(experiment, path):
+        if path.is_file() and not path_exists:  # another worker has made it meanwhile
+            return
+        require_space(path.parent, 4 * K * config.feature_dim * 4, "the codebook, with two saved states on the way,")
+        identity = f"{codebook_path(experiment, data_id).name} {tuple(features.shape)}"
+        device = build_device(experiment)
+        state = load_state(partial, identity, device) if partial.is_file() else new_state(identity, source.seed)
+        parts = split(features.labels(), K, source.per_class)
+        keep = StateFile(partial)
+        table = make_table(features, parts, source, state, device, keep)
+        save_codebook(path, table, source_id(experiment), data_id, len(features), state.statistics())
+        keep.remove()
+    words = f", {state.passes} passes, {state.reseeded} empty clusters re-seeded" if source.method == "kmeans" else ""
+    print(f"codebook: {K:,} of {len(features):,} features by {source.method}{words}, {time.time() - start:.0f} s")
+
+
+def save_codebook(
+    path: Path, table: Tensor, source: dict[str, Any], data_id: str, num_features: int, statistics: dict[str, str]
+) -> None:
+    """Atomic, with its metadata."""
+    metadata = {"source": json.dumps(source), "data": data_id, "features": str(num_features)} | statistics
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / "codebook.safetensors"
         save_file({"codebook": table.contiguous()}, temporary, metadata=metadata)
         temporary.replace(path)
-    print(f"codebook: {codebook_size:,} of {len(features):,} features by {source.method}, {time.time() - start:.0f} s")
-
-
-def features_for(experiment: Experiment, data_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, C) of the training images, memory-mapped, and the label of each (N,); extracted if not kept yet."""
-    source = large_codebook(experiment).source
-    identity = [source.encoder, source.encoder_image_size, source.stage, source.pool, source.num_images]
-    name = f"features_{digest(identity, *images_id(experiment, data_id))}"
-    folder = Path(experiment.runtime.output_dir) / "codebooks" / name
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            extract_features(experiment, Path(temporary))
-            with contextlib.suppress(OSError):  # another worker was first
-                Path(temporary).rename(folder)
-            Path(temporary).mkdir(exist_ok=True)  # for the context to remove
-    return np.load(folder / "features.npy", mmap_mode="r"), np.load(folder / "labels.npy")
-
-
-@torch.no_grad()
-def extract_features(experiment: Experiment, folder: Path) -> None:
-    """Streams the training images, not augmented, through the encoder into folder/features.npy and labels.npy.
-
-    `source.num_images` is a class-balanced subset of the whole training set, whatever data.train_size is.
-    """
-    source = large_codebook(experiment).source
-    encoder = load_encoder(source.encoder, source.encoder_image_size)
-    size = source.num_images or type(experiment.data)().train_size  # None = all; shapes has no end
-    plain: dict[str, Any] = {"flip": False, "random_crop": False, "train_size": size, "batch_size": 64}
-    known = {key: value for key, value in plain.items() if hasattr(experiment.data, key)}
-    data = build_data(replace(experiment, data=replace(experiment.data, **known)))
-    out: np.memmap | None = None
-    labels, rows, images = [], 0, len(data.train_set)  # type: ignore[arg-type]
-    for batch in data.ordered_train_dataloader():
-        maps = encoder.stages(batch["image"], source.stage)[-1].permute(0, 2, 3, 1) if source.stage else None
-        maps = encoder.features(batch["image"]) if maps is None else maps  # (B, h, w, C)
-        if source.pool > 1:
-            maps = F.avg_pool2d(maps.permute(0, 3, 1, 2), source.pool).permute(0, 2, 3, 1)
-        per_image = maps.shape[1] * maps.shape[2]
-        if out is None:
-            shape = (images * per_image, maps.shape[3])
-            out = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, shape)
-        out[rows : rows + len(maps) * per_image] = maps.flatten(0, 2).float().numpy()
-        labels.append(batch["label"].repeat_interleave(per_image).numpy())
-        rows += len(maps) * per_image
-    assert out is not None
-    out.flush()
-    np.save(folder / "labels.npy", np.concatenate(labels))
-
-
-def split(labels: np.ndarray, size: int, per_class: bool) -> list[tuple[np.ndarray, int]]:
-    """Rows and number of codes of each part: one part, or one a class, sizes differing by at most one."""
-    classes = np.unique(labels) if per_class else np.array([])
-    if not 1 < len(classes) <= size:
-        return [(np.arange(len(labels)), size)]
-    sizes = [size // len(classes) + (i < size % len(classes)) for i in range(len(classes))]
-    parts = [(np.flatnonzero(labels == c), n) for c, n in zip(classes, sizes, strict=True)]
-    for c, (rows, n) in zip(classes, parts, strict=True):
-        if n > len(rows):
-            raise ValueError(
-                f"class {c} has {len(rows)} features, fewer than its {n} codes: set source.per_class=false"
-            )
-    return parts
-
-
-def select(features: np.ndarray, size: int, source: CodebookSource, generator: torch.Generator) -> Tensor:
-    """`size` rows (or cluster centres) of features (N, C)."""
-    z = torch.from_numpy(np.ascontiguousarray(features))
-    centres = z[torch.randperm(len(z), generator=generator)[:size]]  # (size, C)
-    if source.method == "random":
-        return centres
-    for _ in range(source.iterations):
-        centres = lloyd_step(z, centres, generator)
-    return centres
-
-
-def lloyd_step(z: Tensor, centres: Tensor, generator: torch.Generator, chunk: int = 16384) -> Tensor:
-    """One k-means step on z (N, C); an empty cluster is re-seeded with a random feature."""
-    sums, counts = torch.zeros_like(centres), torch.zeros(len(centres))
-    for part in z.split(chunk):
-        indices = nearest_code(part, centres)
-        sums.index_add_(0, indices, part)
-        counts += torch.bincount(indices, minlength=len(centres))
-    empty = counts == 0
-    sums[empty] = z[torch.randint(len(z), (int(empty.sum()),), generator=generator)]
-    return sums / counts.clamp_min(1).unsqueeze(-1)
 
 
 def main() -> None:
@@ -205,10 +126,17 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. model.quantizer.source.method=random")
     parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
     parser.add_argument("--out", help="file to write (default: OUTPUT_DIR/codebooks/NAME.safetensors)")
+    parser.add_argument("--estimate", action="store_true", help="measure a small sample, print time, disk and memory")
+    parser.add_argument("--images", type=int, help="with --estimate: for so many images (default: the recipe's)")
     arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
+        if arguments.images is not None and not (arguments.estimate and arguments.images >= 1):
+            raise ValueError(f"--images {arguments.images}: a positive number, and only with --estimate")
         experiment = resolve_data(load_experiment(arguments.file, arguments.overrides), arguments.data)
         large_codebook(experiment)
+        if arguments.estimate:
+            print(estimate(experiment, arguments.images))
+            return
         data_id = build_data(experiment).data_id
         path = Path(arguments.out or codebook_path(experiment, data_id))
         build_codebook(experiment, data_id, path)

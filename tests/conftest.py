@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import experiments.build_codebook
+import experiments.extraction
 from experiments.config import Experiment, from_dotlist, merge, parse
 from lightning_modules.losses import perceptual
 from lightning_modules.metrics import extractors
@@ -60,7 +60,7 @@ def shared_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics, losses and codebooks share one frozen encoder instead of reading its weights again and again."""
     monkeypatch.setattr(extractors, "load_encoder", load_once)
     monkeypatch.setattr(perceptual, "load_encoder", load_once)
-    monkeypatch.setattr(experiments.build_codebook, "load_encoder", load_once)
+    monkeypatch.setattr(experiments.extraction, "load_encoder", load_once)
 
 
 @pytest.fixture

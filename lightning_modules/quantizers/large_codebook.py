@@ -29,8 +29,9 @@ class CodebookSource:
     num_images: int = 0  # class-balanced subset of the training images, 0 = all
     method: str = "kmeans"
     per_class: bool = True
-    iterations: int = 10
+    iterations: int = 10  # passes over the features at most; fewer when the clusters no longer change
     seed: int = 0
+    tolerance: float = 0.0  # also stop when a pass lowers the inertia by at most this share of it, 0 = go on
 
 
 @dataclass

@@ -13,30 +13,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments import build_codebook as module
+from experiments import extraction, kmeans
 from experiments.build import build_data
-from experiments.build_codebook import (
-    build_codebook,
-    codebook_for,
-    codebook_path,
-    features_for,
-    lloyd_step,
-    read_codebook,
-    split,
-)
+from experiments.build_codebook import build_codebook, codebook_for, codebook_path, read_codebook
 from experiments.config import Experiment
+from experiments.extraction import features_for
+from experiments.features import Features
+from experiments.kmeans import split
 
 SOURCE = "model.quantizer.source"
 PER_IMAGE = 16  # features: 4 x 4 at stage 3 of 32 pixels
 
 
-def rows_of(table: Tensor, features: np.ndarray) -> Tensor:
+def all_of(features: Features) -> Tensor:
+    return features.rows(np.arange(len(features)))
+
+
+def rows_of(table: Tensor, features: Features) -> Tensor:
     """For each code, the index of the feature it is equal to, or -1."""
-    equal = (table[:, None] == torch.from_numpy(np.array(features))).all(-1)  # (K, N)
+    equal = (table[:, None] == all_of(features)).all(-1)  # (K, N)
     return torch.where(equal.any(1), equal.int().argmax(1), -1)
 
 
-def distortion(features: np.ndarray, table: Tensor) -> float:
-    return float(torch.cdist(torch.from_numpy(np.array(features)), table).amin(1).square().mean())
+def distortion(features: Features, table: Tensor) -> float:
+    return float(torch.cdist(all_of(features), table).amin(1).square().mean())
 
 
 # ---- the table
@@ -46,7 +46,8 @@ def distortion(features: np.ndarray, table: Tensor) -> float:
 def test_random_selection_takes_distinct_features(tiny: TinyExperiment, per_class: bool) -> None:
     experiment = tiny("vqgan_lc", f"{SOURCE}.per_class={per_class}", "model.codebook_size=45")
     table = codebook_for(experiment, "shapes")
-    features, labels = features_for(experiment, "shapes")
+    features = features_for(experiment, "shapes")
+    labels = features.labels()
     assert features.shape == (40 * PER_IMAGE, 40) and labels.shape == (40 * PER_IMAGE,)
     assert table.shape == (45, 40) and table.dtype == torch.float32
     rows = rows_of(table, features)
@@ -65,26 +66,9 @@ def test_kmeans_lowers_the_distortion(tiny: TinyExperiment, per_class: bool) -> 
     for method in ("random", "kmeans"):
         experiment = tiny("vqgan_lc", f"{SOURCE}.per_class={per_class}", f"{SOURCE}.method={method}")
         tables[method] = codebook_for(experiment, "shapes")
-    features, _ = features_for(experiment, "shapes")
+    features = features_for(experiment, "shapes")
     assert distortion(features, tables["kmeans"]) < 0.9 * distortion(features, tables["random"])
     assert tables["kmeans"].shape == (32, 40)
-
-
-def test_an_empty_cluster_starts_again_at_a_feature() -> None:
-    torch.manual_seed(0)
-    z = torch.randn(100, 3) + 20
-    centres = torch.cat([z[:2], torch.full((3, 3), -1e4)])  # three far from everything
-    moved = lloyd_step(z, centres, torch.Generator().manual_seed(1), chunk=64)
-    assert (moved[2:, None] == z).all(-1).any(1).all()
-    assert len(moved.unique(dim=0)) == 5
-
-
-def test_one_step_of_kmeans_is_the_mean_of_each_cluster() -> None:
-    torch.manual_seed(0)
-    z, centres = torch.randn(300, 5), torch.randn(7, 5)
-    nearest = torch.cdist(z, centres).argmin(1)
-    expected = torch.stack([z[nearest == k].mean(0) for k in range(7)])
-    torch.testing.assert_close(lloyd_step(z, centres, torch.Generator(), chunk=50), expected)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(10, [10]), (25, [9, 8, 8]), (2, [2])])
@@ -100,22 +84,20 @@ def test_split(size: int, expected: list[int]) -> None:
 def test_features_are_those_of_the_plain_training_images(tiny: TinyExperiment) -> None:
     """No flips, in order, as many images as asked for, whatever data.train_size says."""
     experiment = tiny("vqgan_lc", "data.flip=true", f"{SOURCE}.num_images=20")
-    features, labels = features_for(experiment, "shapes")
+    features = features_for(experiment, "shapes")
     plain = tiny("vqgan_lc", "data.train_size=20")
     images = next(iter(build_data(plain).ordered_train_dataloader()))["image"][:4]
-    encoder = module.load_encoder("efficientnet-lite0", 32)
+    encoder = extraction.load_encoder("efficientnet-lite0", 32)
     maps = encoder.stages(images, 3)[-1]  # (4, 40, 4, 4)
-    torch.testing.assert_close(
-        torch.from_numpy(features[: 4 * PER_IMAGE].copy()), maps.permute(0, 2, 3, 1).flatten(0, 2)
-    )
-    assert np.array_equal(labels, np.repeat(np.arange(20) % 10, PER_IMAGE))
+    torch.testing.assert_close(features.rows(np.arange(4 * PER_IMAGE)), maps.permute(0, 2, 3, 1).flatten(0, 2))
+    assert np.array_equal(features.labels(), np.repeat(np.arange(20) % 10, PER_IMAGE))
 
 
 def test_pooling_and_the_last_feature_map(tiny: TinyExperiment) -> None:
     options = [f"{SOURCE}.num_images=8", "model.quantizer.feature_dim=1280", "model.codebook_size=5"]
     last = tiny("vqgan_lc", *options, f"{SOURCE}.stage=0", f"{SOURCE}.encoder_image_size=64", f"{SOURCE}.pool=2")
     assert codebook_for(last, "shapes").shape == (5, 1280)
-    assert len(features_for(last, "shapes")[0]) == 8, "2 x 2 pooled to one an image"
+    assert len(features_for(last, "shapes")) == 8, "2 x 2 pooled to one an image"
 
 
 @pytest.mark.parametrize(("name", "size"), [("shapes", 10_000), ("cifar10", None)])
@@ -129,13 +111,18 @@ def test_no_number_of_images_means_all(
         asked.append(experiment)
         raise ConnectionAbortedError
 
-    monkeypatch.setattr(module, "build_data", stop)
+    monkeypatch.setattr(extraction, "build_data", stop)
     with pytest.raises(ConnectionAbortedError):
         features_for(tiny("vqgan_lc", f"data.name={name}", f"{SOURCE}.num_images=0"), name)
     assert asked[0].data.train_size == size
 
 
 # ---- the files
+
+
+def kept_files(experiment: Experiment) -> list[str]:
+    folder = Path(experiment.runtime.output_dir) / "codebooks"
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def test_a_codebook_is_built_once(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,13 +132,12 @@ def test_a_codebook_is_built_once(tiny: TinyExperiment, monkeypatch: pytest.Monk
         metadata = file.metadata()
     assert json.loads(metadata["source"])["encoder"] == "efficientnet-lite0"
     assert metadata["data"] == "shapes" and metadata["features"] == str(40 * PER_IMAGE)
-    monkeypatch.setattr(module, "extract_features", lambda *_: pytest.fail("features are kept"))
+    monkeypatch.setattr(extraction, "extract", lambda *_: pytest.fail("features are kept"))
     larger = codebook_for(tiny("vqgan_lc", "model.codebook_size=48"), "shapes")
     assert larger.shape == (48, 40)
     monkeypatch.setattr(module, "build_codebook", lambda *_: pytest.fail("codebooks are kept"))
     assert torch.equal(codebook_for(experiment, "shapes"), first)
-    folder = Path(experiment.runtime.output_dir) / "codebooks"
-    assert len([*folder.iterdir()]) == 3, "two codebooks, one folder of features, nothing temporary"
+    assert len(kept_files(experiment)) == 3, "two codebooks, one folder of features, nothing temporary"
 
 
 @pytest.mark.parametrize(
@@ -175,16 +161,35 @@ def test_a_build_that_fails_leaves_nothing(tiny: TinyExperiment, monkeypatch: py
     with pytest.raises(OSError, match="No space left"):
         codebook_for(experiment, "shapes")
     monkeypatch.undo()
-    files = [*(Path(experiment.runtime.output_dir) / "codebooks").iterdir()]
-    assert len(files) == 1 and files[0].name.startswith("features_")
+    (only,) = kept_files(experiment)
+    assert only.startswith("features_")
 
 
-def test_broken_extraction_leaves_no_features(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = tiny("vqgan_lc")
-    monkeypatch.setattr(module.np, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(OSError, match="full"):
-        codebook_for(experiment, "shapes")
-    assert [*(Path(experiment.runtime.output_dir) / "codebooks").iterdir()] == []
+def test_a_build_that_was_stopped_goes_on(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the state that it saved, with the features that are kept, to the same codebook."""
+    keys = (f"{SOURCE}.method=kmeans", f"{SOURCE}.iterations=4")
+    experiment = tiny("vqgan_lc", *keys)
+    monkeypatch.setattr(kmeans, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_codebook", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            codebook_for(experiment, "shapes")
+    path = codebook_path(experiment, "shapes")
+    assert len(kept_files(experiment)) == 2 and path.with_name(f"{path.name}.partial").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "new_state", lambda *_: pytest.fail("there is a state"))
+        continued = codebook_for(experiment, "shapes")
+    assert kept_files(experiment)[1] == path.name and len(kept_files(experiment)) == 2
+    straight = tiny("vqgan_lc", *keys, f"runtime.output_dir={path.parent}/straight")
+    assert torch.equal(continued, codebook_for(straight, "shapes"))
+
+
+def test_the_tolerance_names_another_codebook_only_where_it_is_set(tiny: TinyExperiment) -> None:
+    """Files that were built before there was a tolerance keep their names."""
+    plain = tiny("vqgan_lc")
+    assert "tolerance" not in module.source_id(plain)
+    assert codebook_path(plain, "shapes").name == "random_32_3d3895c74582.safetensors"
+    assert codebook_path(plain, "shapes") != codebook_path(tiny("vqgan_lc", f"{SOURCE}.tolerance=0.01"), "shapes")
 
 
 # ---- mistakes
@@ -212,7 +217,7 @@ def test_feature_dim_of_another_encoder(tiny: TinyExperiment) -> None:
 
 
 def test_method_is_checked_before_any_work(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "extract_features", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(extraction, "load_encoder", lambda *_: pytest.fail("too late"))
     with pytest.raises(ValueError, match=r"source\.method='kmean' is none of kmeans, random"):
         codebook_for(tiny("vqgan_lc", f"{SOURCE}.method=kmean"), "shapes")
 
@@ -267,4 +272,6 @@ def test_the_command(
     module.main()
     assert read_codebook(out, (20, 40)).shape == (20, 40)
     output = capsys.readouterr().out
-    assert "20 of 160 features by kmeans" in output and str(out) in output
+    assert "20 of 160 features by kmeans, 20 passes, 0 empty clusters re-seeded" in output and str(out) in output
+    with safe_open(out, "pt") as file:
+        assert file.metadata()["passes"] == "20" and float(file.metadata()["inertia"]) > 0
