@@ -11,15 +11,17 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from datamodules import DATAMODULES
 from experiments.build import build_data, resolve_data
 from experiments.codebook_estimate import estimate
 from experiments.config import Experiment, load_experiment
@@ -32,17 +34,32 @@ from experiments.kmeans import StateFile, load_state, make_table, new_state, spl
 def codebook_for(experiment: Experiment, data_id: str) -> Tensor:
     """The (K, C) table of the experiment: from `source.path`, else from the cache in output_dir, else built now."""
     config = large_codebook(experiment)
-    shape = (experiment.model.codebook_size, config.feature_dim)
-    path = Path(config.source.path or codebook_path(experiment, data_id))
-    if not config.source.path and not path.is_file():
+    source, shape = config.source, (experiment.model.codebook_size, config.feature_dim)
+    if source.path:
+        return read_codebook(Path(source.path), shape)
+    if source.method == "normal":  # B-Table 6, random initialisation
+        return torch.randn(shape, generator=torch.Generator().manual_seed(source.seed))
+    experiment, data_id = with_source_data(experiment, data_id)
+    path = codebook_path(experiment, data_id)
+    if not path.is_file():
         build_codebook(experiment, data_id, path)
     return read_codebook(path, shape)
+
+
+def with_source_data(experiment: Experiment, data_id: str) -> tuple[Experiment, str]:
+    """The experiment on the images that its codebook is made of, and their id (B-Table 9)."""
+    name = large_codebook(experiment).source.data
+    if not name:
+        return experiment, data_id
+    data = DATAMODULES[name][1](image_size=experiment.data.image_size)
+    experiment = replace(experiment, data=data)
+    return experiment, build_data(experiment).data_id
 
 
 def source_id(experiment: Experiment) -> dict[str, Any]:
     """The options that decide the table; newer ones only where they are set, so that older files keep their names."""
     source = asdict(large_codebook(experiment).source)
-    return {key: value for key, value in source.items() if key != "tolerance" or value}
+    return {key: value for key, value in source.items() if key not in ("tolerance", "data") or value}
 
 
 def codebook_path(experiment: Experiment, data_id: str) -> Path:
@@ -137,7 +154,9 @@ def main() -> None:
         if arguments.estimate:
             print(estimate(experiment, arguments.images))
             return
-        data_id = build_data(experiment).data_id
+        if large_codebook(experiment).source.method == "normal":
+            raise ValueError("model.quantizer.source.method=normal: random numbers need no codebook file")
+        experiment, data_id = with_source_data(experiment, build_data(experiment).data_id)
         path = Path(arguments.out or codebook_path(experiment, data_id))
         build_codebook(experiment, data_id, path)
         print(path)

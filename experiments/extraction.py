@@ -29,7 +29,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules import ImageDataModule
+from datamodules import DATAMODULES, ImageDataModule
 from experiments.build import build_data
 from experiments.config import Experiment
 from experiments.features import Features, bar, require_space
@@ -48,8 +48,10 @@ def large_codebook(experiment: Experiment) -> LargeCodebookConfig:
     if not isinstance(config, LargeCodebookConfig):
         raise ValueError(f"model.quantizer.name={config.name}: only large_codebook has a codebook file")
     source = config.source
-    if source.method not in ("kmeans", "random"):
-        raise ValueError(f"model.quantizer.source.method='{source.method}' is none of kmeans, random")
+    if source.method not in ("kmeans", "random", "normal"):
+        raise ValueError(f"model.quantizer.source.method='{source.method}' is none of kmeans, random, normal")
+    if source.data and source.data not in DATAMODULES:
+        raise ValueError(f"model.quantizer.source.data='{source.data}' is none of {', '.join(DATAMODULES)}")
     if not 0 <= source.tolerance < 1:
         raise ValueError(f"model.quantizer.source.tolerance={source.tolerance} must be in [0, 1)")
     return config

@@ -17,8 +17,10 @@ from lightning_modules.quantizers.projected import ProjectedCodebook
 class CodebookSource:
     """How the frozen table is made (`experiments.build_codebook`); part of an experiment's identity.
 
-    `path` names a ready file and wins over the rest. `method`: "kmeans" (paper B) or "random" selection of features;
-    `per_class` splits K over the classes (the official code) instead of one global clustering (the paper's text).
+    `path` names a ready file and wins over the rest. `method`: "kmeans" (paper B), "random" selection of features, or
+    "normal" random numbers in place of features (B-Table 6). `per_class` splits K over the classes (the official code)
+    instead of one global clustering (the paper's text). `data` names another data set whose images give the features
+    (B-Table 9); empty = the training images.
     """
 
     path: str = ""
@@ -31,6 +33,7 @@ class CodebookSource:
     per_class: bool = True
     iterations: int = 10  # passes over the features at most; fewer when the clusters no longer change
     seed: int = 0
+    data: str = ""
     tolerance: float = 0.0  # also stop when a pass lowers the inertia by at most this share of it, 0 = go on
 
 

@@ -172,7 +172,7 @@ def test_a_damaged_or_foreign_beginning(
         *DAMAGE,
         (lambda folder: (folder / "features.npy").write_bytes(b""), r"features\.npy: damaged or cut off"),
         (lambda folder: np.save(folder / "features.npy", np.zeros((640, 40))), r"features\.npy: damaged .*float64"),
-        (lambda folder: np.savez(open(folder / "features.npy", "wb"), a=[1]), r"features\.npy: damaged"),
+        (lambda folder: (folder / "features.npy").write_bytes(zipped_array()), r"features\.npy: damaged"),
         (lambda folder: np.save(folder / "labels.npy", np.zeros(3, np.int64)), "640 features but 3 labels"),
     ],
 )
