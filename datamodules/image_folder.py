@@ -26,6 +26,7 @@ class ImageFolderConfig(DataConfig):
     """
 
     name: str = "image_folder"
+    dataset: str = ""  # the images are in <data_dir>/<dataset>, such as ffhq: recipes of other sets than ImageNet
     image_size: int = 256
     train_folder: str = "train"
     val_folder: str = "val"
@@ -67,6 +68,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     def __init__(self, config: ImageFolderConfig, data_dir: str, num_workers: int = 0, seed: int = 0):
         super().__init__(config, data_dir, num_workers, seed)
+        self.data_dir = self.data_dir / config.dataset
         if config.resize not in ("shorter", "squash"):
             raise ValueError(f'data.resize={config.resize}: choose "shorter" or "squash"')
         if config.resize == "squash" and config.random_crop:
