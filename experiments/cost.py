@@ -119,9 +119,9 @@ def latents(experiment: Experiment, parts: Networks) -> Tensor:
 def perceptual_network(experiment: Experiment) -> PerceptualLoss | None:
     """The perceptual loss without weights from a hub: LPIPS on the meta device, EfficientNet-Lite0 as it is (small)."""
     loss = experiment.model.loss
-    if not loss.perceptual:
-        return None
     name = resolve_perceptual(loss.perceptual_network)
+    if not loss.perceptual or name == "none":
+        return None
     on_meta = torch.device("meta") if name.startswith("lpips") else nullcontext()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), on_meta:
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")

@@ -141,7 +141,9 @@ def test_every_paper_scale_recipe(path: Path) -> None:
 
 def test_a_count_without_a_reason_must_be_near() -> None:
     near, far = PaperCount("T", "encoder parameters", 100.0), PaperCount("T", "encoder parameters", 90.0)
-    assert near.is_explained(105.0) and not far.is_explained(100.0) and near.difference(105) == pytest.approx(0.05)
+    assert near.is_explained(104.9) and not near.is_explained(94.9) and not far.is_explained(100.0)
+    assert PaperCount("T", "encoder parameters", 90.0, "why").is_explained(100.0)
+    assert near.difference(105.0) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("override", ["model.codebook_size=50000", "data.image_size=128", "model.code_dim=4"])
