@@ -68,7 +68,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a file that is truncated, foreign or executable
         raise ValueError(f"{path}: not readable as a checkpoint ({str(error).splitlines()[0]})") from None
     if not isinstance(checkpoint, dict) or "experiment" not in checkpoint:
-        raise ValueError(f"{path}: not a checkpoint of this suite; import a foreign one first")
+        raise ValueError(
+            f"{path}: not a checkpoint of this suite; a public one is first turned into one by "
+            "`python -m experiments.import_checkpoint`"
+        )
     return checkpoint
 
 

@@ -1,6 +1,7 @@
-"""Same weights, same numbers: the networks against stored outputs of the public implementations.
+"""Same weights, same numbers: the discriminators against stored outputs of the public implementations.
 
-Each `*_key` function maps one of their state-dict names to ours; loading is strict on both sides.
+Each key function maps one of their state-dict names to ours; loading is strict on both sides. Encoders and decoders are
+in tests/experiments/test_import_parity.py: their weights come through the importer.
 """
 
 import json
@@ -11,20 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_modules.networks import (
-    CNNConfig,
-    CNNDecoder,
-    CNNEncoder,
-    PatchGAN,
-    StyleGANDiscriminator,
-    ViTConfig,
-    ViTDecoder,
-    ViTEncoder,
-)
+from lightning_modules.networks import PatchGAN, StyleGANDiscriminator
 
 PROJECT = Path(__file__).parents[2]
 VECTORS = Path(os.environ.get("SHARED_DIR", PROJECT.parent / "shared")) / "parity" / "vectors"
@@ -59,118 +50,6 @@ def rename(name: str, rules: list[tuple[str, str]]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-# ---- taming-transformers: CNN
-
-
-def fuse_qkv(weights: Tensors) -> Tensors:
-    """The three convolutions q, k, v of each attention as one."""
-    fused = {name: w for name, w in weights.items() if not re.search(r"\.[qkv]\.(weight|bias)$", name)}
-    for name in weights:
-        if match := re.fullmatch(r"(.*)\.q\.(weight|bias)", name):
-            stem, kind = match.groups()
-            fused[f"{stem}.qkv.{kind}"] = torch.cat([weights[f"{stem}.{part}.{kind}"] for part in "qkv"])
-    return fused
-
-
-def taming_key(num_levels: int) -> Callable[[str], str]:
-    def key(name: str) -> str:
-        name = re.sub(r"^up\.(\d+)", lambda match: f"levels.{num_levels - 1 - int(match[1])}", name)
-        return rename(
-            name,
-            [
-                (r"^down\.(\d+)", r"levels.\1"),
-                (r"mid\.block_1", "middle.0"),
-                (r"mid\.attn_1", "middle.1"),
-                (r"mid\.block_2", "middle.2"),
-                (r"\.block\.", ".blocks."),
-                (r"\.attn\.", ".attentions."),
-                (r"\.(down|up)sample\.", ".resample."),
-                (r"nin_shortcut", "shortcut"),
-                (r"proj_out", "proj"),
-            ],
-        )
-
-    return key
-
-
-def test_cnn_equals_taming() -> None:
-    constructor, weights, io = load("taming_cnn")
-    theirs = constructor["ddconfig"]
-    config = CNNConfig(
-        channels=theirs["ch"],
-        channel_multipliers=theirs["ch_mult"],
-        num_res_blocks=theirs["num_res_blocks"],
-        attention_resolutions=theirs["attn_resolutions"],
-        latent_channels=theirs["z_channels"],
-        dropout=theirs["dropout"],
-    )
-    weights = fuse_qkv(weights)
-    key = taming_key(len(config.channel_multipliers))
-    encoder = load_mapped(CNNEncoder(config, theirs["resolution"]), weights, "encoder.", key)
-    decoder = load_mapped(CNNDecoder(config, theirs["resolution"]), weights, "decoder.", key)
-
-    z = encoder(io["image"])
-    assert_close(z.permute(0, 3, 1, 2), io["encoder_out"])
-    latents = F.conv2d(io["encoder_out"], weights["quant_conv.weight"], weights["quant_conv.bias"])
-    assert_close(latents, io["latents"])
-    codes = F.conv2d(io["codebook_entry"], weights["post_quant_conv.weight"], weights["post_quant_conv.bias"])
-    assert_close(decoder(codes.permute(0, 2, 3, 1)), io["reconstruction_from_indices"])
-
-
-# ---- enhancing-transformers: ViT
-
-
-def enhancing_key(name: str) -> str:
-    return rename(
-        name,
-        [
-            (r"^(en|de)_pos_embedding", "transformer.positions"),
-            (r"^to_patch_embedding\.0", "patch_embedding"),
-            (r"^to_pixel\.1", "pixels"),
-            (r"layers\.(\d+)\.0\.norm", r"blocks.\1.norm1"),
-            (r"layers\.(\d+)\.0\.fn\.to_qkv", r"blocks.\1.attention.qkv"),
-            (r"layers\.(\d+)\.0\.fn\.to_out", r"blocks.\1.attention.proj"),
-            (r"layers\.(\d+)\.1\.norm", r"blocks.\1.norm2"),
-            (r"layers\.(\d+)\.1\.fn\.net", r"blocks.\1.mlp"),
-        ],
-    )
-
-
-def enhancing_config(constructor: dict) -> ViTConfig:
-    def dims(part: dict) -> list[int]:
-        return [part["depth"], part["heads"], part["dim"], part["mlp_dim"]]
-
-    return ViTConfig(
-        patch_size=constructor["patch_size"],
-        encoder_dims=dims(constructor["encoder"]),
-        decoder_dims=dims(constructor["decoder"]),
-        positions="sincos",
-        mlp_activation="tanh",
-        tanh_head=False,
-        qkv_bias=False,
-        head_dim=64,
-    )
-
-
-def test_vit_equals_enhancing() -> None:
-    constructor, weights, io = load("enhancing_vit")
-    config = enhancing_config(constructor)
-    encoder = load_mapped(ViTEncoder(config, constructor["image_size"]), weights, "encoder.", enhancing_key)
-    decoder = load_mapped(ViTDecoder(config, constructor["image_size"]), weights, "decoder.", enhancing_key)
-
-    z = encoder(io["image"])
-    assert_close(z.flatten(1, 2), io["encoder_out"])
-    codes = F.linear(io["codebook_entry"], weights["post_quant.weight"], weights["post_quant.bias"])
-    image = decoder(codes.unflatten(1, (decoder.grid_size, decoder.grid_size)))
-    assert_close(image, io["reconstruction_from_indices"])
-
-
-def test_sincos_positions_equal_enhancing() -> None:
-    constructor, weights, _ = load("enhancing_vit")
-    encoder = ViTEncoder(enhancing_config(constructor), constructor["image_size"])
-    assert_close(encoder.transformer.positions, weights["encoder.en_pos_embedding"])
 
 
 # ---- discriminators

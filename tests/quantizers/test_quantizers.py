@@ -20,6 +20,7 @@ from lightning_modules.quantizers import (
     EMAConfig,
     EMAQuantizer,
     FactorizedConfig,
+    FactorizedQuantizer,
     LargeCodebook,
     LargeCodebookConfig,
     Quantizer,
@@ -509,3 +510,24 @@ def test_vq_equals_taming(variant: str, commitment: float, codebook: float) -> N
     quantizer.load_state_dict({"codes": codes})
     check_against(io, quantizer, f"_{variant}", f"codebook_loss_{variant}", channels_first=True)
     torch.testing.assert_close(quantizer.codes.grad, io[f"grad_codebook_{variant}"], atol=1e-6, rtol=1e-4)
+
+
+@needs_vectors
+def test_factorized_equals_enhancing() -> None:
+    """Values, loss and gradients; 0.25 and 1.0 are the defaults.
+
+    Departs on one path: theirs hands the gradient of the normalised code to the latents as they were before
+    normalisation, ours to the normalised ones, as the chain rule has it. So theirs is the loss's gradient plus W.
+    """
+    _, weights, io = load_vectors("enhancing_vit")
+    codes = weights["quantizer.embedding.weight"]
+    quantizer = FactorizedQuantizer(FactorizedConfig(), *codes.shape)
+    quantizer.load_state_dict({"codes": codes})
+    z = io["latents"].clone().requires_grad_()
+    output = quantizer(z)
+    assert torch.equal(output.indices, io["indices"])
+    torch.testing.assert_close(output.quantized, io["codebook_entry"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(output.loss, io["quantiser_loss"], atol=1e-6, rtol=1e-5)
+    output.loss.backward()
+    torch.testing.assert_close(z.grad + io["grad_weight"], io["grad_latents"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(quantizer.codes.grad, io["grad_codebook"], atol=1e-6, rtol=1e-4)

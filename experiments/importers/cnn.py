@@ -1,0 +1,59 @@
+"""The encoder and decoder that taming-transformers, VQGAN-LC and LlamaGen share, under two sets of names."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from experiments.importers.family import Options, Source, Weight, same
+
+IMAGE_SIZE = 256  # not in the weights: all published models of these families are trained at it
+
+
+def infer_cnn(source: Source, levels: str, blocks: str, options: Options) -> dict[str, Any]:
+    """The `data` and `model.backbone` sections; level i of the encoder has the blocks `{levels}{i}.{blocks}.{j}.`.
+
+    Attention is placed by level there and by resolution here, so `image_size` decides its numbers, not its place.
+    Raises ValueError for a width that is no multiple of the first one.
+    """
+    if options.head_dim is not None:
+        raise ValueError("--head-dim is of use to --from enhancing only: attention of this family has one head")
+    image_size = options.image_size or IMAGE_SIZE
+    channels = source.shape("encoder.conv_in.weight", 4)[0]
+    multipliers, attention = [], []
+    for level in range(max(1, source.count(levels))):
+        key = f"{levels}{level}.{blocks}.0.conv1.weight"
+        width = source.shape(key, 4)[0]
+        if width % channels:
+            raise ValueError(
+                f"{source.origin}: '{key}' has {width} channels, no multiple of the first width {channels}"
+            )
+        multipliers.append(width // channels)
+        if source.has(f"{levels}{level}.attn."):
+            attention.append(image_size >> level)
+    backbone = {
+        "name": "cnn",
+        "channels": channels,
+        "channel_multipliers": multipliers,
+        "num_res_blocks": source.count(f"{levels}0.{blocks}."),
+        "attention_resolutions": attention,
+        "latent_channels": source.shape("encoder.conv_out.weight", 4)[0],
+    }
+    return {"data": {"name": "image_folder", "image_size": image_size}, "model": {"backbone": backbone}}
+
+
+def cnn_weight(key: str, rules: Sequence[tuple[str, str]]) -> Weight | None:
+    """The source of a weight of ours outside the quantizer; `rules` rename ours to theirs, one after the other."""
+    if match := re.fullmatch(r"(pre|post)_quant\.(weight|bias)", key):
+        name = "quant_conv" if match[1] == "pre" else "post_quant_conv"
+        theirs = f"{name}.{match[2]}"
+        return Weight((theirs,), lambda tensor: tensor.flatten(1)) if match[2] == "weight" else same(theirs)
+    if not key.startswith(("encoder.", "decoder.")):
+        return None
+    theirs = key
+    for pattern, replacement in rules:
+        theirs = re.sub(pattern, replacement, theirs)
+    if ".qkv." in key:  # ours is one convolution, theirs are three
+        return Weight(tuple(theirs.replace(".qkv.", f".{part}.") for part in "qkv"), lambda *parts: torch.cat(parts))
+    return same(theirs)

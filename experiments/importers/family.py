@@ -1,0 +1,85 @@
+"""What a family of checkpoints has to say: how to tell it, what its model is, where in it each of our weights is."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_modules.tokenizer import TokenizerConfig
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Options:
+    """What weights do not tell. None: the family's default (or, where the weights do tell, what they say)."""
+
+    image_size: int | None = None
+    head_dim: int | None = None
+
+
+class Source:
+    """A foreign state dict that is asked by key. A key that is not there, or is no such array, is a ValueError."""
+
+    def __init__(self, tensors: Tensors, origin: str, family: str) -> None:
+        self.tensors, self.origin, self.family = tensors, origin, family
+
+    def shape(self, key: str, ndim: int) -> tuple[int, ...]:
+        if key not in self.tensors:
+            some = ", ".join(list(self.tensors)[:3])
+            raise ValueError(
+                f"{self.origin}: no key '{key}', which every {self.family} checkpoint has "
+                f"(its {len(self.tensors)} keys begin with {some})"
+            )
+        shape = tuple(self.tensors[key].shape)
+        if len(shape) != ndim or 0 in shape:
+            raise ValueError(f"{self.origin}: '{key}' has shape {shape}, not {ndim} dimensions above zero")
+        return shape
+
+    def has(self, prefix: str) -> bool:
+        return any(key.startswith(prefix) for key in self.tensors)
+
+    def count(self, prefix: str) -> int:
+        """How many different numbers follow `prefix` in the keys."""
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+        return len({match[1] for key in self.tensors if (match := pattern.match(key))})
+
+
+class Weight(NamedTuple):
+    """One of our tensors: `make` of the source's tensors `keys`; without keys, a constant."""
+
+    keys: tuple[str, ...]
+    make: Callable[..., Tensor]
+
+
+def same(key: str) -> Weight:
+    return Weight((key,), lambda tensor: tensor)
+
+
+def true() -> Weight:
+    """A flag of ours, such as "the table is filled"."""
+    return Weight((), lambda: torch.tensor(True))
+
+
+@dataclass(frozen=True)
+class Family:
+    """One public code base.
+
+    signature: prefixes of keys; a state dict of this family, and of no other, has all of them.
+    wrappers: top-level keys of a checkpoint file that may hold the state dict; the first that is there is taken.
+    dropped: prefixes of keys that are deliberately not imported, and why.
+    infer: the `data` and `model` sections of the experiment, read from the shapes.
+    weight: where one of our keys is; None for a key that the family knows nothing of.
+    """
+
+    signature: tuple[str, ...]
+    wrappers: tuple[str, ...]
+    dropped: dict[str, str]
+    infer: Callable[[Source, Options], dict[str, Any]]
+    weight: Callable[[str, TokenizerConfig], Weight | None]
+
+    def fits(self, tensors: Tensors) -> bool:
+        return all(any(key.startswith(prefix) for key in tensors) for prefix in self.signature)

@@ -1,0 +1,184 @@
+"""Public weights through the importer: the public implementations' numbers, and every full-size key accounted for.
+
+Weights, inputs and outputs of small public models and the key lists of the full-size ones lie beside the project.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from experiments.build import build_model, restore
+from experiments.import_checkpoint import convert, import_checkpoint
+from experiments.importers import FAMILIES, Options
+from lightning_modules import tokenizer
+from lightning_modules.networks import ViTEncoder
+from lightning_modules.quantizers import LargeCodebook, LargeCodebookConfig
+from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
+
+PROJECT = Path(__file__).parents[2]
+PARITY = Path(os.environ.get("SHARED_DIR", PROJECT.parent / "shared")) / "parity"
+MANIFESTS = sorted((PARITY / "manifests").glob("*.json"))
+pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason="needs parity vectors: set SHARED_DIR")
+
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their networks take a second to read and are in no checkpoint."""
+    monkeypatch.setattr(tokenizer, "TokenizerMetrics", lambda *_: nn.Identity())
+
+
+def load_io(name: str) -> Tensors:
+    return load_file(PARITY / "vectors" / name / "io.safetensors")
+
+
+def imported(family: str, name: str, folder: Path, *overrides: dict) -> Tokenizer:
+    """The module that evaluation would get, by way of an imported file."""
+    out = folder / "imported.ckpt"
+    weights = PARITY / "vectors" / name / "weights.safetensors"
+    image_size = Options(image_size=32) if family == "taming" else None  # enhancing's positions tell
+    import_checkpoint(family, weights, out, image_size, *overrides)
+    experiment, module = restore(out)
+    assert experiment.data.name == "image_folder" and experiment.data.image_size == 32
+    return module.eval()
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("legacy", [True, False])
+def test_taming_end_to_end(tmp_path: Path, legacy: bool) -> None:
+    fixed = {"model": {"quantizer": {"commitment_weight": 0.25, "codebook_weight": 1.0}}}
+    module = imported("taming", "taming_cnn", tmp_path, {} if legacy else fixed)
+    io = {name: x.movedim(1, -1) if x.ndim == 4 else x for name, x in load_io("taming_cnn").items()}
+    image = io["image"].movedim(-1, 1)
+    z = module.encoder(image)
+    assert_close(z, io["encoder_out"])
+    assert_close(module.pre_quant(z), io["latents"])
+    codes = module.encode(image)
+    assert torch.equal(codes.indices, io["indices"])
+    assert_close(codes.quantized, io["codebook_entry"])
+    assert_close(codes.loss, io["codebook_loss_legacy" if legacy else "codebook_loss_fixed"])
+    weights = module.quantizer.config.commitment_weight, module.quantizer.config.codebook_weight
+    assert weights == ((1.0, 0.25) if legacy else (0.25, 1.0)), "the value of the loss cannot tell, its gradients can"
+    assert_close(module(image).reconstruction.movedim(1, -1), io["reconstruction"])
+    assert_close(module.decode_indices(io["indices"]).movedim(1, -1), io["reconstruction_from_indices"])
+
+
+@torch.no_grad()
+def test_enhancing_end_to_end(tmp_path: Path) -> None:
+    """Pixels in [0, 1] there, in [-1, 1] here."""
+    module = imported("enhancing", "enhancing_vit", tmp_path)
+    io = load_io("enhancing_vit")
+    image = 2 * io["image"] - 1
+    z = module.encoder(image)
+    assert_close(z.flatten(1, 2), io["encoder_out"])
+    assert_close(module.pre_quant(z).flatten(1, 2), io["latents"])
+    codes = module.encode(image)
+    assert torch.equal(codes.indices.flatten(1), io["indices"])
+    assert_close(codes.quantized.flatten(1, 2), io["codebook_entry"])
+    assert_close(codes.loss, io["quantiser_loss"])
+    assert_close(module.post_quant(codes.quantized).flatten(1, 2), io["post_quant_out"])
+    assert_close((module(image).reconstruction + 1) / 2, io["reconstruction"])
+    again = module.decode_indices(io["indices"].unflatten(1, (8, 8)))
+    assert_close((again + 1) / 2, io["reconstruction_from_indices"])
+
+
+def test_sincos_positions_equal_enhancing() -> None:
+    weights = load_file(PARITY / "vectors/enhancing_vit/weights.safetensors")
+    experiment, _ = convert("enhancing", weights)
+    encoder = ViTEncoder(experiment.model.backbone, experiment.data.image_size)  # type: ignore[arg-type]
+    assert_close(encoder.transformer.positions, weights["encoder.en_pos_embedding"])
+
+
+@torch.no_grad()
+def test_vqgan_lc_quantizer() -> None:
+    """Its vectors hold no encoder, so its weights go through the family's map, not through a file."""
+    weights, io = load_file(PARITY / "vectors/vqgan_lc_quantizer/weights.safetensors"), load_io("vqgan_lc_quantizer")
+    codebook_size, feature_dim = weights["tok_embeddings.weight"].shape
+    quantizer = LargeCodebook(LargeCodebookConfig(feature_dim=feature_dim), codebook_size, io["latents"].shape[1])
+    state = {}
+    for key in quantizer.state_dict():
+        weight = FAMILIES["vqgan-lc"].weight(f"quantizer.{key}", TokenizerConfig())
+        assert weight is not None
+        state[key] = weight.make(*(weights.pop(theirs) for theirs in weight.keys))
+    assert not weights
+    quantizer.load_state_dict(state)
+    output = quantizer(io["latents"].movedim(1, -1))  # in training mode: imported, it must not be rescaled
+    assert_close(quantizer.codebook(), io["projected_codebook"])
+    assert torch.equal(output.indices, io["indices"])
+    assert_close(output.quantized, io["codebook_entry"].movedim(1, -1))
+    assert_close(output.loss, io["loss"])
+    dense = torch.cdist(io["latents"].movedim(1, -1).flatten(0, -2), quantizer.codebook()).square()
+    torch.testing.assert_close(dense, io["distances"], atol=1e-4, rtol=1e-4)
+
+
+# ---- full size, on the meta device
+
+
+def family_of(path: Path) -> str:
+    return next(family for family in FAMILIES if path.stem.startswith(family.replace("-", "_")))
+
+
+def manifest(path: Path) -> Tensors:
+    keys = json.loads(path.read_text())["keys"]
+    dtype = {"float32": torch.float32, "int64": torch.int64}
+    return {k: torch.empty(v["shape"], dtype=dtype[v["dtype"]], device="meta") for k, v in keys.items()}
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_every_key_of_a_published_model_is_accounted_for(path: Path) -> None:
+    family, tensors = family_of(path), manifest(path)
+    experiment, state = convert(family, tensors)
+    with torch.device("meta"):
+        ours = build_model(experiment).state_dict()
+    assert {k: x.shape for k, x in state.items()} == {k: x.shape for k, x in ours.items()}
+
+    used = set()
+    for key in ours:
+        weight = FAMILIES[family].weight(key, experiment.model)
+        assert weight is not None
+        used |= set(weight.keys)
+    left = {key for key in tensors if key not in used}
+    assert all(key.startswith(tuple(FAMILIES[family].dropped)) for key in left)
+    assert not any(key.startswith(("encoder.", "decoder.")) for key in left)
+    flags = {"quantizer.is_filled", "quantizer.is_matched"}
+    assert sum(x.numel() for k, x in state.items() if k not in flags) == sum(tensors[k].numel() for k in used)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_the_published_model_is_inferred(path: Path) -> None:
+    theirs = json.loads(path.read_text())["constructor"]
+    family = family_of(path)
+    model = convert(family, manifest(path))[0].model
+    backbone = vars(model.backbone)
+    if family == "enhancing":
+        for part in ("encoder", "decoder"):
+            wanted = [theirs[part][name] for name in ("depth", "heads", "dim", "mlp_dim")]
+            assert backbone[f"{part}_dims"] == wanted
+        assert backbone["patch_size"] == theirs["patch_size"]
+        assert (model.codebook_size, model.code_dim) == (8192, theirs["quantizer"]["embed_dim"])
+        return
+    if family == "llamagen":
+        assert backbone["channel_multipliers"] == theirs["encoder_ch_mult"]
+        assert backbone["attention_resolutions"] == [256 >> (len(theirs["encoder_ch_mult"]) - 1)]
+        assert (model.codebook_size, model.code_dim) == (16384, 8)
+        return
+    dd = theirs["ddconfig"]
+    names = {"channels": "ch", "channel_multipliers": "ch_mult", "num_res_blocks": "num_res_blocks"}
+    assert all(backbone[ours] == dd[name] for ours, name in names.items())
+    assert backbone["latent_channels"] == dd["z_channels"]
+    reached = [256 >> level for level in range(len(dd["ch_mult"]))]
+    assert backbone["attention_resolutions"] == [size for size in reached if size in dd["attn_resolutions"]]
+    size, dim = theirs.get("n_embed"), theirs["embed_dim"]
+    if family == "vqgan-lc":
+        size, dim = theirs["args"]["n_vision_words"], theirs["args"]["embed_dim"]
+    assert (model.codebook_size, model.code_dim) == (size, dim)
