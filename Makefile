@@ -6,6 +6,7 @@ OUT      ?= runs
 STORAGE  ?= journal
 WORKERS  ?= 2
 SEEDS    ?=
+TRAIN    ?= yes
 PYTHON   ?= python3
 PORT     ?= 6006
 FILE     ?= experiments/vqgan_lc_imagenet.yaml
@@ -18,19 +19,28 @@ SWEEP  = $(PY) -m sweeps.run --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_
 TABLE  = $(PY) -m sweeps.table --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" \
          $(if $(SEEDS),--seeds $(SEEDS))
 SIZES  = $(PY) -m sweeps.sizes --out "$(OUT)/tables"
+SIZES_2 := vit_vqgan/table2
+SIZES_8 := vqgan_lc/table8
+# Trains what is missing of a sweep, unless TRAIN=no, and shows its tables. The empty line ends the recipe's last.
+define show
+$(if $(filter yes,$(TRAIN)),$(SWEEP) $(1))
+$(TABLE) $(1)
+
+endef
 BENCHMARKS := search large_codebook one_forward
 
-.PHONY: help setup preview ablation-codebook table2 table8 tables dashboard bench check format test clean
+.PHONY: help setup preview ablation-codebook factorized-codes tables dashboard bench check format test clean
 .DEFAULT_GOAL := help
 
 help: ## list targets and variables
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  SCALE=quick|reduced|paper   quick: minutes on a laptop (default); reduced: hours; paper: ImageNet on GPUs"
 	@echo "  DATA=auto|cifar10|shapes|imagefolder   auto: CIFAR-10 from DATA_DIR, else downloaded, else rendered shapes"
 	@echo "  DATA_DIR=data               where the data is, or is downloaded to"
 	@echo "  OUT=runs                    where checkpoints, logs, records and tables go"
 	@echo "  WORKERS=2                   cells trained at the same time on this machine, each with its share of the cores"
+	@echo "  TRAIN=yes|no                no: show what is finished, train nothing"
 	@echo "  SEEDS=0,1                   seeds of each cell; a table shows their mean and spread"
 	@echo "  STORAGE=journal             the sweep's queue: a file in OUT, or postgresql://... for many machines"
 
@@ -45,20 +55,23 @@ $(READY): pyproject.toml
 preview: $(READY) ## what FILE=experiments/....yaml costs (DEVICES=32): sizes, MACs, memory, hours; seconds, no data
 	$(PY) -m experiments.preview "$(FILE)" $(if $(DEVICES),--devices $(DEVICES))
 
-ablation-codebook: $(READY) ## {VQ, FC, FC+l2, EMA, LC} x codebook size, and latent dimension: train what is missing, show the tables
-	$(SWEEP) sweeps/ablation_codebook.yaml
-	$(TABLE) sweeps/ablation_codebook.yaml
+ablation-codebook: $(READY) ## {VQ, FC, FC+l2, EMA, LC, ...} x codebook size, and latent dimension: train what is missing, show the tables
+	$(call show,sweeps/ablation_codebook.yaml)
 
-table2: $(READY) ## table 2 of both papers: VQGAN-LC's reconstruction table and ViT-VQGAN's model sizes
-	$(SIZES) vit_vqgan/table2
-	$(SWEEP) sweeps/vqgan_lc/table2.yaml
-	$(TABLE) sweeps/vqgan_lc/table2.yaml
+factorized-codes: $(READY) ## what decides how many factorized codes are used: l2-norm, dimension, order of the VQ terms
+	$(call show,sweeps/factorized_codes.yaml)
 
-table8: $(READY) ## table 8 of VQGAN-LC: multiply-accumulates and parameters, counted; trains nothing
-	$(SIZES) vqgan_lc/table8
+table%: $(READY) ## table1 ... table11: that table of both papers, where they have one
+	$(if $(SIZES_$*)$(wildcard sweeps/*/table$*.yaml),,$(error no paper has a table $* that this suite makes))
+	$(if $(SIZES_$*),$(SIZES) $(SIZES_$*))
+	$(foreach file,$(wildcard sweeps/*/table$*.yaml),$(call show,$(file)))
 
-tables: $(READY) ## render every table from finished records; trains nothing
-	@for file in sweeps/ablation_codebook.yaml sweeps/*/table*.yaml; do $(TABLE) $$file || exit 1; done
+figure%: $(READY) ## figure3, figure5: utilisation by epoch, PSNR with the M-th nearest code (VQGAN-LC)
+	$(if $(wildcard sweeps/*/figure$*.yaml),,$(error no paper has a figure $* that this suite makes))
+	$(foreach file,$(wildcard sweeps/*/figure$*.yaml),$(call show,$(file)))
+
+tables: $(READY) ## render every table and figure from finished records; trains nothing
+	$(TABLE) $(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml))
 	$(SIZES)
 
 dashboard: $(READY) ## TensorBoard over all runs

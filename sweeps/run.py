@@ -186,6 +186,8 @@ def build_parser() -> argparse.ArgumentParser:
         "shared disk; use --storage postgresql://... when its locks cannot be trusted. Keys are those of the "
         "experiment files, for example trainer.precision=bf16-mixed, and apply to every cell.",
     )
+    parser.add_argument("file", help="sweep, for example sweeps/ablation_codebook.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
     add_common_arguments(parser)
     parser.add_argument("--storage", default="journal", help="journal (a file in --output-dir) or a database URL")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cells (default: 1)")
@@ -195,8 +197,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """What `sweeps.run` and `sweeps.table` both take, so that one set of words names one set of cells."""
-    parser.add_argument("file", help="sweep, for example sweeps/ablation_codebook.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
     parser.add_argument("--scale", default="quick", help="quick | reduced | paper (default: quick)")
     parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
     parser.add_argument("--data-dir", default="data", help="folder of the data sets (default: data)")

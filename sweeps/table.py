@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Render the tables of a sweep as Markdown, LaTeX and PNG from finished records, "
         "one table for each data set that was used. Nothing is trained; the cell of a missing run stays empty.",
     )
+    parser.add_argument("items", nargs="+", metavar="FILE|key=value", help="sweeps, and changes to every experiment")
     add_common_arguments(parser)
     parser.add_argument("--out", help="folder of the tables (default: OUTPUT_DIR/tables)")
     parser.add_argument(
@@ -70,28 +71,37 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def render_sweep(file: str, overrides: list[str], options: argparse.Namespace) -> list[Path]:
+    """The files written; none when no cell is finished."""
+    output_dir = Path(options.output_dir)
+    out = Path(options.out) if options.out else output_dir / "tables"
+    recipes = load_grid(file, options.scale, options.seeds, overrides)
+    paths: list[Path] = []
+    for prepare in data_choices(options.data):
+        grid = recipes.prepared(prepare)
+        for data_id, found in sorted(find_all(grid, [output_dir / "records", PUBLISHED]).items()):
+            paths += render(grid, found, data_id, out, options.difference)
+    return paths
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_intermixed_args(arguments)
     with user_errors():
-        output_dir = Path(options.output_dir)
-        out = Path(options.out) if options.out else output_dir / "tables"
-        grids = {}
-        found: dict[str, Found] = {}
-        recipes = load_grid(options.file, options.scale, options.seeds, options.overrides)
-        for prepare in data_choices(options.data):
-            grid = recipes.prepared(prepare)
-            for data_id, records in find_all(grid, [output_dir / "records", PUBLISHED]).items():
-                grids[data_id], found[data_id] = grid, records
-        if not found:
-            raise ValueError(
-                f"no cell of {options.file} is finished at scale {options.scale} (records are looked for in "
-                f"{output_dir}/records); run `python -m sweeps.run {options.file} --scale {options.scale}`"
-            )
-        paths = []
-        for data_id in sorted(found):
-            paths += render(grids[data_id], found[data_id], data_id, out, options.difference)
+        files = [item for item in options.items if "=" not in item]
+        overrides = [item for item in options.items if "=" in item]
+        if not files:
+            raise ValueError("give a sweep, for example sweeps/ablation_codebook.yaml")
+        paths: list[Path] = []
+        for file in files:
+            if not (written := render_sweep(file, overrides, options)):
+                print(
+                    f"{file}: no cell is finished at scale {options.scale} (records are looked for in "
+                    f"{options.output_dir}/records); run `python -m sweeps.run {file} --scale {options.scale}`",
+                    file=sys.stderr,
+                )
+            paths += written
         print("\n" + "\n".join(f"written: {path}" for path in paths))
-    return 0
+    return 0 if paths else 1
 
 
 if __name__ == "__main__":
