@@ -86,7 +86,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(tiny: TinyExperiment, t
     assert process.returncode == -9 and not folder.exists()
     assert metadata_of(partial)["images_done"] == 24
     with open(partial / "features.npy", "ab") as file:
-        file.write(b"what was written after the last save" * 1000)
+        file.write(b"what was written after the last save" * 2000)  # more than there is to come
     first_images = []
     with pytest.MonkeyPatch.context() as patch:
         loader = extraction.ImageDataModule.ordered_train_dataloader
@@ -172,7 +172,7 @@ def test_a_damaged_or_foreign_beginning(
         *DAMAGE,
         (lambda folder: (folder / "features.npy").write_bytes(b""), r"features\.npy: damaged or cut off"),
         (lambda folder: np.save(folder / "features.npy", np.zeros((640, 40))), r"features\.npy: damaged .*float64"),
-        (lambda folder: np.savez(open(folder / "features.npy", "wb"), a=[1]), r"features\.npy: damaged"),
+        (lambda folder: (folder / "features.npy").write_bytes(b"PK\x03\x04 no zip"), r"features\.npy: damaged"),
         (lambda folder: np.save(folder / "labels.npy", np.zeros(3, np.int64)), "640 features but 3 labels"),
     ],
 )
