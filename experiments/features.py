@@ -11,6 +11,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def open_array(path: Path, dtype: type, ndim: int) -> np.memmap:
         size = path.stat().st_size
         is_whole = size == array.offset + array.nbytes and array.dtype == dtype and array.ndim == ndim
         problem = "" if is_whole else f"{array.dtype} {array.shape} in {size} bytes"
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+    except (OSError, ValueError, EOFError, AttributeError, BadZipFile) as error:
         problem = str(error)
     if problem:
         raise ValueError(f"{path}: damaged or cut off ({problem}); delete {path.parent} and it is made again")

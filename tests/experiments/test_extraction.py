@@ -86,7 +86,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(tiny: TinyExperiment, t
     assert process.returncode == -9 and not folder.exists()
     assert metadata_of(partial)["images_done"] == 24
     with open(partial / "features.npy", "ab") as file:
-        file.write(b"what was written after the last save" * 1000)
+        file.write(b"what was written after the last save" * 2000)  # more than there is to come
     first_images = []
     with pytest.MonkeyPatch.context() as patch:
         loader = extraction.ImageDataModule.ordered_train_dataloader

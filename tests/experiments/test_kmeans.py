@@ -229,8 +229,11 @@ def test_features_that_are_not_finite_are_named(tmp_path: Path, method: str) -> 
 
 
 @pytest.mark.parametrize(("method", "per_class"), [("kmeans", False), ("kmeans", True), ("random", False)])
-def test_memory_does_not_follow_the_number_of_features(tmp_path: Path, method: str, per_class: bool) -> None:
-    """128 MB of features, of which a chunk is 4 MB."""
+def test_memory_does_not_follow_the_number_of_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, per_class: bool
+) -> None:
+    """128 MB of features, of which a chunk is 1 MB."""
+    monkeypatch.setattr(kmeans, "CHUNK", 4096)
     N, C = 500_000, 64
     rng, labels = np.random.default_rng(0), np.arange(N) // 16 % 2  # 16 features an image
     np.save(tmp_path / "labels.npy", labels)
