@@ -1,4 +1,4 @@
-"""What every image datamodule shares: subsets, order, batches, loaders.
+"""What the datamodules share: subsets, order, batches, loaders.
 
 Shapes: B images a batch, N images in all, H = W = image_size.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -135,8 +135,18 @@ class ResumableLoader(DataLoader[Batch]):
         self.first = state["num_given"] % len(self)
 
 
-class ImageDataModule(LightningDataModule):
-    """Base of the image datamodules; a subclass implements ``load``, ``num_classes`` and ``data_id``.
+class BatchConfig(Protocol):
+    """What order and batches depend on; a config dataclass states the defaults."""
+
+    batch_size: int
+    val_batch_size: int
+    train_size: int | None
+    val_size: int | None
+    data_seed: int
+
+
+class BatchDataModule(LightningDataModule):
+    """Order and loaders of finished batches; a subclass implements ``load``, ``num_classes`` and ``data_id``.
 
     Order: epoch e's permutation depends on (seed, e) alone, so a run that restarts at epoch e sees the batches it would
     have seen. Rank r of W takes every W-th image of it, so a global batch holds the same images for any W. Flips and
@@ -144,18 +154,16 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         config: the dataset's options.
-        data_dir: folder of the data; unused by rendered data.
         num_workers: loader processes. 0 is fastest for data in memory.
         seed: of the training order.
     """
 
-    def __init__(self, config: DataConfig, data_dir: str, num_workers: int = 0, seed: int = 0):
+    def __init__(self, config: BatchConfig, num_workers: int = 0, seed: int = 0):
         super().__init__()
-        for key in ("image_size", "batch_size", "val_batch_size"):
+        for key in ("batch_size", "val_batch_size"):
             if getattr(config, key) < 1:
                 raise ValueError(f"data.{key}={getattr(config, key)}: must be at least 1")
         self.config, self.num_workers, self.seed = config, num_workers, seed
-        self.data_dir = Path(data_dir).expanduser()
         self.train_set: Dataset[Batch] | None = None
         self.val_set: Dataset[Batch] | None = None
 
@@ -216,6 +224,11 @@ class ImageDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),  # an epoch's start leaves the global generator alone
         )
 
+    def train_sampler(self, num_replicas: int, rank: int, seed: int) -> ResumableSampler:
+        """The shuffled indices of one rank into the training set; a subclass may choose others."""
+        assert self.train_set is not None, "call setup() first"
+        return ResumableSampler(self.train_set, num_replicas, rank, shuffle=True, seed=seed, drop_last=True)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of equal size; an incomplete last one is dropped.
 
@@ -223,18 +236,16 @@ class ImageDataModule(LightningDataModule):
             ValueError: there is not one full batch.
         """
         assert self.train_set is not None, "call setup() first"
-        size = len(self.train_set)  # type: ignore[arg-type]
+        # torch seeds with seed + epoch; spread out, so that seed 1 at epoch 0 is not seed 0 at epoch 1. Lightning
+        # calls set_epoch, and leaves a DistributedSampler (here also of one process) as it is.
+        rank = self.trainer.global_rank if self.trainer else 0
+        sampler = self.train_sampler(self.world_size, rank, self.seed << 20)
+        size = len(sampler.dataset)  # type: ignore[arg-type]
         if size < self.config.batch_size:
             raise ValueError(
                 f"{size} training images do not fill one batch of data.batch_size={self.config.batch_size}: "
                 "raise data.train_size or lower data.batch_size"
             )
-        # torch seeds with seed + epoch; spread out, so that seed 1 at epoch 0 is not seed 0 at epoch 1. Lightning
-        # calls set_epoch, and leaves a DistributedSampler (here also of one process) as it is.
-        rank = self.trainer.global_rank if self.trainer else 0
-        sampler: DistributedSampler[Batch] = ResumableSampler(
-            self.train_set, self.world_size, rank, shuffle=True, seed=self.seed << 20, drop_last=True
-        )
         return self._loader(self.train_set, sampler)
 
     def ordered_train_dataloader(self, first: int = 0) -> DataLoader[Batch]:
@@ -253,3 +264,21 @@ class ImageDataModule(LightningDataModule):
                 stacklevel=2,
             )
         return self._loader(self.val_set, None)
+
+
+class ImageDataModule(BatchDataModule):
+    """Base of the image datamodules.
+
+    Args:
+        config: the dataset's options.
+        data_dir: folder of the data; unused by rendered data.
+        num_workers, seed: see `BatchDataModule`.
+    """
+
+    config: DataConfig
+
+    def __init__(self, config: DataConfig, data_dir: str, num_workers: int = 0, seed: int = 0):
+        if config.image_size < 1:
+            raise ValueError(f"data.image_size={config.image_size}: must be at least 1")
+        super().__init__(config, num_workers, seed)
+        self.data_dir = Path(data_dir).expanduser()

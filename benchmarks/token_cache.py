@@ -1,0 +1,152 @@
+"""A stage-2 epoch from cached tokens against one that encodes the same images at every step, in turn.
+
+    python -m benchmarks.token_cache [CHECKPOINT]
+
+Same images, same order, same batches; on one side `TokensDataModule` reads ids from disk, on the other `EncodedImages`
+runs the frozen tokenizer. Two consumers: one only reads the batch, one makes a training step of a causal transformer.
+Without a checkpoint the tokenizer is the recipe's, untrained, on rendered shapes.
+
+`token_cache_read RATIO` is what reading gains; the last line, `token_cache RATIO`, how many times faster the training
+epoch is. That is 1 + encoder / training step: a matter of the two models' sizes, which are therefore printed.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.timing import Side, paired, report
+from datamodules import TokensConfig, TokensDataModule, TokenSource
+from datamodules.base import Batch
+from datamodules.views import ViewDataset
+from experiments.build import build_data, build_model, resolve_data, restore
+from experiments.config import load_experiment
+from experiments.encode import EncodedImages, tokenizer_digest
+from experiments.token_writer import make_job, write_tokens
+from lightning_modules.quantizers import LargeCodebook
+
+Consumer = Callable[[Batch], object]
+
+
+class CausalTransformer(nn.Module):
+    """Tokens (B, T) to logits (B, T, K) of each token given those before it; a stand-in for VIM."""
+
+    def __init__(self, codebook_size: int, length: int, width: int, blocks: int):
+        super().__init__()
+        self.tokens = nn.Embedding(codebook_size + 1, width)  # the last is the start
+        self.positions = nn.Parameter(torch.zeros(length, width))
+        layer = nn.TransformerEncoderLayer(
+            width, width // 32, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(layer, blocks, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, codebook_size)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = F.pad(tokens[:, :-1], (1, 0), value=self.tokens.num_embeddings - 1)  # (B, T)
+        return self.head(self.blocks(self.tokens(x) + self.positions, self.mask, is_causal=True))
+
+
+def reading(data: TokenSource, width: int, blocks: int) -> Consumer:
+    return lambda batch: batch["tokens"].sum() + batch["label"].sum()
+
+
+def training(data: TokenSource, width: int, blocks: int) -> Consumer:
+    """A training step as a function of a batch. Another stage-2 model is timed by giving its step here."""
+    torch.manual_seed(0)
+    model = CausalTransformer(data.codebook_size, data.grid_size[0] * data.grid_size[1], width, blocks)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch["tokens"]).flatten(0, 1), batch["tokens"].flatten()).backward()
+        optimizer.step()
+
+    return step
+
+
+CONSUMERS = {"token_cache_read": reading, "token_cache": training}
+
+
+def both_sources(arguments: argparse.Namespace, folder: Path) -> tuple[TokensDataModule, EncodedImages]:
+    """The same images as cached tokens in `folder`, and with the tokenizer that made them."""
+    overrides = {"runtime": {"accelerator": "cpu", "data_dir": arguments.data_dir}}
+    torch.manual_seed(0)
+    if arguments.checkpoint:
+        experiment, tokenizer = restore(arguments.checkpoint, overrides)
+        digest = tokenizer_digest(arguments.checkpoint)
+    else:
+        experiment = resolve_data(load_experiment(arguments.recipe), "shapes")
+        tokenizer, digest = build_model(experiment), "untrained"
+        if isinstance(tokenizer.quantizer, LargeCodebook):
+            tokenizer.quantizer.fill(torch.randn_like(tokenizer.quantizer.table))
+    size, batch_size = arguments.images, arguments.batch_size
+    config = replace(experiment.data, train_size=size, val_size=10, batch_size=batch_size, flip=False)
+    data = build_data(replace(experiment, data=config))
+    assert data.train_set is not None and data.val_set is not None
+    sources = {"train": ViewDataset(data.train_set, ["plain"]), "val": ViewDataset(data.val_set, ["plain"])}
+    write_tokens(make_job(replace(experiment, data=config), tokenizer, digest, data, sources, batch_size), folder)
+    cached = TokensDataModule(TokensConfig(path=str(folder), batch_size=batch_size))
+    cached.setup()
+    return cached, EncodedImages(data, tokenizer, digest, experiment.trainer.precision)
+
+
+def cached_epoch(data: TokensDataModule, consume: Consumer) -> Callable[[], None]:
+    """Calls are epochs 0, 1, 2, ..., each in its own order."""
+    loader, epochs = data.train_dataloader(), count()
+
+    def epoch() -> None:
+        loader.sampler.set_epoch(next(epochs))  # type: ignore[attr-defined]
+        for batch in loader:
+            consume(batch)
+
+    return epoch
+
+
+def encoded_epoch(data: EncodedImages, consume: Consumer) -> Callable[[], None]:
+    loader, epochs = data.train_dataloader(), count()
+
+    def epoch() -> None:
+        loader.sampler.set_epoch(next(epochs))
+        for batch in loader:
+            consume(data.on_after_batch_transfer(batch, 0))
+
+    return epoch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", help="a trained tokenizer (default: the recipe's, untrained)")
+    parser.add_argument("--recipe", default="experiments/vit_vqgan_cifar10.yaml")
+    parser.add_argument("--data-dir", default="data", help="of the checkpoint's images")
+    parser.add_argument("--images", type=int, default=1024, help="images of an epoch")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--width", type=int, default=128, help="of the transformer, a multiple of 32")
+    parser.add_argument("--blocks", type=int, default=4, help="of the transformer")
+    parser.add_argument("--runs", type=int, default=5, help="timed epochs of each side")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        cached, encoded = both_sources(arguments, Path(folder))
+        encoder = sum(p.numel() for p in encoded.tokenizer.encoder.parameters())
+        print(
+            f"{arguments.images:,} images of {cached.data_id} in batches of {arguments.batch_size}, encoder of "
+            f"{encoder / 1e6:.2f} M parameters, "
+            f"{cached.grid_size} tokens of {cached.codebook_size:,} codes, transformer of {arguments.blocks} blocks of "
+            f"width {arguments.width}, {arguments.threads} threads"
+        )
+        for name, consumer in CONSUMERS.items():
+            ours, theirs = (consumer(data, arguments.width, arguments.blocks) for data in (cached, encoded))
+            seconds = paired(cached_epoch(cached, ours), encoded_epoch(encoded, theirs), arguments.runs)
+            report(name, Side("cached tokens (ours)", seconds[0]), Side("encoding at each step", seconds[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Stage 2's data: token ids made once by `experiments.tokenize`, read from disk as they are needed.
+
+Shapes: B images a batch, N images of a split, V views of each, T = h * w tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import Batch, BatchDataModule, ResumableSampler
+from datamodules.token_files import TokenMeta, check_files, open_tokens, read_labels, read_meta
+
+
+@dataclass
+class TokensConfig:
+    """A folder that `experiments.tokenize` has finished. With several views, each epoch draws one of every image."""
+
+    name: str = "tokens"
+    path: str = ""
+    batch_size: int = 64  # global: shared out over all devices
+    val_batch_size: int = 64  # per device
+    train_size: int | None = None  # class-balanced subset; None = all images
+    val_size: int | None = None
+    data_seed: int = 0  # picks the subsets; the images' own seed picks the images that their datamodule would
+
+
+class TokenSource:
+    """What stage 2 asks of whatever serves {"tokens": (B, T) int64 in raster order, "label": (B,) int64}."""
+
+    origin: str  # named in errors
+
+    @property
+    def codebook_size(self) -> int:
+        """Ids are in [0, codebook_size)."""
+        raise NotImplementedError
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """h, w."""
+        raise NotImplementedError
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Names the trained tokenizer, weights included."""
+        raise NotImplementedError
+
+    def expect(
+        self,
+        codebook_size: int | None = None,
+        grid_size: tuple[int, int] | None = None,
+        tokenizer_digest: str | None = None,
+    ) -> None:
+        """Raises ValueError when the tokens are not of this codebook size, grid or tokenizer; None = any."""
+        wanted = {"codebook_size": codebook_size, "grid_size": grid_size, "tokenizer_digest": tokenizer_digest}
+        for name, value in wanted.items():
+            if value is not None and (found := getattr(self, name)) != value:
+                raise ValueError(
+                    f"{self.origin}: tokens of {name} {found}, but {value} is asked for: "
+                    "encode the images with the tokenizer in use (`python -m experiments.tokenize`)"
+                )
+
+
+class TokenDataset(Dataset[Batch]):
+    """Rows of a split, V consecutive ones an image, handed out a whole batch at a time.
+
+    Args:
+        folder, meta, split: where the tokens are.
+        index: (n,) int64, the images to serve, in this order.
+    """
+
+    def __init__(self, folder: Path, meta: TokenMeta, split: str, index: Tensor):
+        self.folder, self.meta, self.split = folder, meta, split
+        self.index = index.numpy()
+        self.labels = torch.from_numpy(read_labels(folder, meta, split)[self.index])  # (n,)
+        self.num_views = len(meta.views[split])
+
+    @cached_property
+    def tokens(self) -> np.memmap:
+        """(N, V, T) int32."""
+        return open_tokens(self.folder, self.meta, self.split)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Worker processes open the file themselves; pickling the map would copy all of it."""
+        return {key: value for key, value in self.__dict__.items() if key != "tokens"}
+
+    def __len__(self) -> int:
+        return len(self.index) * self.num_views
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The DataLoader's batched fetch: {"tokens": (B, T), "label": (B,)} of the rows image * V + view."""
+        image, view = np.divmod(np.asarray(indices), self.num_views)  # (B,), (B,)
+        tokens = self.tokens[self.index[image], view].astype(np.int64)  # (B, T)
+        return {"tokens": torch.from_numpy(tokens), "label": self.labels[torch.from_numpy(image)]}
+
+    def __getitem__(self, index: int) -> Batch:
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+
+class ViewSampler(ResumableSampler):
+    """Shuffled images, of each the row of one view: which one depends on (seed, epoch, image) alone.
+
+    Args:
+        num_images, num_views: the table has num_images * num_views rows.
+        num_replicas, rank, seed: as those of DistributedSampler.
+    """
+
+    def __init__(self, num_images: int, num_views: int, num_replicas: int, rank: int, seed: int):
+        super().__init__(range(num_images), num_replicas, rank, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        self.num_views = num_views
+
+    def __iter__(self) -> Iterator[int]:
+        views = np.random.default_rng((self.seed, self.epoch)).integers(self.num_views, size=len(self.dataset))  # type: ignore[arg-type]
+        return (image * self.num_views + int(views[image]) for image in super().__iter__())
+
+
+class TokensDataModule(TokenSource, BatchDataModule):
+    """{"tokens": (B, T) int64, "label": (B,) int64} of a finished token folder; order as `BatchDataModule`'s.
+
+    With the same seeds and sizes, batch for batch the same images as the image datamodule the tokens come from.
+
+    Args:
+        config: the folder, batches and subsets.
+        num_workers: loader processes; 0 is fastest while the file fits the page cache.
+        seed: of the training order and the views.
+    """
+
+    config: TokensConfig
+
+    def __init__(self, config: TokensConfig, num_workers: int = 0, seed: int = 0):
+        super().__init__(config, num_workers, seed)
+        self.folder = Path(config.path).expanduser()
+        self.origin = str(self.folder)
+
+    @cached_property
+    def meta(self) -> TokenMeta:
+        """Raises ValueError when the folder is missing, not finished or not readable."""
+        if not self.config.path:
+            raise ValueError("data.path is empty: set it to a folder made by `python -m experiments.tokenize`")
+        return read_meta(self.folder)
+
+    @property
+    def num_classes(self) -> int:
+        return self.meta.num_classes
+
+    @property
+    def data_id(self) -> str:
+        """The images' own."""
+        return self.meta.data_id
+
+    @property
+    def codebook_size(self) -> int:
+        return self.meta.codebook_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        height, width = self.meta.grid_size
+        return height, width
+
+    @property
+    def tokenizer_digest(self) -> str:
+        return self.meta.tokenizer_digest
+
+    def setup(self, stage: str | None = None) -> None:
+        """Checks every file once, ids included. Raises ValueError that names the file at fault."""
+        if self.val_set is None:
+            check_files(self.folder, self.meta)
+        super().setup(stage)
+
+    def load(self, split: str) -> TokenDataset:
+        labels = torch.from_numpy(read_labels(self.folder, self.meta, split))
+        return TokenDataset(self.folder, self.meta, split, self.subset(labels, split))
+
+    def subset(self, labels: Tensor, split: str) -> Tensor:
+        """Indices (n,) of the images to serve; with the images' own data_seed the first n, which are dealt by class."""
+        chosen = super().subset(labels, split)
+        return torch.arange(len(chosen)) if self.config.data_seed == self.meta.data["data_seed"] else chosen
+
+    def train_sampler(self, num_replicas: int, rank: int, seed: int) -> ResumableSampler:
+        train_set = self.train_set
+        assert isinstance(train_set, TokenDataset)
+        return ViewSampler(len(train_set.index), train_set.num_views, num_replicas, rank, seed)
