@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule, shared by all modules."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -43,5 +43,75 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, max
             return (step + 1) / warmup
         progress = min(1.0, (step - warmup) / max(1, max_steps - warmup))
         return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+@dataclass
+class StageTwoOptimizerConfig:
+    """VIM's optimizer (paper A, 3.4): Adam as Adafactor; linear warm-up, plateau, exponential decay to `min_lr`.
+
+    `name`: adamw | adafactor (torch's: factorised second moment, no first moment; A keeps one in int8). Weight decay
+    reaches the matrices of linear layers only. `decay`: exponential (A) | cosine | linear (B), from `decay_from` on.
+    Steps count optimizer steps; `accumulate` micro-batches make one.
+    """
+
+    name: str = "adamw"
+    lr: float = 4.5e-4
+    min_lr: float = 1e-5
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.96])
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay_from: int = 0
+    decay: str = "exponential"
+    accumulate: int = 1
+    gradient_clip: float = 0.0
+
+    def check(self) -> None:
+        """Raises ValueError for a value that cannot be."""
+        if self.name not in ("adamw", "adafactor"):
+            raise ValueError(f"model.optimizer.name='{self.name}' is none of adamw, adafactor")
+        if self.decay not in DECAYS:
+            raise ValueError(f"model.optimizer.decay='{self.decay}' is none of {', '.join(DECAYS)}")
+        if not 0 < self.min_lr <= self.lr:
+            raise ValueError(f"model.optimizer.min_lr={self.min_lr} must be above 0 and at most lr={self.lr}")
+        if self.accumulate < 1 or len(self.betas) != 2:
+            raise ValueError(
+                f"model.optimizer.accumulate={self.accumulate} must be at least 1, and betas={self.betas} two numbers"
+            )
+
+
+# Progress in [0, 1] and the floor, min_lr / lr -> factor of lr.
+DECAYS: dict[str, Callable[[float, float], float]] = {
+    "exponential": lambda progress, floor: floor**progress,
+    "cosine": lambda progress, floor: floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2,
+    "linear": lambda progress, floor: 1 - (1 - floor) * progress,
+}
+
+
+def build_stage_two_optimizer(module: nn.Module, config: StageTwoOptimizerConfig) -> torch.optim.Optimizer:
+    """Over the trained parameters of `module`."""
+    matrices = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if id(p) in matrices], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if id(p) not in matrices], "weight_decay": 0.0},
+    ]
+    if config.name == "adafactor":
+        return torch.optim.Adafactor(groups, lr=config.lr)
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps)
+
+
+def warmup_decay(optimizer: torch.optim.Optimizer, config: StageTwoOptimizerConfig, max_steps: int) -> LambdaLR:
+    """lr * (t + 1) / warmup, lr until `decay_from`, then down to min_lr at `max_steps`."""
+    floor, start = config.min_lr / config.lr, max(config.warmup_steps, config.decay_from)
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        progress = min(1.0, max(0, step - start) / max(1, max_steps - start))
+        return DECAYS[config.decay](progress, floor)
 
     return LambdaLR(optimizer, factor)

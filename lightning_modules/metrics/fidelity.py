@@ -128,22 +128,47 @@ class Fidelity(Metric):
         if len(self.fake) == 0:
             raise ValueError("Fidelity: no images to judge. Call update(images, real=False) first.")
         fake, logits = dim_zero_cat(self.fake).cpu(), dim_zero_cat(self.fake_logits).cpu()  # (N, D), (N, C)
-        num_images = min(len(real), len(fake))
-        if num_images < 2:
-            raise ValueError(f"Fidelity: a covariance takes two images a side, got {len(real)} and {len(fake)}.")
-
-        statistics = fid_features_to_statistics(fake), fid_features_to_statistics(real)
-        fid = fid_statistics_to_metric(*statistics, verbose=False)
-        isc = isc_features_to_metric(logits, splits=min(10, len(logits)))
-        values = {
-            "fid": fid["frechet_inception_distance"],
-            "isc_mean": isc["inception_score_mean"],
-            "isc_std": isc["inception_score_std"],
-        }
-        if self.kid:
-            kid = kid_features_to_metric(fake, real, kid_subset_size=min(1000, num_images), verbose=False)
-            values["kid"] = kid["kernel_inception_distance_mean"]
-        if self.prc:
-            prc = prc_features_to_metric(fake, real, save_cpu_ram=True, verbose=False)
-            values |= {"precision": prc["precision"], "recall": prc["recall"]}
+        values = fidelity_values(real, fake, logits, self.kid, self.prc)
         return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def fidelity_values(
+    real: Tensor, fake: Tensor, logits: Tensor, kid: bool = False, prc: bool = False
+) -> dict[str, float]:
+    """FID, IS, and KID, precision and recall when asked for, by torch-fidelity's formulas.
+
+    Args:
+        real, fake: features (N, D) on the CPU; the two N may differ.
+        logits: (N, C) of the fake images.
+
+    Raises:
+        ValueError: fewer than two images on either side.
+    """
+    num_images = min(len(real), len(fake))
+    if num_images < 2:
+        raise ValueError(f"Fidelity: a covariance takes two images a side, got {len(real)} and {len(fake)}.")
+    statistics = fid_features_to_statistics(fake), fid_features_to_statistics(real)
+    fid = fid_statistics_to_metric(*statistics, verbose=False)
+    isc = isc_features_to_metric(logits, splits=min(10, len(logits)))
+    values = {
+        "fid": fid["frechet_inception_distance"],
+        "isc_mean": isc["inception_score_mean"],
+        "isc_std": isc["inception_score_std"],
+    }
+    if kid:
+        found = kid_features_to_metric(fake, real, kid_subset_size=min(1000, num_images), verbose=False)
+        values["kid"] = found["kernel_inception_distance_mean"]
+    if prc:
+        found = prc_features_to_metric(fake, real, save_cpu_ram=True, verbose=False)
+        values |= {"precision": found["precision"], "recall": found["recall"]}
+    return values
+
+
+def first_images(batches: Iterable[Tensor], limit: int) -> Iterable[Tensor]:
+    """The first `limit` of all images; all of them when it is 0."""
+    left = limit
+    for batch in batches:
+        yield batch[:left] if limit else batch
+        left -= len(batch)
+        if limit and left <= 0:
+            return

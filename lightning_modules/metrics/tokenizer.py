@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from lightning_modules.losses.reconstruction import logit_laplace_loss
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
-from lightning_modules.metrics.fidelity import Fidelity
+from lightning_modules.metrics.fidelity import Fidelity, first_images
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics, per_image_psnr, to_unit
 
 
@@ -70,17 +70,8 @@ class TokenizerMetrics(nn.Module):
         """
         key = f"{key}/n{self.limit or 'all'}"
         path = folder / f"{self.fidelity.extractor.id}_{key}.pt".replace("/", "_")
-        self.fidelity.load_or_compute_real(path, key, self.limited(batches))
+        self.fidelity.load_or_compute_real(path, key, first_images(batches, self.limit))
         self.has_reference = True
-
-    def limited(self, batches: Iterable[Tensor]) -> Iterable[Tensor]:
-        """The first `num_images` of all images."""
-        left = self.limit
-        for batch in batches:
-            yield batch[:left] if self.limit else batch
-            left -= len(batch)
-            if self.limit and left <= 0:
-                return
 
     def num_wanted(self, batch_size: int) -> int:
         """How many images of the next batch are to be reconstructed; the tokens of all are counted."""

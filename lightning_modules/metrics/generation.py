@@ -1,0 +1,151 @@
+"""FID, IS, precision and recall of generated images, streamed: features are kept, images are not.
+
+Letters: B images a batch, N images in all, D features, C classes of the extractor, T tokens.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.metrics.codebook import CodebookUsage
+from lightning_modules.metrics.fidelity import Fidelity, fidelity_values, first_images
+
+Classifier = Callable[[Tensor, Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1], labels (B,) -> p(label) (B,)
+
+
+@dataclass
+class GenerationConfig:
+    """How many images are generated at the evaluation, and what they are compared with.
+
+    `reference`: train (the papers': 50,000 samples against the training set) or val. `acceptance`: also measure what is
+    left when a classifier keeps this share of the candidates, the best of each class (A-Table 6): `num_samples` images
+    are kept, so 0.25 generates four times as many. `extractor`: auto | inception-v3-compat | efficientnet-lite0, at
+    `extractor_image_size` pixels (0 = its default).
+    """
+
+    num_samples: int = 0  # 0 = no generation
+    batch_size: int = 64  # changes no number, only speed and memory
+    seed: int = 0
+    reference: str = "train"
+    num_reference: int = 0  # the first so many reference images, class-balanced; 0 = all
+    acceptance: list[float] = field(default_factory=list)
+    classifier: str = "auto"  # auto | timm:NAME (A: timm:resnet101.tv_in1k) | efficientnet-lite0 with a trained head
+    extractor: str = "auto"
+    extractor_image_size: int = 0
+    precision_recall: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError for a value that cannot be."""
+        if self.reference not in ("train", "val"):
+            raise ValueError(f"model.generation.reference='{self.reference}' is none of train, val")
+        if self.num_samples < 0 or self.num_samples == 1 or self.batch_size < 1:
+            raise ValueError(
+                f"model.generation.num_samples={self.num_samples} must be 0 or at least 2, and batch_size="
+                f"{self.batch_size} at least 1"
+            )
+        for rate in self.acceptance:
+            if not 0 < rate < 1:
+                raise ValueError(f"model.generation.acceptance={self.acceptance}: rates lie between 0 and 1")
+
+    @property
+    def num_candidates(self) -> int:
+        return round(self.num_samples / min([1.0, *self.acceptance]))
+
+
+class GenerationMetrics(nn.Module):
+    """`use_reference` once, then `measure` as often as one likes. Not part of any checkpoint: nothing is trained."""
+
+    def __init__(self, config: GenerationConfig, codebook_size: int, image_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.codebook_size = codebook_size
+        self.fidelity = Fidelity(image_size, extractor=config.extractor, input_size=config.extractor_image_size or None)
+        self.num_reference = 0
+
+    @property
+    def has_reference(self) -> bool:
+        return self.num_reference > 0
+
+    def use_reference(self, folder: Path, batches: Iterable[Tensor], key: str) -> None:
+        """Takes the real images' features from a file in `folder`, made of `batches` if needed; `key` names them."""
+        limit = self.config.num_reference
+        key = f"{key}/n{limit or 'all'}"
+        path = folder / f"{self.fidelity.extractor.id}_{key}.pt".replace("/", "_")
+        self.num_reference = len(self.fidelity.load_or_compute_real(path, key, first_images(batches, limit)))
+
+    def measure(
+        self, samples: Iterable[tuple[list[int], Tensor, Tensor, Tensor]], classifier: Classifier | None = None
+    ) -> dict[str, Tensor]:
+        """Of batches of this process's images: (numbers, images (B, 3, H, W) in [-1, 1], tokens (B, T), labels (B,)).
+
+        Without acceptance rates fid, is, is_std, usage/generated, and precision and recall when asked for; with a rate
+        r also each as fid/accept-r.
+        """
+        parts: dict[str, list[Tensor]] = {
+            name: [] for name in ("number", "feature", "logit", "token", "label", "score")
+        }
+        for numbers, images, tokens, labels in samples:
+            features, logits = self.fidelity.extract(images)
+            scores = classifier(images, labels) if classifier is not None else torch.zeros(len(labels))
+            found = (torch.tensor(numbers), features, logits, tokens, labels, scores)
+            for part, value in zip(parts.values(), found, strict=True):
+                part.append(value.cpu())
+        number, feature, logit, token, label, score = (gather(torch.cat(part)) for part in parts.values())
+        order = number.argsort()
+        feature, logit, token, label, score = (part[order] for part in (feature, logit, token, label, score))
+        values: dict[str, Tensor] = {}
+        for rate in [1.0, *(self.config.acceptance if classifier is not None else [])]:
+            candidates = slice(0, round(self.config.num_samples / rate))
+            kept = torch.arange(len(feature[candidates]))
+            if rate < 1:
+                kept = best_of_each_class(score[candidates], label[candidates], self.config.num_samples)
+            suffix = "" if rate == 1 else f"/accept-{rate:g}"
+            found = fidelity_values(
+                self.fidelity.real_features().cpu(), feature[kept], logit[kept], prc=self.config.precision_recall
+            )
+            usage = CodebookUsage(self.codebook_size)
+            usage.update(token[kept])
+            values |= {f"{NAMES.get(name, name)}{suffix}": torch.tensor(value) for name, value in found.items()}
+            values[f"usage/generated{suffix}"] = usage.compute()["usage"]
+        self.measured = list(values)
+        return values
+
+    def protocols(self, sampling: str) -> dict[str, str]:
+        """How each number of the last `measure` was made."""
+        config = self.config
+        reference = f"generated-vs-{config.reference}{self.num_reference}"
+        ids = {}
+        for name in self.measured:
+            metric, _, rate = name.partition("/accept-")
+            how = f"{sampling}/accept-{rate}-by-{config.classifier}" if rate else sampling
+            if metric == "usage/generated":
+                ids[name] = f"usage/once-in-generated/{how}/n{config.num_samples}"
+            else:
+                ids[name] = f"{self.fidelity.protocol_id(config.num_samples, reference, metric)}/{how}"
+        return ids
+
+
+NAMES = {"isc_mean": "is", "isc_std": "is_std"}
+
+
+def gather(part: Tensor) -> Tensor:
+    """The parts of all processes, one after the other."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return part
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, part)
+    return torch.cat(parts)
+
+
+def best_of_each_class(scores: Tensor, labels: Tensor, size: int) -> Tensor:
+    """Indices (size,), rising, of the highest scores (N,) within each label (N,): the same share of every class."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]  # class by class, best first
+    counts = labels.bincount()
+    first = (counts.cumsum(0) - counts)[labels[order]]
+    rank = (torch.arange(len(labels)) - first) / counts[labels[order]]  # in [0, 1): the place within the class
+    return order[rank.argsort(stable=True)[:size]].sort().values

@@ -1,0 +1,188 @@
+"""VIM (paper A, section 3.4): an autoregressive transformer over a tokenizer's codes; also paper B's GPT.
+
+Letters: B images, T tokens of an image, D width, V codes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lightning_modules.losses.tokens import token_loss
+from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
+from lightning_modules.networks.gpt import GPT, GPTConfig
+from lightning_modules.networks.sampling import SamplingConfig, generate
+from lightning_modules.optimizer import StageTwoOptimizerConfig, build_stage_two_optimizer, warmup_decay
+from lightning_modules.tokenizer import Tokenizer
+
+NATS_PER_BIT = 0.6931471805599453
+
+
+@dataclass
+class VIMConfig:
+    """`label_dropout`: share of training labels replaced by "no class", for classifier-free guidance.
+
+    `keep_tokens`: share of input tokens left as they are, the others become random ones (taming's and B's pkeep,
+    0.8 in B's code; the paper A has none). `encode_on_the_fly`: encode augmented images at every step, the paper's way,
+    instead of reading tokens made once.
+    """
+
+    name: str = "vim"
+    gpt: GPTConfig = field(default_factory=GPTConfig)
+    class_conditional: bool = True
+    label_dropout: float = 0.0
+    keep_tokens: float = 1.0
+    encode_on_the_fly: bool = False
+    optimizer: StageTwoOptimizerConfig = field(default_factory=StageTwoOptimizerConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def check(self) -> None:
+        """Raises ValueError for a value out of range."""
+        for name in ("label_dropout", "keep_tokens"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be in [0, 1]")
+        if self.label_dropout and not self.class_conditional:
+            raise ValueError("model.label_dropout needs model.class_conditional=true")
+        if self.sampling.guidance_scale != 1 and not self.label_dropout:
+            raise ValueError(
+                f"model.sampling.guidance_scale={self.sampling.guidance_scale} needs a model that was trained without "
+                "its label now and then: set model.label_dropout, for example to 0.1"
+            )
+        self.gpt.resolved()
+        self.optimizer.check()
+        self.generation.check()
+
+
+class VIM(L.LightningModule):
+    """p(tokens | class) and the images that it generates.
+
+    The tokenizer, needed only to turn sampled tokens into images, is lent by `use_tokenizer` and is not part of the
+    module's weights.
+    """
+
+    def __init__(
+        self, config: VIMConfig, codebook_size: int, grid_size: tuple[int, int], num_classes: int, image_size: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.gpt = GPT(config.gpt, codebook_size, grid_size, num_classes if config.class_conditional else 0)
+        self.num_classes = num_classes
+        self.generation = GenerationMetrics(config.generation, codebook_size, image_size)
+        self.tokenizer: Tokenizer | None = None
+        self.classifier: Classifier | None = None
+        self.metric_values: dict[str, str] = {}
+        self.register_buffer("nats", torch.zeros(self.gpt.num_tokens, dtype=torch.float64), persistent=False)
+        self.register_buffer("num_images", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Lends the tokenizer that made the tokens, for generated images."""
+        object.__setattr__(self, "tokenizer", tokenizer.eval().requires_grad_(False))  # not a submodule
+
+    def labels(self, batch: dict[str, Tensor]) -> Tensor | None:
+        return batch["label"] if self.config.class_conditional else None
+
+    # ---- training
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        tokens, labels = batch["tokens"], self.labels(batch)  # (B, T), (B,)
+        if labels is not None and self.config.label_dropout:
+            dropped = torch.rand(labels.shape, device=labels.device) < self.config.label_dropout
+            labels = labels.masked_fill(dropped, self.gpt.no_class)
+        hidden = self.gpt(self.corrupt(tokens[:, :-1]), labels)  # (B, T, D)
+        loss = token_loss(hidden, self.gpt.head.weight, tokens).mean
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"step {self.trainer.global_step}: the loss is {loss.item()}; lower model.optimizer.lr, use "
+                "precision=32-true, or set model.optimizer.gradient_clip"
+            )
+        self.log("loss/generator", loss, prog_bar=True)
+        self.log("bits_per_token/train", loss / NATS_PER_BIT)
+        return loss
+
+    def corrupt(self, tokens: Tensor) -> Tensor:
+        """Replaces 1 - keep_tokens of the input tokens (B, s) by random ones."""
+        if self.config.keep_tokens == 1:
+            return tokens
+        noise = torch.randint_like(tokens, self.gpt.vocab_size)
+        return torch.where(torch.rand(tokens.shape, device=tokens.device) < self.config.keep_tokens, tokens, noise)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_stage_two_optimizer(self.gpt, self.config.optimizer)
+        schedule = warmup_decay(optimizer, self.config.optimizer, int(self.trainer.max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ---- validation
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        tokens = batch["tokens"]
+        hidden = self.gpt(tokens[:, :-1], self.labels(batch))
+        per_token = token_loss(hidden, self.gpt.head.weight, tokens).per_token.view(tokens.shape)
+        self.nats += per_token.sum(0)
+        self.num_images += len(tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        nats, num_images = self.all_gather(self.nats), self.all_gather(self.num_images)
+        if self.trainer.world_size > 1:
+            nats, num_images = nats.sum(0), num_images.sum()
+        by_position = nats / num_images / NATS_PER_BIT  # (T,)
+        values = {"bits_per_token/val": by_position.mean().float()}
+        self.metric_values = {"bits_per_token/val": f"bits-per-token/teacher-forced/n{int(num_images)}"}
+        self.bits_by_position = by_position.float().cpu()
+        if self.tokenizer is not None and self.config.generation.num_samples and self.generation.has_reference:
+            values |= self.generation.measure(self.sample_images(), self.classifier)
+            self.metric_values |= self.generation.protocols(self.sampling_id())
+        self.log_dict(values)
+        self.nats.zero_()
+        self.num_images.zero_()
+
+    def sample_images(self) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+        """This rank's share of the candidates, in batches as `GenerationMetrics.measure` takes them.
+
+        The classes come in turn, and an image depends on its number alone, not on batch size or number of ranks.
+        """
+        config = self.config.generation
+        numbers = range(self.global_rank, config.num_candidates, self.trainer.world_size)
+        for first in range(0, len(numbers), config.batch_size):
+            some = list(numbers[first : first + config.batch_size])
+            yield some, *self.sample(some, config.seed)
+
+    def sample(
+        self, ids: list[int], seed: int, labels: Tensor | None = None, sampling: SamplingConfig | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images `ids` of `seed`: images (B, 3, H, W) in [-1, 1], tokens (B, T), labels (B,); None = classes in turn."""
+        assert self.tokenizer is not None, "use_tokenizer comes first"
+        if labels is None:
+            labels = torch.tensor(ids) % max(1, self.num_classes)
+        labels = labels.to(self.device)
+        given = labels if self.config.class_conditional else None
+        tokens = generate(self.gpt, ids, given, sampling or self.config.sampling, seed)
+        self.tokenizer.to(self.device)
+        with torch.no_grad():
+            images = self.tokenizer.decode_indices(tokens.view(len(ids), *self.gpt.grid_size))
+        return images.clamp(-1, 1).float(), tokens, labels
+
+    def sampling_id(self) -> str:
+        """How the images were sampled, for protocol ids."""
+        config = self.config.sampling
+        parts = [f"t{config.temperature:g}"]
+        parts += [f"top-k{config.top_k}"] if config.top_k else []
+        parts += [f"top-p{config.top_p:g}"] if config.top_p < 1 else []
+        parts += [f"guidance{config.guidance_scale:g}"] if config.guidance_scale != 1 else []
+        return "-".join(parts)
+
+    # ---- what a record needs
+
+    @property
+    def training_metrics(self) -> dict[str, float]:
+        return {}
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        return {}
+
+    def protocols(self) -> dict[str, str]:
+        return dict(self.metric_values)
