@@ -9,18 +9,23 @@ import torch
 
 from datamodules import DATAMODULES, ImageDataModule
 from datamodules.cifar10 import find_cifar10
-from experiments.config import MODULES, Experiment, merge, parse
+from experiments.config import MODULES, Downstream, Experiment, merge, parse
 from lightning_modules.tokenizer import Tokenizer
 
 
 def build_data(experiment: Experiment) -> ImageDataModule:
     """The data module, prepared and set up (`data_id` is known). Raises ValueError or FileNotFoundError."""
-    runtime = experiment.runtime
-    cls = DATAMODULES[experiment.data.name][0]
-    data = cls(experiment.data, runtime.data_dir, num_workers=runtime.num_workers, seed=experiment.seed)
+    data = data_module(experiment)
     data.prepare_data()
     data.setup("fit")
     return data
+
+
+def data_module(experiment: Experiment) -> ImageDataModule:
+    """The data module, not yet set up."""
+    runtime = experiment.runtime
+    cls = DATAMODULES[experiment.data.name][0]
+    return cls(experiment.data, runtime.data_dir, num_workers=runtime.num_workers, seed=experiment.seed)
 
 
 def build_model(experiment: Experiment) -> Tokenizer:
@@ -31,8 +36,12 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
     """Applies the word DATA=auto|cifar10|shapes|imagefolder to a recipe.
 
     auto keeps the recipe's own data set; where that is CIFAR-10 and it is neither in `data_dir` nor to be downloaded,
-    it falls back, loudly, to the rendered shapes. The others replace the data set; sizes and batch stay.
+    it falls back, loudly, to the rendered shapes. The others replace the data set; sizes and batch stay. The model that
+    a downstream experiment stands on gets the same.
     """
+    if isinstance(experiment, Downstream):
+        upstream = replace(experiment.upstream, runtime=experiment.runtime)
+        experiment = replace(experiment, upstream=resolve_data(upstream, data))
     names = {
         "auto": experiment.data.name,
         "cifar10": "cifar10",

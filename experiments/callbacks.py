@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
@@ -23,6 +24,11 @@ LAYOUT = {
         "utilisation, % of codes": ["Multiline", ["usage/epoch", "usage/val", "usage/batch"]],
         "perplexity": ["Multiline", ["perplexity/epoch", "perplexity/val"]],
         "dead codes": ["Multiline", ["dead_codes/epoch", "dead_codes/val"]],
+    },
+    "stage 2": {
+        "bits per token": ["Multiline", ["bits_per_token/train", "bits_per_token/val"]],
+        "FID": ["Multiline", ["fid"]],
+        "IS": ["Multiline", ["is"]],
     },
     "reconstruction": {
         "rFID": ["Multiline", ["rfid"]],
@@ -95,6 +101,32 @@ class Dashboard(Callback):
         writer.flush()
 
 
+class Samples(Callback):
+    """At every validation the same images of a VIM: the same numbers, seed and classes; and bits by position."""
+
+    def __init__(self, num_images: int = 64) -> None:
+        self.num_images = num_images
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        if not (trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
+            return
+        writer = trainer.logger.experiment
+        if module.tokenizer is not None:
+            writer.add_image("samples, classes in turn", sample_grid(module, self.num_images), trainer.global_step)
+        axes = (figure := Figure((6, 3), layout="constrained")).subplots()
+        axes.plot(range(len(module.bits_by_position)), module.bits_by_position)
+        axes.set(xlabel="token, raster order", ylabel="bits")
+        writer.add_figure("bits per token by position", figure, trainer.global_step)
+        writer.flush()
+
+
+def sample_grid(module: Any, num_images: int, seed: int = 0) -> Tensor:
+    """Images 0, 1, ... of `seed`, a class a column: (3, height, width) in [0, 1]."""
+    images, _, _ = module.sample(list(range(num_images)), seed)
+    return make_grid((images.cpu() + 1) / 2, nrow=module.num_classes if 1 < module.num_classes <= 16 else 8, padding=2)
+
+
 def reconstruction_grid(module: Any, images: Tensor) -> Tensor:
     """Inputs, reconstructions and absolute errors, a column each and an image a row: (3, height, width) in [0, 1]."""
     reconstruction = module(images).reconstruction.clamp(-1, 1).float()
@@ -114,7 +146,7 @@ class Throughput(Callback):
     ) -> None:
         now = time.perf_counter()
         if self.last:
-            self.images += len(batch["image"]) * trainer.world_size
+            self.images += len(next(iter(batch.values()))) * trainer.world_size
             self.seconds += now - self.last
         self.last = now
 

@@ -16,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules import DATAMODULES, DataConfig
-from lightning_modules.losses import ADVERSARIAL_LOSSES
+from experiments.checks import check
 from lightning_modules.networks import BACKBONES, DISCRIMINATORS
 from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
+from lightning_modules.vim import VIM, VIMConfig
 from lightning_modules.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from lightning_modules.vqgan import VQGAN, VQGANConfig
 from lightning_modules.vqgan_ema import VQGANEMA, VQGANEMAConfig
@@ -33,6 +34,9 @@ MODULES: dict[str, tuple[type[Tokenizer], type[TokenizerConfig]]] = {
     "vqgan_lc": (VQGANLC, VQGANLCConfig),
     "vit_vqgan": (ViTVQGAN, ViTVQGANConfig),
 }
+# What is trained on top of another experiment's model.
+DOWNSTREAM: dict[str, tuple[type[VIM], type[VIMConfig]]] = {"vim": (VIM, VIMConfig)}
+RECIPES = Path(__file__).resolve().parent
 
 
 @dataclass
@@ -75,20 +79,48 @@ class Experiment:
         """The plain nested dictionary of all that decides the numbers (no `runtime`)."""
         return {key: value for key, value in asdict(self).items() if key != "runtime"}
 
+    def changes(self) -> dict[str, Any]:
+        """Of `identity`, flat, what is not a default."""
+        return without_defaults(self.identity(), schema(self.identity()))
+
     def digest(self) -> str:
         """12 hex digits that name this experiment.
 
         Only what differs from the defaults is hashed, so that adding an option does not rename finished runs;
         the records hold the full configuration, and a look-up compares it.
         """
-        text = json.dumps(without_defaults(self.identity(), schema(self.identity())), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.changes(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass
+class Downstream(Experiment):
+    """A run on top of another's model: VIM on a tokenizer, a probe on VIM.
+
+    In a YAML `upstream` holds `recipe`, a file of this folder, and what is changed of it:
+    `upstream: {recipe: vit_vqgan_cifar10.yaml, model: {code_dim: 4}}`. Data and seed of the two are independent.
+    """
+
+    model: Any = field(default_factory=VIMConfig)  # type: ignore[assignment]
+    upstream: Any = None  # the other Experiment; `parse` sets it
+    recipe: str = ""  # its file
+
+    @property
+    def upstream_name(self) -> str:
+        return Path(self.recipe).stem
+
+    def identity(self) -> dict[str, Any]:
+        own = {"seed": self.seed} | {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
+        return own | {"upstream": {"recipe": self.recipe} | self.upstream.identity()}
+
+    def changes(self) -> dict[str, Any]:
+        own = {key: value for key, value in self.identity().items() if key != "upstream"}
+        return without_defaults(own, schema(own)) | {"upstream": self.upstream.digest()}
 
 
 # Keys whose value names the class to use, and the table that holds its configuration (the last element).
 CHOICES: dict[str, dict[str, tuple]] = {
     "data": DATAMODULES,
-    "model": MODULES,
+    "model": {**MODULES, **DOWNSTREAM},
     "model.backbone": BACKBONES,
     "model.quantizer": QUANTIZERS,
     "model.discriminator": DISCRIMINATORS,
@@ -158,28 +190,55 @@ def part_names(values: dict[str, Any]) -> dict[str, str]:
         experiment = schema(values)
     except ValueError:
         return {}
-    return {key: getattr(experiment.model, key.split(".")[1]).name for key in PARTS}
+    parts = {key: getattr(experiment.model, key.split(".")[1], None) for key in PARTS}
+    return {key: part.name for key, part in parts.items() if part is not None}
 
 
 def parse(values: dict[str, Any], origin: str) -> Experiment:
     """Checks plain nested `values` against the schema that their names pick. `origin` is named in errors."""
+    own = {key: value for key, value in values.items() if key != "upstream"}
+    base = schema(own, origin)
+    upstream = values.get("upstream")
+    if isinstance(base, Downstream) != (upstream is not None):
+        raise ValueError(f"{origin}: model '{base.model.name}' {WITH_UPSTREAM[isinstance(base, Downstream)]}")
+    structured = OmegaConf.structured(base)
     try:
-        base = OmegaConf.structured(schema(values, origin))
-        experiment = OmegaConf.to_object(OmegaConf.merge(base, values))
+        experiment = OmegaConf.to_object(OmegaConf.merge(structured, own))
     except OmegaConfBaseException as error:
-        raise ValueError(f"{origin}: {explain(error, base, values)}") from None
+        raise ValueError(f"{origin}: {explain(error, structured, own)}") from None
     assert isinstance(experiment, Experiment)
-    return check(experiment, origin)
+    if isinstance(experiment, Downstream):
+        experiment.recipe, experiment.upstream = parse_upstream(upstream, origin)
+    check(experiment, origin)
+    return experiment
+
+
+WITH_UPSTREAM = {
+    True: "needs `upstream: {recipe: FILE.yaml}`, the recipe whose model it stands on",
+    False: "stands on no other model: leave out `upstream`",
+}
+
+
+def parse_upstream(values: Any, origin: str) -> tuple[str, Experiment]:
+    """The section `upstream`: its recipe's file name and the experiment, with the section's changes."""
+    if not isinstance(values, dict) or not isinstance(values.get("recipe"), str):
+        raise ValueError(f"{origin}: upstream.recipe must name a recipe, such as vit_vqgan_cifar10.yaml")
+    recipe, changes = values["recipe"], {key: value for key, value in values.items() if key != "recipe"}
+    is_whole = {"seed", "data", "model", "trainer"} <= changes.keys()  # as records and checkpoints hold it
+    layers = [changes] if is_whole else [read_yaml(RECIPES / recipe), changes]
+    return recipe, parse(compose(*layers), f"{origin}: upstream ({recipe})")
 
 
 def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
     """The default Experiment of the classes that `values` names."""
-    experiment = Experiment()
+    experiment = Downstream() if select(values, "model.name") in DOWNSTREAM else Experiment()
     for key, table in CHOICES.items():
         *parents, leaf = key.split(".")
         owner: Any = experiment
         for part in parents:
             owner = getattr(owner, part)
+        if not hasattr(owner, leaf):  # no backbone in VIM
+            continue
         name = select(values, f"{key}.name")
         if name is None:
             name = getattr(owner, leaf).name
@@ -229,51 +288,3 @@ def without_defaults(values: dict[str, Any], defaults: Any) -> dict[str, Any]:
     """The flat entries of `values` that differ from the dataclass `defaults`; names are always kept."""
     base = flatten(asdict(defaults) if is_dataclass(defaults) and not isinstance(defaults, type) else defaults)
     return {k: v for k, v in flatten(values).items() if k.endswith("name") or k not in base or base[k] != v}
-
-
-def check(experiment: Experiment, origin: str) -> Experiment:
-    """Rejects values that would fail, or be ignored, only after minutes of work."""
-
-    def require(ok: bool, message: str) -> None:
-        if not ok:
-            raise ValueError(f"{origin}: {message}")
-
-    model, trainer, data = experiment.model, experiment.trainer, experiment.data
-    require(trainer.max_steps >= 1, f"trainer.max_steps={trainer.max_steps} must be at least 1")
-    require(
-        trainer.precision in ("32-true", "bf16-mixed"),
-        f"trainer.precision='{trainer.precision}' is none of 32-true, bf16-mixed",
-    )
-    require(data.batch_size >= 1, f"data.batch_size={data.batch_size} must be at least 1")
-    require(model.codebook_size >= 1, f"model.codebook_size={model.codebook_size} must be at least 1")
-    require(model.code_dim >= 1, f"model.code_dim={model.code_dim} must be at least 1")
-    try:
-        model.quantizer.check(model.codebook_size, model.code_dim)
-    except ValueError as error:
-        raise ValueError(f"{origin}: {error}") from None
-    require(
-        len(model.optimizer.betas) == 2,
-        f"model.optimizer.betas={model.optimizer.betas} must hold two numbers",
-    )
-    require(model.optimizer.lr > 0, f"model.optimizer.lr={model.optimizer.lr} must be above 0")
-    require(
-        model.optimizer.accumulate >= 1,
-        f"model.optimizer.accumulate={model.optimizer.accumulate} must be >= 1",
-    )
-    require(0 <= trainer.weight_ema < 1, f"trainer.weight_ema={trainer.weight_ema} must be in [0, 1)")
-    for part in ("loss", "quantizer", "optimizer"):
-        for name, value in vars(getattr(model, part)).items():
-            ok = not isinstance(value, (int, float)) or value >= 0
-            require(ok, f"model.{part}.{name}={value} must not be negative")
-    loss = model.loss
-    require(
-        loss.adversarial_loss in ADVERSARIAL_LOSSES,
-        f"model.loss.adversarial_loss='{loss.adversarial_loss}' is none of {', '.join(ADVERSARIAL_LOSSES)}",
-    )
-    require(loss.r1_every >= 1, f"model.loss.r1_every={loss.r1_every} must be at least 1")
-    require(
-        loss.adversarial == 0 or loss.adversarial_start >= loss.discriminator_start,
-        f"model.loss.adversarial_start={loss.adversarial_start} is before discriminator_start="
-        f"{loss.discriminator_start}: an untrained discriminator would steer the generator",
-    )
-    return experiment

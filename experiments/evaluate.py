@@ -43,7 +43,7 @@ def main() -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        metrics = evaluate(trainer, module, data, Path(arguments.output_dir))
+        metrics = evaluate(trainer, module, data, data, Path(arguments.output_dir))
         protocols = module.metrics.protocols()
         if arguments.json:
             print(json.dumps({"data_id": data.data_id, "metrics": metrics, "protocols": protocols}))

@@ -1,14 +1,17 @@
 """The screen before training: what will be trained, how large it is, and about how long it takes."""
 
 import time
+from typing import Any
 
 import torch
+from lightning_modules.losses.tokens import token_loss
 from rich.console import Console
 from rich.table import Table
 
 from experiments.config import Experiment
 from experiments.cost import count, memory_bytes
 from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.vim import VIM
 
 
 def num_devices(experiment: Experiment) -> int:
@@ -38,14 +41,44 @@ def seconds_per_step(experiment: Experiment, module: Tokenizer) -> float:
     return seconds * batch / num_images
 
 
-def print_summary(experiment: Experiment, module: Tokenizer, name: str, data_id: str) -> None:
+def print_summary(experiment: Experiment, module: Any, name: str, data_id: str) -> None:
+    rows = (
+        tokenizer_rows(experiment, module, data_id)
+        if isinstance(module, Tokenizer)
+        else vim_rows(experiment, module, data_id)
+    )
+    table = Table(title=f"{name}  (seed {experiment.seed})", show_header=False, title_justify="left")
+    for row in rows.items():
+        table.add_row(*row)
+    Console().print(table)
+
+
+def vim_rows(experiment: Experiment, module: VIM, data_id: str) -> dict[str, str]:
+    model, trainer, gpt = experiment.model, experiment.trainer, module.gpt
+    size, batch = gpt.size, experiment.data.batch_size
+    start = time.perf_counter()
+    few = torch.zeros(min(batch, 8), gpt.num_tokens - 1, dtype=torch.long, device=module.device)
+    loss = token_loss(gpt(few), gpt.head.weight, few.new_zeros(len(few), gpt.num_tokens)).mean
+    torch.autograd.grad(loss, list(gpt.head.parameters()))
+    minutes = (time.perf_counter() - start) * batch / len(few) * trainer.max_steps / 60
+    rows, columns = gpt.grid_size
+    return {
+        "model": f"{model.name}: {size.blocks} blocks, {size.heads} heads, width {size.width}, MLP {size.mlp_width}",
+        "tokens": f"{gpt.num_tokens} ({rows} x {columns}) of {gpt.vocab_size:,} codes by {experiment.recipe}",  # type: ignore[attr-defined]
+        "classes": f"{gpt.num_classes or 'none, unconditional'}",
+        "data": f"{data_id}, batch {batch}",
+        "parameters": f"{count(module) / 1e6:.2f} M",
+        "expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps here, {trainer.precision}",
+    }
+
+
+def tokenizer_rows(experiment: Experiment, module: Tokenizer, data_id: str) -> dict[str, str]:
     model, trainer = experiment.model, experiment.trainer
     grid = module.encoder.grid_size
     minutes = seconds_per_step(experiment, module) * trainer.max_steps / 60
     generator = count(module) - count(module.discriminator)
-    table = Table(title=f"{name}  (seed {experiment.seed})", show_header=False, title_justify="left")
     size = experiment.data.image_size
-    rows = {
+    return {
         "model": f"{model.name}: {model.backbone.name} backbone, {model.quantizer.name} quantizer",
         "codebook": f"{model.codebook_size:,} codes of {model.code_dim} dimensions",
         "data": f"{data_id}, {size} x {size} pixels, batch {experiment.data.batch_size}",
@@ -54,6 +87,3 @@ def print_summary(experiment: Experiment, module: Tokenizer, name: str, data_id:
         "peak memory, estimate": f"{memory_bytes(experiment, num_devices(experiment)) / 2**30:.2f} GiB a device",
         "expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps here, {trainer.precision}",
     }
-    for row in rows.items():
-        table.add_row(*row)
-    Console().print(table)

@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
 from datamodules import ImageDataModule
-from experiments.build import build_data, build_model, load_checkpoint, resolve_data
-from experiments.build_codebook import codebook_for
-from experiments.callbacks import Dashboard, ExperimentInCheckpoint, ProgressLines, RandomState, Throughput
-from experiments.config import Experiment, flatten, load_experiment
+from experiments.build import data_module, load_checkpoint, resolve_data
+from experiments.callbacks import Dashboard, ExperimentInCheckpoint, ProgressLines, RandomState, Samples, Throughput
+from experiments.chain import prepare, run_dir
+from experiments.config import Downstream, Experiment, flatten, load_experiment
 from experiments.errors import user_errors
 from experiments.records import (
     FORMAT,
@@ -38,51 +40,47 @@ from experiments.records import (
     write_json,
 )
 from experiments.summary import count, print_summary
-from lightning_modules.quantizers import LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
 
 
-def train(experiment: Experiment, name: str, run_dir: Path) -> Record:
+def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bool = False) -> Record:
     """Trains `experiment` in `run_dir`, from its last checkpoint if there is one, evaluates it and writes its record.
 
     Returns the record, also found at <runtime.output_dir>/records/<digest>.<data_id>.json. A finished run is not
-    trained again.
+    trained again, unless its checkpoint is needed and gone.
     """
     start = time.time()
     quiet()
-    L.seed_everything(experiment.seed, workers=True, verbose=False)
-    data = build_data(experiment)
-    path = record_path(Path(experiment.runtime.output_dir) / "records", experiment, data.data_id)
-    if path.is_file() and same_experiment(record := read_record(path), experiment):
+    checkpoints, output_dir = run_dir / "checkpoints", Path(experiment.runtime.output_dir)
+    path = record_path(output_dir / "records", experiment, data_module(experiment).data_id)
+    is_enough = not needs_checkpoint or (checkpoints / "final.ckpt").is_file()
+    if is_enough and path.is_file() and same_experiment(record := read_record(path), experiment):
         return record
-    module = build_model(experiment)
-    if isinstance(module.quantizer, LargeCodebook):
-        module.quantizer.fill(codebook_for(experiment, data.data_id))
-    print_summary(experiment, module, name, data.data_id)
+    L.seed_everything(experiment.seed, workers=True, verbose=False)
+    module, data, images = prepare(experiment, train)
+    print_summary(experiment, module, name, images.data_id)
 
     throughput = Throughput()
     trainer = build_trainer(experiment, run_dir, throughput)
-    checkpoints = run_dir / "checkpoints"
     if experiment.trainer.validate_every:
-        use_reference(module, data, Path(experiment.runtime.output_dir))
+        use_reference(module, images, output_dir)
     trainer.fit(module, data, ckpt_path=resume_point(checkpoints, experiment), weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.save_checkpoint(checkpoints / "final.ckpt")
-    metrics = evaluate(trainer, module, data, Path(experiment.runtime.output_dir))
-    metrics |= module.epoch_usage
+    metrics = evaluate(trainer, module, data, images, output_dir) | module.training_metrics
 
     record = {
         "format": FORMAT,
         "name": name,
         "digest": experiment.digest(),
-        "data_id": data.data_id,
+        "data_id": images.data_id,
         "config": experiment.identity(),
         "seed": experiment.seed,
         "metrics": metrics,
-        "history": {"usage/epoch": module.usage_by_epoch},
-        "protocols": module.metrics.protocols() | epoch_protocols(module, data),
-        "parameters": count(module) - count(module.discriminator),
+        "history": module.history,
+        "protocols": module.protocols(),
+        "parameters": count(module) - count(getattr(module, "discriminator", None)),
         "images_per_second": throughput.images_per_second,
         "wall_seconds": time.time() - start,
         "peak_memory_bytes": peak_memory_bytes(),
@@ -120,25 +118,30 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data in memory needs none
 
 
-def evaluate(trainer: L.Trainer, module: Tokenizer, data: ImageDataModule, output_dir: Path) -> dict[str, float]:
-    """Validation metrics of `module` on all validation images, by the module's own validation loop."""
-    use_reference(module, data, output_dir)
+def evaluate(
+    trainer: L.Trainer, module: Any, data: L.LightningDataModule, images: ImageDataModule, output_dir: Path
+) -> dict[str, float]:
+    """Validation metrics of `module` on all validation data, by the module's own validation loop."""
+    use_reference(module, images, output_dir)
     (metrics,) = trainer.validate(module, data, verbose=False)
     return {name: float(value) for name, value in metrics.items()}
 
 
-def use_reference(module: Tokenizer, data: ImageDataModule, output_dir: Path) -> None:
-    """rFID's real features: one file for all models that are measured on these validation images."""
-    config = data.config
-    key = f"{data.data_id}/val{config.val_size or ''}/seed{config.data_seed}/{config.image_size}px"
-    images = (batch["image"] for batch in data.val_dataloader())
-    module.metrics.use_reference(output_dir / "references", images, key)
+def use_reference(module: Any, images: ImageDataModule, output_dir: Path) -> None:
+    """FID's real features: one file for all models that are measured against these images."""
+    config = images.config
+    val = f"{images.data_id}/val{config.val_size or ''}/seed{config.data_seed}/{config.image_size}px"
+    train = f"{images.data_id}/train{config.train_size or ''}/seed{config.data_seed}/{config.image_size}px"
+    if isinstance(module, Tokenizer):
+        module.metrics.use_reference(output_dir / "references", pixels(images.val_dataloader()), val)
+    elif module.config.generation.num_samples:
+        uses_train = module.config.generation.reference == "train"
+        loader = images.ordered_train_dataloader() if uses_train else images.val_dataloader()
+        module.generation.use_reference(output_dir / "references", pixels(loader), train if uses_train else val)
 
 
-def epoch_protocols(module: Tokenizer, data: ImageDataModule) -> dict[str, str]:
-    """Ids of the numbers counted while training: over the last training epoch, all of its images."""
-    tokens = module.epoch_tokens
-    return {name: f"{name.split('/')[0]}/training-epoch/tokens{tokens}" for name in module.epoch_usage}
+def pixels(loader: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
+    return (batch["image"] for batch in loader)
 
 
 def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.Trainer:
@@ -156,7 +159,7 @@ def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.
             enable_version_counter=False,
         ),
         LearningRateMonitor("step"),
-        Dashboard(),
+        Samples() if isinstance(experiment, Downstream) else Dashboard(),
         RandomState(),
         RichProgressBar() if on_terminal else ProgressLines(),
         *extra,
@@ -164,6 +167,10 @@ def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.
     if config.weight_ema:
         # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
         callbacks.append(EMAWeightAveraging(decay=config.weight_ema, use_buffers=False))
+    automatic: dict[str, Any] = {}  # a tokenizer optimizes by hand
+    if isinstance(experiment, Downstream):
+        automatic["accumulate_grad_batches"] = accumulate
+        automatic["gradient_clip_val"] = experiment.model.optimizer.gradient_clip or None
     return L.Trainer(
         accelerator=runtime.accelerator,
         devices=int(runtime.devices) if runtime.devices.isdigit() else runtime.devices,
@@ -180,6 +187,7 @@ def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.
         callbacks=callbacks,
         enable_progress_bar=on_terminal,
         enable_model_summary=False,
+        **automatic,
     )
 
 
@@ -209,10 +217,9 @@ def main() -> None:
     with user_errors():
         experiment = resolve_data(load_experiment(arguments.file, arguments.overrides), arguments.data)
         name = Path(arguments.file).stem
-        default = Path(experiment.runtime.output_dir) / "experiments" / f"{name}_{experiment.digest()}"
-        run_dir = Path(arguments.run_dir) if arguments.run_dir else default
-        record = train(experiment, name, run_dir)
-        print(f"finished: {run_dir}")
+        folder = Path(arguments.run_dir) if arguments.run_dir else run_dir(experiment, name)
+        record = train(experiment, name, folder)
+        print(f"finished: {folder}")
         for metric, value in sorted(record["metrics"].items()):
             print(f"  {metric:22} {value:12.4f}   {record['protocols'].get(metric, '')}")
 

@@ -269,6 +269,22 @@ class Tokenizer(L.LightningModule):
         self.log_dict(self.metrics.compute())
         self.metrics.reset()
 
+    # ---- what a record needs ------------------------------------------------------------------------------------
+
+    @property
+    def training_metrics(self) -> dict[str, float]:
+        """Counted while training, over the last whole epoch."""
+        return self.epoch_usage
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        return {"usage/epoch": self.usage_by_epoch}
+
+    def protocols(self) -> dict[str, str]:
+        """How each metric was made."""
+        epoch = {name: f"{name.split('/')[0]}/training-epoch/tokens{self.epoch_tokens}" for name in self.epoch_usage}
+        return self.metrics.protocols() | epoch
+
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

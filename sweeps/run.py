@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from datamodules import DATAMODULES, ImageDataModule
-from experiments.build import resolve_data
+from experiments.build import data_module, resolve_data
+from experiments.chain import run_dir
 from experiments.config import Experiment
 from experiments.errors import user_errors
 from experiments.records import PUBLISHED, Record, find_records
@@ -90,14 +90,14 @@ class Sweep:
         """The run's record and a line about it: found, if another command was quicker, or trained."""
         if (record := self.record(run)) is not None:
             return record, f"finished earlier{self.numbers(run, record)}"
-        run_dir = self.output_dir / "experiments" / f"{run.name}_{run.digest}"
+        folder = run_dir(run.experiment, run.name)
         start = time.monotonic()
         try:
-            record = train(run.experiment, run.name, run_dir)
+            record = train(run.experiment, run.name, folder)
         except Exception:
             with suppress(OSError):  # the disk may be full
-                run_dir.mkdir(parents=True, exist_ok=True)
-                (run_dir / "error.txt").write_text(traceback.format_exc())
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "error.txt").write_text(traceback.format_exc())
             raise
         return record, f"trained {duration(time.monotonic() - start)}{self.numbers(run, record)}"
 
@@ -138,10 +138,6 @@ def duration(seconds: float) -> str:
 def data_id(experiment: Experiment) -> str:
     """The id of the data that the experiment would be trained on now, as its record will name it."""
     return data_module(experiment).data_id
-
-
-def data_module(experiment: Experiment) -> ImageDataModule:
-    return DATAMODULES[experiment.data.name][0](experiment.data, experiment.runtime.data_dir)
 
 
 def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experiment], Experiment]:
