@@ -58,9 +58,10 @@ def main() -> None:
         for value, reference in zip(ours(), theirs(), strict=True):  # the warm-up of both
             torch.testing.assert_close(value, reference, atol=1e-5, rtol=1e-4)
         seconds = paired(ours, theirs, arguments.runs, warmup=0)
+        label = name.removeprefix("token_loss_vs_").replace("_", " ")
         sides = (
             Side("token_loss (ours)", seconds[0], peak_memory(ours)),
-            Side(name[14:], seconds[1], peak_memory(theirs)),
+            Side(label, seconds[1], peak_memory(theirs)),
         )
         ratios[name] = report(name, *sides)
         ours_bytes, theirs_bytes = (side.memory for side in sides)

@@ -43,9 +43,7 @@ class GPTConfig:
     size: str = "base"  # a key of GPT_SIZES
     dims: list[int] = field(default_factory=list)  # blocks, heads, width, MLP width; overrides the size
     positions: str = "2d"  # a table of rows and one of columns, added (A 3.4), or "1d", one of tokens
-    dropout: float = (
-        0.1  # on residual, activation and attention outputs (A-Table 2); 0 for A's probe of VIM-Large and B
-    )
+    dropout: float = 0.1  # on residual, activation and attention (A-Table 2); 0: B, and A's probe of VIM-Large
     bias: bool = True  # of the linear layers in the blocks; A does not say. The head has none
 
     def __post_init__(self) -> None:
@@ -152,7 +150,10 @@ class GPTBlock(nn.Module):
 
 def check_ids(name: str, ids: Tensor, count: int) -> None:
     """Raises ValueError where an id is outside [0, count)."""
-    if ids.numel() and not (0 <= (low := int(ids.min())) <= (high := int(ids.max())) < count):
+    if not ids.numel():
+        return
+    low, high = (int(value) for value in ids.aminmax())
+    if low < 0 or high >= count:
         raise ValueError(f"{name} must be in [0, {count - 1}], got {low} to {high}")
 
 
@@ -228,8 +229,9 @@ class GPT(nn.Module):
         Raises:
             ValueError: more than T tokens, or a token or label out of range.
         """
-        for x in self.hidden_states(tokens, labels):
-            pass
+        x = self.dropout(self.embed(tokens, labels))
+        for block in self.blocks:
+            x = block(x)
         return self.norm(x)
 
     def hidden_states(self, tokens: Tensor, labels: Tensor | None = None) -> Iterator[Tensor]:
