@@ -1,0 +1,272 @@
+"""Decoder-only transformer over the tokens of an image: VIM (paper A, 3.4 and Table 2) and B's GPT (appendix A).
+
+Shapes: B batch, T tokens of an image (raster order), S inputs so far (start included), D width, nh heads, hd head
+dim, V vocabulary. Slot 0 of every sequence is the start: the class, or "no class". Slot t predicts token t.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GPTSize(NamedTuple):
+    """One row of A-Table 2."""
+
+    blocks: int
+    heads: int
+    width: int
+    mlp_width: int
+
+
+GPT_SIZES: dict[str, GPTSize] = {
+    "micro": GPTSize(4, 4, 128, 512),  # micro to small: ours, for CIFAR-10 on a CPU
+    "tiny": GPTSize(6, 4, 192, 768),
+    "small": GPTSize(8, 8, 512, 2048),
+    "gpt-404m": GPTSize(24, 16, 1024, 4096),  # B, appendix A
+    "base": GPTSize(24, 16, 1536, 6144),  # base and large: A-Table 2
+    "large": GPTSize(36, 32, 2048, 8192),
+}
+INIT_STD = 0.02  # GPT-2's; neither paper says
+# With this many rows on a CPU, W x^T is faster than x W^T (MKL, W of 512 x 2048, 8 rows: 0.95 against 1.15 ms).
+FEW_ROWS = range(6, 49)
+
+
+@dataclass
+class GPTConfig:
+    """The defaults follow paper A; taming's and B's GPT is `positions="1d"`."""
+
+    size: str = "base"  # a key of GPT_SIZES
+    dims: list[int] = field(default_factory=list)  # blocks, heads, width, MLP width; overrides the size
+    positions: str = "2d"  # a table of rows and one of columns, added (A 3.4), or "1d", one of tokens
+    dropout: float = 0.1  # on residual, activation and attention (A-Table 2); 0: B, and A's probe of VIM-Large
+    bias: bool = True  # of the linear layers in the blocks; A does not say. The head has none
+
+    def __post_init__(self) -> None:
+        if self.positions not in ("1d", "2d"):
+            raise ValueError(f"positions {self.positions!r} is neither '1d' nor '2d'")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout} is not in [0, 1)")
+
+    def resolved(self) -> GPTSize:
+        """The dimensions.
+
+        Raises:
+            ValueError: the size is unknown, or the dimensions are not four with heads that divide the width.
+        """
+        if not self.dims and self.size not in GPT_SIZES:
+            raise ValueError(f"size {self.size!r} is not one of {', '.join(GPT_SIZES)}")
+        if self.dims and len(self.dims) != len(GPTSize._fields):
+            raise ValueError(f"dims {self.dims} must be [blocks, heads, width, mlp_width]")
+        size = GPTSize(*self.dims) if self.dims else GPT_SIZES[self.size]
+        if size.width % size.heads:
+            raise ValueError(f"width {size.width} is not divisible by {size.heads} heads")
+        return size
+
+
+class Linear(nn.Linear):
+    """nn.Linear, with the faster order of factors where few rows meet a large weight: one-token steps on a CPU.
+
+    There the result is a transposed view, which elementwise functions keep, so the next `Linear` reads it as it is.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
+        rows = x.numel() // self.in_features
+        if rows not in FEW_ROWS or x.is_cuda or torch.is_grad_enabled():
+            return F.linear(x, self.weight, self.bias)
+        columns = x.reshape(rows, self.in_features).t()  # (in, rows)
+        if self.bias is None:
+            y = torch.mm(self.weight, columns)
+        else:
+            y = torch.addmm(self.bias[:, None], self.weight, columns)  # (out, rows)
+        return y.t().view(*x.shape[:-1], self.out_features)
+
+
+class KVCache:
+    """Keys and values of one block for the slots seen so far, in buffers for all of them."""
+
+    def __init__(self, batch: int, heads: int, slots: int, head_dim: int, like: Tensor) -> None:
+        self.keys, self.values = (like.new_empty(batch, heads, slots, head_dim) for _ in range(2))
+        self.length = 0
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds (B, nh, s, hd) and returns views of the filled part, (B, nh, length, hd), never of the whole buffer."""
+        stop = self.length + keys.shape[2]
+        assert stop <= self.keys.shape[2], "the cache is full"
+        self.keys[:, :, self.length : stop].copy_(keys)
+        self.values[:, :, self.length : stop].copy_(values)
+        self.length = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+
+class CausalAttention(nn.Module):
+    """Multi-head self-attention; each slot sees itself and those before it."""
+
+    def __init__(self, size: GPTSize, config: GPTConfig) -> None:
+        super().__init__()
+        self.heads = size.heads
+        self.dropout = config.dropout
+        self.qkv = Linear(size.width, 3 * size.width, bias=config.bias)
+        self.proj = Linear(size.width, size.width, bias=config.bias)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, s, 3, nh, hd)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, nh, s, hd)
+        if cache is not None:
+            assert cache.length == 0 or q.shape[2] == 1, "only one slot can be added to a cache that is not empty"
+            q = q.contiguous()  # may be the transposed view of Linear
+            k, v = cache.append(k, v)  # (B, nh, S, hd)
+        # is_causal puts the first query beside the first key: one query after a cache must go without it, and see all.
+        y = F.scaled_dot_product_attention(
+            q, k, v, is_causal=q.shape[2] > 1, dropout_p=self.dropout if self.training else 0.0
+        )  # (B, nh, s, hd)
+        return self.proj(y.transpose(1, 2).flatten(2))  # (B, s, D)
+
+
+class GPTBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, size: GPTSize, config: GPTConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(size.width)
+        self.attention = CausalAttention(size, config)
+        self.norm2 = nn.LayerNorm(size.width)
+        self.mlp = nn.Sequential(
+            Linear(size.width, size.mlp_width, bias=config.bias),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            Linear(size.mlp_width, size.width, bias=config.bias),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), cache))  # (B, s, D)
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+def check_ids(name: str, ids: Tensor, count: int) -> None:
+    """Raises ValueError where an id is outside [0, count)."""
+    if not ids.numel():
+        return
+    low, high = (int(value) for value in ids.aminmax())
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} must be in [0, {count - 1}], got {low} to {high}")
+
+
+class GPT(nn.Module):
+    """p(tokens | class) of images of `grid_size` = (rows, columns) tokens out of `vocab_size`.
+
+    Labels are (B,) ids in [0, num_classes]; the last one, `no_class`, is the learned start of an unconditional
+    model (`num_classes` 0) and the other side of classifier-free guidance. None means it for every image.
+
+    Raises:
+        ValueError: a value of `config` is unknown.
+    """
+
+    def __init__(self, config: GPTConfig, vocab_size: int, grid_size: tuple[int, int], num_classes: int = 0) -> None:
+        super().__init__()
+        size = config.resolved()
+        self.config = config
+        self.size = size
+        self.vocab_size = vocab_size
+        self.grid_size = grid_size
+        self.num_tokens = grid_size[0] * grid_size[1]
+        self.num_classes = num_classes
+        self.no_class = num_classes
+        self.tokens = nn.Embedding(vocab_size, size.width)
+        self.start = nn.Embedding(num_classes + 1, size.width)  # has no position: it is always slot 0
+        if config.positions == "2d":
+            self.rows, self.columns = (nn.Embedding(length, size.width) for length in grid_size)
+        else:
+            self.positions = nn.Embedding(self.num_tokens, size.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(GPTBlock(size, config) for _ in range(size.blocks))
+        self.norm = nn.LayerNorm(size.width)
+        self.head = Linear(size.width, vocab_size, bias=False)  # not tied to the input table
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """GPT-2's: N(0, 0.02), zero biases, and layers that write to the residual stream by its depth smaller."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                to_residual = name.endswith(("attention.proj", "mlp.3"))
+                nn.init.normal_(module.weight, std=INIT_STD / (math.sqrt(2 * self.size.blocks) if to_residual else 1))
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def position_embedding(self, first: int, count: int) -> Tensor:
+        """Positions of tokens `first` to `first + count - 1`, (count, D)."""
+        index = torch.arange(first, first + count, device=self.tokens.weight.device)
+        if self.config.positions == "1d":
+            return self.positions(index)
+        return self.rows(index // self.grid_size[1]) + self.columns(index % self.grid_size[1])
+
+    def embed(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
+        """Inputs of slots 0 to s: the start, then `tokens` (B, s), s <= T. (B, 1 + s, D)."""
+        if tokens.ndim != 2 or tokens.shape[1] > self.num_tokens:
+            raise ValueError(
+                f"tokens must be (B, s) with s in [0, {self.num_tokens}] ({self.grid_size[0]} x {self.grid_size[1]}), "
+                f"got {tuple(tokens.shape)}"
+            )
+        check_ids("tokens", tokens, self.vocab_size)
+        if labels is None:
+            labels = torch.full(tokens.shape[:1], self.no_class, device=tokens.device)
+        elif labels.shape != tokens.shape[:1]:
+            raise ValueError(f"labels must be ({len(tokens)},), one an image, got {tuple(labels.shape)}")
+        check_ids("labels", labels, self.num_classes + 1)
+        x = self.tokens(tokens) + self.position_embedding(0, tokens.shape[1])  # (B, s, D)
+        return torch.cat([self.start(labels)[:, None], x], dim=1)  # (B, 1 + s, D)
+
+    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Tokens (B, s) int64 -> last hidden states (B, 1 + s, D); slot t has seen tokens before t and predicts t.
+
+        Training feeds `tokens[:, :-1]`: all T predictions, and no slot whose prediction nobody needs.
+
+        Raises:
+            ValueError: more than T tokens, or a token or label out of range.
+        """
+        x = self.dropout(self.embed(tokens, labels))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def hidden_states(self, tokens: Tensor, labels: Tensor | None = None) -> Iterator[Tensor]:
+        """The output (B, 1 + s, D) of each block in turn, as the linear probe needs it (A 3.5): slot 0 is the start.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        x = self.dropout(self.embed(tokens, labels))
+        for block in self.blocks:
+            x = block(x)
+            yield x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) of `forward` -> logits (..., V)."""
+        return self.head(hidden)
+
+    # ---- one token at a time, for sampling.py
+
+    def new_cache(self, batch: int) -> list[KVCache]:
+        """An empty cache of a whole image for each block: 2 * blocks * B * T * D numbers."""
+        head_dim = self.size.width // self.size.heads
+        weight = self.tokens.weight
+        return [KVCache(batch, self.size.heads, self.num_tokens, head_dim, weight) for _ in self.blocks]
+
+    def prefill(self, tokens: Tensor, labels: Tensor | None, cache: Sequence[KVCache]) -> Tensor:
+        """The start and the tokens (B, s) that are given -> hidden state (B, D) that predicts token s, s < T."""
+        return self._last(self.embed(tokens, labels), cache)
+
+    def step(self, token: Tensor, cache: Sequence[KVCache]) -> Tensor:
+        """The token (B,) that was chosen last -> hidden state (B, D) that predicts the next."""
+        position = cache[0].length - 1  # of this token: slot 0 is the start
+        return self._last((self.tokens(token) + self.position_embedding(position, 1))[:, None], cache)
+
+    def _last(self, x: Tensor, cache: Sequence[KVCache]) -> Tensor:
+        for block, block_cache in zip(self.blocks, cache, strict=True):
+            x = block(x, block_cache)
+        return self.norm(x[:, -1])

@@ -1,0 +1,150 @@
+"""Images out of a `GPT`, token by token.
+
+Letters: B batch, R rows of the network (B, or 2 B with guidance), T tokens of an image, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .gpt import GPT, check_ids
+
+SEED_STRIDE = 1_000_003  # images of one seed have streams of their own up to here
+
+
+@dataclass
+class SamplingConfig:
+    """The defaults are paper A's: temperature 1, nothing cut off, no guidance. B takes top_k = 10 % of V."""
+
+    temperature: float = 1.0
+    top_k: int = 0  # only the k most likely tokens; 0: all
+    top_p: float = 1.0  # only the fewest tokens that have this much probability together; 1: all
+    guidance_scale: float = 1.0  # s in logits_u + s * (logits_c - logits_u); 1: none. Needs training with `no_class`
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature {self.temperature} must be above 0; for the most likely token set top_k=1")
+        if self.top_k < 0:
+            raise ValueError(f"top_k {self.top_k} must be 0 (all) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} must be in (0, 1]")
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Logits (B, V) with -inf at the tokens that are cut off: first by `top_k`, then by `top_p` of what is left.
+
+    At least one token stays, and exactly k by `top_k`, also where logits are equal.
+    """
+    cut = torch.full_like(logits, -torch.inf)
+    if 0 < top_k < logits.shape[1]:
+        values, index = logits.topk(top_k)  # (B, k), largest first
+    elif top_p < 1:
+        values, index = logits.sort(descending=True)
+    else:
+        return logits
+    if top_p < 1:
+        probabilities = values.softmax(1)
+        before = probabilities.cumsum(1) - probabilities  # probability of all tokens that are more likely
+        beyond = before >= top_p
+        beyond[:, 0] = False
+        values = values.masked_fill(beyond, -torch.inf)
+    return cut.scatter_(1, index, values)
+
+
+class Noise:
+    """Gumbel noise for each image from a generator of its own, so that its batch does not matter.
+
+    The Gumbel-max trick (argmax of logits + noise) rather than the inverse of the cumulated probabilities: their V
+    boundaries all move with the rounding of the logits, which depends on the batch size. The uniform numbers are
+    float64, of 53 bits: the 24 bits of float32 end at noise of 16.6, and `exponential_` takes three times as long.
+    """
+
+    def __init__(self, seed: int, image_ids: Sequence[int], vocab_size: int, device: torch.device) -> None:
+        # A CPU generator takes the lower 32 bits of a seed only.
+        seeds = [(seed * SEED_STRIDE + image) % 2**32 for image in image_ids]
+        self.generators = [torch.Generator(device).manual_seed(value) for value in seeds]
+        self.buffer = torch.empty(len(seeds), vocab_size, dtype=torch.float64, device=device)
+
+    def negative(self) -> Tensor:
+        """log(-log u), u uniform in [0, 1): the noise with its sign changed, (B, V), overwritten by the next call."""
+        for row, generator in zip(self.buffer, self.generators, strict=True):
+            row.uniform_(generator=generator)
+        return self.buffer.log_().neg_().log_()
+
+
+def _labels(model: GPT, batch: int, labels: Tensor | None, guided: bool, device: torch.device) -> Tensor:
+    """Labels of the rows (R,): of the images, then, for guidance, as many `no_class`."""
+    no_class = torch.full((batch,), model.no_class, device=device)
+    if labels is not None and labels.shape != (batch,):
+        raise ValueError(f"labels must be ({batch},), one an image, got {tuple(labels.shape)}")
+    if guided and (labels is None or not model.num_classes):
+        raise ValueError("guidance_scale other than 1 needs a model with classes, and labels")
+    rows = no_class if labels is None else labels.to(device)
+    check_ids("labels", rows, model.num_classes + 1)
+    return torch.cat([rows, no_class]) if guided else rows
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT,
+    image_ids: Sequence[int],
+    labels: Tensor | None = None,
+    config: SamplingConfig | None = None,
+    seed: int = 0,
+    prompt: Tensor | None = None,
+    num_allowed: int = 0,
+) -> Tensor:
+    """Tokens (B, T) int64 of one image for each of `image_ids`, on the model's device and without dropout.
+
+    An image is a function of the model, its label, `seed` and its id, whatever else is in the batch (but for a
+    choice between two tokens that rounding decides, about one in a million). Each class in turn: `labels = image_ids
+    % num_classes`. `prompt` (B, s) holds the first tokens of each image, which are kept; `num_allowed` > 0 restricts
+    the others to the ids below it.
+
+    Raises:
+        ValueError: a label or token is out of range, `prompt` fills the image, or guidance has no labels.
+    """
+    config = config or SamplingConfig()
+    device = model.tokens.weight.device
+    batch, guided = len(image_ids), config.guidance_scale != 1
+    if not 0 <= num_allowed <= model.vocab_size:
+        raise ValueError(f"num_allowed {num_allowed} must be in [0, {model.vocab_size}]")
+    if prompt is None:
+        prompt = torch.empty(batch, 0, dtype=torch.long)
+    if prompt.ndim != 2 or len(prompt) != batch or prompt.shape[1] >= model.num_tokens:
+        raise ValueError(
+            f"prompt must be ({batch}, s), one row an image, with s in [0, {model.num_tokens - 1}], "
+            f"got {tuple(prompt.shape)}"
+        )
+    row_labels = _labels(model, batch, labels, guided, device)
+    given = prompt.shape[1]
+    tokens = torch.empty(batch, model.num_tokens, dtype=torch.long, device=device)
+    tokens[:, :given] = prompt
+    noise = Noise(seed, image_ids, num_allowed or model.vocab_size, device)
+    cache = model.new_cache(len(row_labels))
+    training = model.training
+    model.eval()
+    try:
+        hidden = model.prefill(tokens[:, :given].repeat(2 if guided else 1, 1), row_labels, cache)  # (R, D)
+        for t in range(given, model.num_tokens):
+            tokens[:, t] = token = _choose(model.logits(hidden), config, noise)  # (B,)
+            if t + 1 < model.num_tokens:
+                hidden = model.step(token.repeat(2) if guided else token, cache)
+    finally:
+        model.train(training)
+    return tokens
+
+
+def _choose(logits: Tensor, config: SamplingConfig, noise: Noise) -> Tensor:
+    """One token (B,) out of the logits (R, V) of a step."""
+    logits = logits[:, : noise.buffer.shape[1]].float()
+    if config.guidance_scale != 1:
+        conditional, unconditional = logits.chunk(2)
+        logits = unconditional + config.guidance_scale * (conditional - unconditional)
+    if config.temperature != 1:
+        logits = logits / config.temperature
+    logits = filter_logits(logits, config.top_k, config.top_p)
+    negative_noise = noise.negative()
+    return torch.sub(logits, negative_noise, out=negative_noise).argmax(1)
