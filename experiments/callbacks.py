@@ -25,16 +25,23 @@ LAYOUT = {
         "perplexity": ["Multiline", ["perplexity/epoch", "perplexity/val"]],
         "dead codes": ["Multiline", ["dead_codes/epoch", "dead_codes/val"]],
     },
-    "stage 2": {
-        "bits per token": ["Multiline", ["bits_per_token/train", "bits_per_token/val"]],
-        "FID": ["Multiline", ["fid"]],
-        "IS": ["Multiline", ["is"]],
-    },
     "reconstruction": {
         "rFID": ["Multiline", ["rfid"]],
         "PSNR, dB": ["Multiline", ["psnr"]],
         "SSIM": ["Multiline", ["ssim"]],
         "perceptual distance": ["Multiline", ["lpips", "feature_distance"]],
+    },
+}
+
+VIM_LAYOUT = {
+    "tokens": {
+        "loss, nats a token": ["Multiline", ["loss/generator"]],
+        "bits per token": ["Multiline", ["bits_per_token/train", "bits_per_token/val"]],
+    },
+    "generation": {
+        "FID": ["Multiline", ["fid"]],
+        "IS": ["Multiline", ["is"]],
+        "utilisation, % of codes": ["Multiline", ["usage/generated"]],
     },
 }
 
@@ -68,6 +75,12 @@ class RandomState(Callback):
                 torch.cuda.set_rng_state_all(self.saved["cuda"])
 
 
+def tensorboard(trainer: L.Trainer) -> SummaryWriter | None:
+    """Where pictures go; None on other ranks and without a TensorBoard logger."""
+    is_writing = trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)
+    return trainer.logger.experiment if is_writing else None  # type: ignore[union-attr]
+
+
 class Dashboard(Callback):
     """The same eight validation images | reconstructions | absolute errors at every validation, and code counts."""
 
@@ -75,12 +88,8 @@ class Dashboard(Callback):
         self.num_images = num_images
         self.images: Tensor | None = None
 
-    def writer(self, trainer: L.Trainer) -> SummaryWriter | None:
-        is_writing = trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)
-        return trainer.logger.experiment if is_writing else None  # type: ignore[union-attr]
-
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if writer := self.writer(trainer):
+        if writer := tensorboard(trainer):
             writer.add_custom_scalars(LAYOUT)
 
     def on_validation_batch_start(
@@ -91,7 +100,7 @@ class Dashboard(Callback):
 
     @torch.no_grad()
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        writer = self.writer(trainer)
+        writer = tensorboard(trainer)
         if writer is None or self.images is None:
             return
         writer.add_image("inputs | reconstructions | errors", reconstruction_grid(module, self.images), module.step)
@@ -107,11 +116,14 @@ class Samples(Callback):
     def __init__(self, num_images: int = 64) -> None:
         self.num_images = num_images
 
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if writer := tensorboard(trainer):
+            writer.add_custom_scalars(VIM_LAYOUT)
+
     @torch.no_grad()
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        if not (trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
+        if not (writer := tensorboard(trainer)):
             return
-        writer = trainer.logger.experiment
         if module.tokenizer is not None:
             writer.add_image("samples, classes in turn", sample_grid(module, self.num_images), trainer.global_step)
         axes = (figure := Figure((6, 3), layout="constrained")).subplots()

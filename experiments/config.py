@@ -7,7 +7,8 @@ The schema is made of the dataclasses that stand beside the classes they configu
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -118,9 +119,9 @@ class Downstream(Experiment):
 
 
 # Keys whose value names the class to use, and the table that holds its configuration (the last element).
-CHOICES: dict[str, dict[str, tuple]] = {
+CHOICES: dict[str, Mapping[str, tuple]] = {
     "data": DATAMODULES,
-    "model": {**MODULES, **DOWNSTREAM},
+    "model": ChainMap(MODULES, DOWNSTREAM),
     "model.backbone": BACKBONES,
     "model.quantizer": QUANTIZERS,
     "model.discriminator": DISCRIMINATORS,

@@ -4,12 +4,12 @@ import time
 from typing import Any
 
 import torch
-from lightning_modules.losses.tokens import token_loss
 from rich.console import Console
 from rich.table import Table
 
 from experiments.config import Experiment
 from experiments.cost import count, memory_bytes
+from lightning_modules.losses.tokens import token_loss
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM
 

@@ -153,7 +153,7 @@ class VIM(L.LightningModule):
     def sample(
         self, ids: list[int], seed: int, labels: Tensor | None = None, sampling: SamplingConfig | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images `ids` of `seed`, (B, 3, H, W) in [-1, 1], tokens (B, T), labels (B,); without labels in turn."""
+        """Images `ids` of `seed`, (B, 3, H, W) in [-1, 1], tokens (B, T) and labels (B,); without labels in turn."""
         assert self.tokenizer is not None, "use_tokenizer comes first"
         if labels is None:
             labels = torch.tensor(ids) % max(1, self.num_classes)

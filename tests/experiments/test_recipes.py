@@ -15,7 +15,8 @@ from lightning_modules import tokenizer
 from sweeps.grid import load_grid
 
 FOLDER = Path(__file__).parents[2] / "experiments"
-RECIPES = sorted(FOLDER.glob("*.yaml"))
+ALL = sorted(FOLDER.glob("*.yaml"))
+RECIPES = [path for path in ALL if "upstream:" not in path.read_text()]  # of tokenizers
 TRAINED = [path for path in RECIPES if path.stem.endswith("_cifar10")]
 BUILT = [path for path in RECIPES if path.stem.endswith(("_imagenet", "_ffhq", "_celebahq"))]
 

@@ -42,7 +42,8 @@ def records(experiment: Experiment) -> list[Path]:
 def measure(experiment: Experiment, module: Tokenizer) -> dict[str, float]:
     """What experiments.evaluate does."""
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    return evaluate(trainer, module, build_data(experiment), Path(experiment.runtime.output_dir))
+    data = build_data(experiment)
+    return evaluate(trainer, module, data, data, Path(experiment.runtime.output_dir))
 
 
 # ---- one run
