@@ -121,7 +121,7 @@ class Downstream(Experiment):
 # Keys whose value names the class to use, and the table that holds its configuration (the last element).
 CHOICES: dict[str, Mapping[str, tuple]] = {
     "data": DATAMODULES,
-    "model": ChainMap(MODULES, DOWNSTREAM),
+    "model": ChainMap(DOWNSTREAM, MODULES),
     "model.backbone": BACKBONES,
     "model.quantizer": QUANTIZERS,
     "model.discriminator": DISCRIMINATORS,

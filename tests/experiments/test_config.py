@@ -16,7 +16,9 @@ from lightning_modules.optimizer import OptimizerConfig
 from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.vit_vqgan import ViTVQGANConfig
 
-DOWNSTREAM_RECIPES = ("vim_", "probe_")
+TOKENIZERS = [
+    path for path in sorted(config_module.RECIPES.glob("*.yaml")) if not path.stem.startswith(("vim_", "probe_"))
+]
 RECIPE = """
 data: {name: shapes}
 model:
