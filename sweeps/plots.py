@@ -55,6 +55,8 @@ def draw_rows(figure: Figure, table: Table, found: Found, columns: Sequence[Colu
         ticks = sorted(at for at in counts if not any(is_near(at, by) and counts[by] > counts[at] for by in counts))
         axes.set_xscale("log")
         axes.set_xticks(ticks, [show(tick) for tick in ticks])
+        if max(map(len, map(show, ticks))) > 5:
+            axes.tick_params(axis="x", labelrotation=25)
         axes.minorticks_off()
         finish(axes, x, column)
     return num_points
