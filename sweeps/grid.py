@@ -4,7 +4,7 @@ A run = experiment YAML + scale overlay + the row's `set` + command-line overrid
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Row:
     paper: dict[str, float]
     runs: tuple[Run, ...]  # one a seed; none for a reference row
     rule: bool = False  # a heavier rule above it
+    use: dict[str, str] = field(default_factory=dict)  # column's metric: the record's metric that this row shows
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,20 @@ def load_grid(
     last = from_dotlist(overrides)
     files: dict[str, dict[str, Any]] = {}
 
+    def resolve(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """A recipe with the scale's overlay and `changes`; what it stands on likewise. The overlay is of tokenizers."""
+        if name not in files:
+            files[name] = read_yaml(EXPERIMENTS / f"{name}.yaml")
+        file = files[name]
+        own = overlay.experiment_overrides.get(name.rsplit("_", 1)[0], {})
+        common = {} if "upstream" in file else overlay.overrides
+        values = compose(file, nest(common), nest(own), changes)
+        if "upstream" in file:
+            upstream = dict(values["upstream"])
+            recipe = str(upstream.pop("recipe", ""))
+            values["upstream"] = {"recipe": recipe} | resolve(Path(recipe).stem, upstream)
+        return values
+
     def expand(table: TableSpec, cell: CellSpec) -> Row:
         label = label_of(cell.row)
         if not cell.experiment:
@@ -99,20 +114,17 @@ def load_grid(
         name = f"{cell.experiment}_{dataset or overlay.experiments}"
         own_set = cell.small if overlay.is_small and cell.small else cell.set
         origin = f"{path}: table {table.id}, row '{label}'"
-        if name not in files:
-            try:
-                files[name] = read_yaml(EXPERIMENTS / f"{name}.yaml")
-            except ValueError as error:
-                raise ValueError(f"{origin}: {error}") from None
-        own = overlay.experiment_overrides.get(cell.experiment, {})
-        values = compose(files[name], *(nest(layer) for layer in (overlay.overrides, own, own_set)), last)
+        try:
+            values = compose(resolve(name, nest(own_set)), last)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from None
         checked = parse(values, f"{origin} ({name}.yaml)")
         runs = []
         for seed in numbers:
             experiment = replace(checked, seed=seed)
             suffix = f" seed {seed}" if len(numbers) > 1 else ""
             runs.append(Run(name, label + suffix, experiment, experiment.digest()))
-        return Row(cell.row, cell.paper, tuple(runs), cell.rule)
+        return Row(cell.row, cell.paper, tuple(runs), cell.rule, cell.use)
 
     tables = tuple(
         Table(spec, tuple(expand(spec, cell) for cell in spec.cells if not cell.scales or scale in cell.scales))

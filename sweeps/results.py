@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from experiments.config import Experiment
@@ -41,13 +41,17 @@ class Measured:
         return mean if self.std is None else f"{mean} ± {format(self.std, form)}"
 
 
-def measure(column: ColumnSpec, records: Iterable[Record]) -> Measured | None:
-    """Mean and spread of the column's metric; None when no record has it."""
-    numbers = [(number, protocol) for record in records for number, protocol in find_number(record, column.metric)]
+def measure(column: ColumnSpec, records: Iterable[Record], use: Mapping[str, str] | None = None) -> Measured | None:
+    """Mean and spread of the column's metric, or of the one that `use` gives for it; None when no record has it.
+
+    A number that `use` has chosen differs from its column by intent: it states no protocol to compare.
+    """
+    other = (use or {}).get(column.metric)
+    numbers = [pair for record in records for pair in find_number(record, other or column.metric)]
     if not numbers:
         return None
     values = [number * column.scale for number, _ in numbers]
-    protocols = frozenset(protocol for _, protocol in numbers)
+    protocols = frozenset(protocol for _, protocol in numbers if not other)
     return Measured(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, protocols)
 
 
@@ -68,7 +72,10 @@ def make_sheet(
     """The table on one data set, and warnings for the terminal. A missing run leaves its cell empty."""
     spec = table.spec
     of_row = [[found[run.digest] for run in row.runs if run.digest in found] for row in table.rows]
-    values = [[measure(column, records) for column in spec.columns] for records in of_row]  # [row][column]
+    values = [
+        [measure(column, records, row.use) for column in spec.columns]
+        for row, records in zip(table.rows, of_row, strict=True)
+    ]  # [row][column]
     usual, warnings = usual_protocols(spec.columns, values)
 
     groups: list[tuple[str, list[str]]] = [(head, [""]) for head in spec.row_heads]
@@ -106,7 +113,7 @@ def entries(
     """The row's texts under one column: [paper, ours, difference] or less."""
     paper = row.paper.get(column.metric)
     ours = "" if measured is None else measured.text(column.format)
-    if measured is not None and measured.protocols != {usual}:
+    if measured is not None and measured.protocols - {usual}:
         ours += f" {DAGGER}"
     if not in_paper:
         return [ours]

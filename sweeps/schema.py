@@ -50,6 +50,7 @@ class CellSpec:
     paper: dict[str, float] = field(default_factory=dict)  # metric: value in the column's unit
     scales: list[str] = field(default_factory=list)  # scales that train it; empty = all
     rule: bool = False  # a horizontal rule above this row
+    use: dict[str, str] = field(default_factory=dict)  # column's metric: another metric of the record, shown there
 
 
 @dataclass
@@ -140,7 +141,7 @@ def check(sweep: SweepSpec, path: Path, scales: Iterable[str]) -> None:
             for head in [*cell.row, *table.row_heads]:
                 known(head, table.row_heads, f"{at}, row")
                 known(head, map(str, cell.row), f"{at}, row")
-            for metric in cell.paper:
+            for metric in [*cell.paper, *cell.use]:
                 known(metric, metrics, f"{at}, paper")
             for scale in cell.scales:
                 known(scale, scales, f"{at}, scales")
