@@ -49,11 +49,11 @@ class Cells:
         self.num_groups = torch.get_num_threads()  # of tokens: bmm gives each thread its own
         self.buffer = codebook.new_empty(self.num_groups * tile_tokens * tile_codes)
         num_cuts = min(d, max(1, round(K / CODES_A_CELL).bit_length() - 1))
-        self.dims = codebook.var(0, correction=0).topk(num_cuts).indices  # (b,)
-        coordinates = codebook[:, self.dims]
-        self.cuts = coordinates[:: max(1, K // 4096)].median(0).values  # a sample's: any cut is correct
+        sample = codebook[:: max(1, K // 4096)]  # any dims and cuts are correct
+        self.dims = sample.var(0, correction=0).topk(num_cuts).indices  # (b,)
+        self.cuts = sample[:, self.dims].median(0).values
         self.bits = (torch.arange(2**num_cuts)[:, None] >> torch.arange(num_cuts)) & 1  # (C, b)
-        cell = self.cell_of(coordinates > self.cuts)  # (K,)
+        cell = self.cell_of(codebook[:, self.dims] > self.cuts)  # (K,)
         self.order = cell.sort(stable=True).indices  # stable: of equal codes the lowest index stays first
         self.sizes = torch.bincount(cell, minlength=2**num_cuts)
         self.starts = [0, *self.sizes.cumsum(0).tolist()]
@@ -63,8 +63,8 @@ class Cells:
 
     @staticmethod
     def cell_of(is_above: Tensor) -> Tensor:
-        """(..., b) bool -> (...) cell in [0, 2^b)."""
-        return (is_above << torch.arange(is_above.shape[-1])).sum(-1)
+        """(n, b) bool -> (n,) int16, the cell in [0, 2^b)."""
+        return (is_above.float() @ 2.0 ** torch.arange(is_above.shape[1])).to(torch.int16)  # exact: b is small
 
     def search(self, z: Tensor) -> Tensor | None:
         N = len(z)
@@ -88,7 +88,7 @@ class Cells:
         compare(*own.sort())
         norms = z.square().sum(1)
         is_near = bounds <= 2 * best + norms + SLACK * (norms + self.max_norm)
-        is_near[own, torch.arange(N)] = False
+        is_near[own.long(), torch.arange(N)] = False
         if (is_near.sum(1) * self.sizes).sum() > MAX_SHARE * N * len(self.table):
             return None
         compare(*is_near.nonzero(as_tuple=True))

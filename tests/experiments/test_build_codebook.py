@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyExperiment
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -69,6 +70,45 @@ def test_kmeans_lowers_the_distortion(tiny: TinyExperiment, per_class: bool) -> 
     features = features_for(experiment, "shapes")
     assert distortion(features, tables["kmeans"]) < 0.9 * distortion(features, tables["random"])
     assert tables["kmeans"].shape == (32, 40)
+
+
+def test_random_numbers_in_place_of_features(tiny: TinyExperiment) -> None:
+    """B-Table 6, random initialisation: nothing is extracted, and no file is made."""
+    experiment = tiny("vqgan_lc", f"{SOURCE}.method=normal", "model.codebook_size=3000")
+    table = codebook_for(experiment, "shapes")
+    assert table.shape == (3000, 40) and abs(float(table.mean())) < 0.02 and abs(float(table.std()) - 1) < 0.02
+    assert torch.equal(table, codebook_for(experiment, "shapes"))
+    other = codebook_for(tiny("vqgan_lc", f"{SOURCE}.method=normal", f"{SOURCE}.seed=1"), "shapes")
+    assert not torch.equal(other, table[:32])
+    assert not (Path(experiment.runtime.output_dir) / "codebooks").exists()
+
+
+def test_the_features_of_another_data_set(tiny: TinyExperiment, tmp_path: Path) -> None:
+    """B-Table 9: a codebook of one set for training on another."""
+    for split_name in ("train", "val"):
+        for number in range(4):
+            folder = tmp_path / "data" / split_name / "one"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (60 * number, 200, 30)).save(folder / f"{number}.png")
+    where = [
+        "data.name=image_folder",
+        "data.train_size=null",
+        "data.val_size=null",
+        f"runtime.data_dir={tmp_path}/data",
+    ]
+    own = tiny("vqgan_lc", *where, f"{SOURCE}.method=random", f"{SOURCE}.num_images=0")
+    transferred = tiny(
+        "vqgan_lc", *where, f"{SOURCE}.method=random", f"{SOURCE}.data=shapes", f"{SOURCE}.num_images=40"
+    )
+    tables = [codebook_for(experiment, "imagefolder-data") for experiment in (own, transferred)]
+    shapes = features_for(tiny("vqgan_lc", f"{SOURCE}.num_images=40"), "shapes")
+    assert (rows_of(tables[1], shapes) >= 0).all() and (rows_of(tables[0], shapes) < 0).all()
+    assert own.digest() != transferred.digest()
+
+
+def test_an_unknown_data_set_is_named(tiny: TinyExperiment) -> None:
+    with pytest.raises(ValueError, match=r"source.data='shape' is none of cifar10, image_folder, shapes"):
+        codebook_for(tiny("vqgan_lc", f"{SOURCE}.data=shape"), "shapes")
 
 
 @pytest.mark.parametrize(("size", "expected"), [(10, [10]), (25, [9, 8, 8]), (2, [2])])

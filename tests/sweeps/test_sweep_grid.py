@@ -113,6 +113,28 @@ def test_mistakes_are_named(sweep_file: Path, old: str, new: str, words: list[st
         assert word in str(error.value)
 
 
+def test_a_row_has_other_values_and_another_data_set_where_the_papers_data_is(sweep_file: Path) -> None:
+    for dataset in ("imagenet", "ffhq"):
+        text = f"model:\n  name: vqgan_fc\ndata:\n  name: image_folder\n  dataset: {dataset}\n"
+        (sweep_file.parent / f"vqgan_fc_{dataset}.yaml").write_text(text)
+    (sweep_file.parent / "vqgan_imagenet.yaml").write_text("model:\n  name: vqgan\ndata:\n  name: image_folder\n")
+    old = "set: {model.codebook_size: 50000}\n        scales: [reduced, paper]"
+    assert old in SWEEP
+    new = "dataset: ffhq\n        set: {model.codebook_size: 50000}\n        small: {model.codebook_size: 50}"
+    sweep_file.write_text(SWEEP.replace(old, new))
+    small = load_grid(sweep_file, "reduced").tables[0].rows[2].runs[0]
+    large = load_grid(sweep_file, "paper").tables[0].rows[2].runs[0]
+    assert (small.name, small.experiment.model.codebook_size) == ("vqgan_fc_cifar10", 50)
+    assert (large.name, large.experiment.model.codebook_size) == ("vqgan_fc_ffhq", 50000)
+    assert large.experiment.data.dataset == "ffhq"  # type: ignore[attr-defined]
+
+
+def test_rows_of_other_data_sets_are_other_experiments() -> None:
+    """Else a table would show the number of one data set in the row of another."""
+    digests = {run.digest for run in load_grid(SWEEPS / "vit_vqgan/table3.yaml", "paper").runs}
+    assert len(digests) == 3
+
+
 def test_unknown_scale_and_seeds_are_named(sweep_file: Path) -> None:
     with pytest.raises(ValueError, match=r"SCALE=quik .* 'quick'"):
         load_grid(sweep_file, "quik")

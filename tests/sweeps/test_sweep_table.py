@@ -4,13 +4,15 @@ import statistics
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.config import read_yaml
 from experiments.records import record_path, write_json
 from sweeps import grid as grid_module
+from sweeps import plots
 from sweeps import table as table_module
 from sweeps.grid import SWEEPS, Grid, load_grid
-from sweeps.plots import is_near
+from sweeps.plots import is_near, write_plot
 from sweeps.render import draw, escape, latex, markdown, plain, write_sheet
 from sweeps.results import make_sheet
 from sweeps.sizes import count_size
@@ -149,6 +151,66 @@ def test_a_row_that_is_set_apart_has_a_rule_above_it(sweep_file: Path) -> None:
     sweep_file.write_text(SWEEP)
     plainer, _ = sheet_of(load_grid(sweep_file, "quick"), {})
     assert plainer.breaks == [] and "heavyrulewidth" not in latex(plainer)
+
+
+def figure_of(sweep_file: Path, monkeypatch: pytest.MonkeyPatch, plot: str, records: list[dict]) -> Figure:
+    """The picture of the rows VQ 16 and VQ 32, with `records` as theirs."""
+    sweep_file.write_text(SWEEP.replace("{kind: rows, x: K, line: quantizer, metrics: [usage/epoch]}", plot))
+    grid, figures = load_grid(sweep_file, "quick"), []
+    runs = [row.runs[0].digest for row in grid.tables[0].rows[1:]]
+    monkeypatch.setattr(plots, "replace_file", lambda path, figure: figures.append(figure))
+    path = sweep_file.parent / "plot.png"
+    assert write_plot(grid.tables[0], dict(zip(runs, records, strict=False)), "cifar10-export", "quick", path) == path
+    return figures[0]
+
+
+def test_a_plot_over_epochs_draws_each_history(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    histories = [[10.0, 20.0, 30.0], [5.0, 5.0]]
+    records = [record(METRICS) | {"history": {"usage/epoch": history}} for history in histories]
+    figure = figure_of(sweep_file, monkeypatch, "{kind: epochs, metrics: [usage/epoch]}", records)
+    (axes,) = figure.axes
+    assert [list(line.get_ydata()) for line in axes.lines] == histories
+    assert list(axes.lines[0].get_xdata()) == [1, 2, 3] and axes.get_xlabel() == "training epoch"
+    assert [line.get_label() for line in axes.lines] == ["VQ K=16", "VQ K=32"]
+
+
+def test_a_plot_across_columns_draws_a_line_a_row(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [record(METRICS), record({"usage/epoch": 7.0})]
+    figure = figure_of(sweep_file, monkeypatch, "{kind: columns, metrics: [usage/epoch, ssim]}", records)
+    (axes,) = figure.axes
+    drawn = {c.get_label(): list(c.lines[0].get_ydata()) for c in axes.containers}
+    assert drawn == {"VQ K=16": [80.25, 50.0], "VQ K=32": [7.0]}
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["util %", "SSIM %"]
+
+
+def test_speed_and_size_are_columns_too(sweep_file: Path) -> None:
+    sweep_file.write_text(SWEEP.replace("{metric: psnr, head: PSNR}", "{metric: images_per_second, head: images/s}"))
+    grid = load_grid(sweep_file, "quick")
+    found = {grid.runs[0].digest: record(METRICS) | {"images_per_second": 12.0, "device": "cpu"}}
+    sheet, _ = sheet_of(grid, found)
+    assert sheet.body[1][-1] == "12.00" and "images/s: training/cpu" in " ".join(sheet.caption)
+
+
+def test_what_a_column_would_need_is_in_the_caption(sweep_file: Path) -> None:
+    sweep_file.write_text(
+        SWEEP.replace("{metric: psnr, head: PSNR}", "{metric: fid, head: LDM FID, needs: a diffusion model}")
+    )
+    grid = load_grid(sweep_file, "quick")
+    sheet, _ = sheet_of(grid, {grid.runs[0].digest: record(METRICS)})
+    assert "Not measured: LDM FID (needs a diffusion model)." in sheet.caption
+
+
+def test_several_sweeps_at_once(sweep_file: Path, capsys: pytest.CaptureFixture) -> None:
+    """One without records is named, and does not keep the other from being rendered."""
+    other = sweep_file.with_name("other.yaml")
+    other.write_text(SWEEP.replace("model.codebook_size: ", "model.code_dim: "))
+    run = load_grid(sweep_file, "quick").runs[0]
+    out = sweep_file.parent / "runs"
+    path = record_path(out / "records", run.experiment, "cifar10-export")
+    write_json(path, record(METRICS) | {"format": 1, "config": run.experiment.identity(), "data_id": "cifar10-export"})
+    assert table_module.main([str(other), str(sweep_file), "--output-dir", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "80.2" in printed.out and f"{other}: no cell is finished" in printed.err
 
 
 def test_ticks_that_would_overlap_are_one() -> None:
