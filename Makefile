@@ -15,7 +15,7 @@ SWEEP  = $(PY) -m sweeps.run --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_
          --storage "$(STORAGE)" --workers $(WORKERS) $(if $(SEEDS),--seeds $(SEEDS))
 TABLE  = $(PY) -m sweeps.table --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" \
          $(if $(SEEDS),--seeds $(SEEDS))
-BENCHMARKS := search large_codebook one_forward
+BENCHMARKS := search large_codebook one_forward token_loss sampling
 
 .PHONY: help setup ablation-codebook table2 tables dashboard bench check format test clean
 .DEFAULT_GOAL := help
@@ -55,6 +55,7 @@ dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT)/experiments" --port $(PORT)
 
 bench: $(READY) ## benchmarks, each against its alternative in the same run
+	@$(PY) -m pip install --quiet --editable '.[dev,bench]'
 	@for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name || exit 1; done
 
 check: $(READY) ## ruff (lint and format) and mypy
