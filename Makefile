@@ -27,7 +27,7 @@ $(if $(filter yes,$(TRAIN)),$(SWEEP) $(1))
 $(TABLE) $(1)
 
 endef
-BENCHMARKS := search large_codebook one_forward
+BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache
 
 .PHONY: help setup preview ablation-codebook factorized-codes tables dashboard bench check format test clean
 .DEFAULT_GOAL := help
@@ -78,6 +78,7 @@ dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT)/experiments" --port $(PORT)
 
 bench: $(READY) ## benchmarks, each against its alternative in the same run
+	@$(PY) -m pip install --quiet --editable '.[dev,bench]'
 	@for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name || exit 1; done
 
 check: $(READY) ## ruff (lint and format) and mypy

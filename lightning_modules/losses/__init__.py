@@ -1,4 +1,4 @@
-"""Losses of the tokenizers as plain functions and modules; neither Lightning nor OmegaConf is needed."""
+"""Losses of both stages as plain functions and modules; neither Lightning nor OmegaConf is needed."""
 
 from lightning_modules.losses.adversarial import (
     ADVERSARIAL_LOSSES,
@@ -17,6 +17,7 @@ from lightning_modules.losses.perceptual import (
     build_perceptual,
 )
 from lightning_modules.losses.reconstruction import l1_loss, l2_loss, logit_laplace_loss, logit_laplace_mean
+from lightning_modules.losses.tokens import TokenLoss, token_loss
 
 __all__ = [
     "ADVERSARIAL_LOSSES",
@@ -24,6 +25,7 @@ __all__ = [
     "EncoderFeatureLoss",
     "LPIPSLoss",
     "PerceptualLoss",
+    "TokenLoss",
     "adaptive_weight",
     "build_perceptual",
     "hinge_d_loss",
@@ -35,4 +37,5 @@ __all__ = [
     "non_saturating_d_loss",
     "non_saturating_g_loss",
     "r1_penalty",
+    "token_loss",
 ]

@@ -1,4 +1,4 @@
-"""Plain PyTorch networks: backbones (encoder and decoder), discriminators and pretrained encoders."""
+"""Plain PyTorch networks: encoders and decoders, discriminators, pretrained encoders, the transformer of stage 2."""
 
 from .base import BackboneConfig, Decoder, DiscriminatorConfig, Encoder
 from .cnn import CNNConfig, CNNDecoder, CNNEncoder
@@ -11,6 +11,8 @@ from .discriminators import (
     build_discriminator,
 )
 from .encoders import PretrainedEncoder, load_encoder
+from .gpt import GPT, GPT_SIZES, GPTConfig
+from .sampling import SamplingConfig, generate
 from .vit import VIT_SIZES, ViTConfig, ViTDecoder, ViTEncoder
 
 BACKBONES: dict[str, tuple[type[Encoder], type[Decoder], type[BackboneConfig]]] = {
@@ -21,6 +23,8 @@ BACKBONES: dict[str, tuple[type[Encoder], type[Decoder], type[BackboneConfig]]] 
 __all__ = [
     "BACKBONES",
     "DISCRIMINATORS",
+    "GPT",
+    "GPT_SIZES",
     "VIT_SIZES",
     "BackboneConfig",
     "CNNConfig",
@@ -29,14 +33,17 @@ __all__ = [
     "Decoder",
     "DiscriminatorConfig",
     "Encoder",
+    "GPTConfig",
     "PatchGAN",
     "PatchGANConfig",
     "PretrainedEncoder",
+    "SamplingConfig",
     "StyleGANConfig",
     "StyleGANDiscriminator",
     "ViTConfig",
     "ViTDecoder",
     "ViTEncoder",
     "build_discriminator",
+    "generate",
     "load_encoder",
 ]

@@ -65,7 +65,8 @@ class Noise:
         # A CPU generator takes the lower 32 bits of a seed only.
         seeds = [(seed * SEED_STRIDE + image) % 2**32 for image in image_ids]
         self.generators = [torch.Generator(device).manual_seed(value) for value in seeds]
-        self.buffer = torch.empty(len(seeds), vocab_size, dtype=torch.float64, device=device)
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.buffer = torch.empty(len(seeds), vocab_size, dtype=dtype, device=device)
 
     def negative(self) -> Tensor:
         """log(-log u), u uniform in [0, 1): the noise with its sign changed, (B, V), overwritten by the next call."""

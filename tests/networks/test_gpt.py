@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightning_modules.networks.gpt import FEW_ROWS, GPT, GPT_SIZES, GPTConfig, Linear
+from lightning_modules.networks.gpt import BLOCK, GPT, GPT_SIZES, GPTConfig, Linear
 from lightning_modules.networks.sampling import SamplingConfig, generate
 from lightning_modules.networks.taming_gpt import taming_gpt_state
 
@@ -137,9 +137,9 @@ def test_hidden_states_are_the_blocks_outputs() -> None:
 
 
 @pytest.mark.parametrize("positions", ["1d", "2d"])
-@pytest.mark.parametrize(("size", "given"), [(2, 0), (8, 0), (8, 5)])
+@pytest.mark.parametrize(("size", "given"), [(2, 0), (8, 0), (8, 5), (16, 0)])
 def test_cached_logits_equal_uncached(positions: str, size: int, given: int) -> None:
-    """At every slot; 8 rows take the other order of factors in `Linear`."""
+    """At every slot; 16 rows take the other order of factors in `Linear`, 8 its blocks."""
     model = small_gpt(positions)
     tokens, labels = batch(size)
     expected = model.logits(model(tokens, labels)).detach()
@@ -162,14 +162,32 @@ def test_cache_takes_many_slots_only_when_empty() -> None:
         model.prefill(batch()[0][:, :2], None, cache)
 
 
-@pytest.mark.parametrize("rows", [1, FEW_ROWS.start, FEW_ROWS.stop, 64])
+@pytest.mark.parametrize("rows", [1, 3, 12, 13, 48, 49])
+@pytest.mark.parametrize("out", [40, 2 * BLOCK])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_equals_torch(rows: int, bias: bool) -> None:
-    layer = Linear(24, 40, bias=bias)
+def test_linear_equals_torch(rows: int, out: int, bias: bool) -> None:
+    layer = Linear(24, out, bias=bias)
     x = torch.randn(rows, 1, 24)
+    expected = F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected, atol=0, rtol=0)  # with gradient: torch's own
     with torch.no_grad():
-        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
-        torch.testing.assert_close(layer(x.transpose(0, 1)), F.linear(x, layer.weight, layer.bias).transpose(0, 1))
+        torch.testing.assert_close(layer(x), expected.detach())
+        torch.testing.assert_close(layer(x.transpose(0, 1)), expected.detach().transpose(0, 1))
+        transposed = x[:, 0].t().contiguous().t()[:, None]  # as Linear may return it
+        torch.testing.assert_close(layer(transposed), expected.detach())
+
+
+def test_cached_step_at_a_width_of_blocks() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(dims=[2, 4, BLOCK, 4 * BLOCK]), 3 * BLOCK, GRID).eval()
+    tokens = torch.randint(model.vocab_size, (8, 12))
+    with torch.inference_mode():
+        expected = model.logits(model(tokens))
+        cache = model.new_cache(8)
+        hidden = model.prefill(tokens[:, :0], None, cache)
+        for t in range(11):
+            torch.testing.assert_close(model.logits(hidden), expected[:, t], atol=1e-5, rtol=1e-5)
+            hidden = model.step(tokens[:, t], cache)
 
 
 # ---- errors
