@@ -15,7 +15,8 @@ import torch
 
 from experiments.config import load_experiment
 from experiments.cost import count, count_cost, networks
-from experiments.paper_counts import A_TABLE_2, B_TABLE_8
+from experiments.paper_counts import A_TABLE_2, A_TABLE_2_VIM, B_TABLE_8
+from lightning_modules.networks.gpt import GPT, GPT_SIZES, GPTConfig
 from lightning_modules.networks.vit import VIT_SIZES, ViTConfig, ViTDecoder, ViTEncoder
 from sweeps.grid import EXPERIMENTS
 from sweeps.render import plain, write_sheet
@@ -33,8 +34,15 @@ def count_size(size: str) -> dict[str, int]:
     return {"blocks": blocks, "encoder": count(encoder), "both": count(encoder) + count(decoder)}
 
 
+def count_vim(size: str) -> tuple[int, int]:
+    """Parameters of VIM's blocks, and of all of it, on the tokens of ViT-VQGAN."""
+    with torch.device("meta"):
+        gpt = GPT(GPTConfig(size=size), 8192, (32, 32), 1000)
+    return count(gpt.blocks), count(gpt)
+
+
 def vit_sizes() -> Sheet:
-    """A-Table 2, the rows of ViT-VQGAN."""
+    """A-Table 2."""
     body = []
     for size, paper in A_TABLE_2.items():
         dims, counts = VIT_SIZES[size], count_size(size)
@@ -44,15 +52,31 @@ def vit_sizes() -> Sheet:
             + [f"{value:.1f}M" for value in millions]
             + [f"{millions[1] - paper:+.1f}M"]
         )
-    heads = ["size", "blocks", "heads", "width", "MLP width"]
+    body = [["ViT-VQGAN", *line] for line in body]
+    for size, paper in A_TABLE_2_VIM.items():
+        blocks, whole = (value / 1e6 for value in count_vim(size))
+        line = [f"{value:,}" for value in GPT_SIZES[size]]
+        body.append(
+            [
+                "VIM",
+                size.capitalize(),
+                *line,
+                f"{paper:.0f}M",
+                f"{blocks:.1f}M",
+                f"{whole:.1f}M",
+                "",
+                f"{whole - paper:+.1f}M",
+            ]
+        )
+    heads = ["model", "size", "blocks", "heads", "width", "MLP width"]
     return Sheet(
         title="ViT-VQGAN, Table 2: transformer configurations",
         groups=[(head, [""]) for head in heads]
-        + [("parameters", ["paper", "blocks only", "encoder", "encoder + decoder", "diff"])],
+        + [("parameters", ["paper", "blocks only", "encoder, or all of VIM", "encoder + decoder", "diff"])],
         body=body,
         caption=[
-            "Ours: counted by building the networks at 256 x 256, patch 8, 1,024 tokens.",
-            "Paper: ViT-VQGAN (arXiv 2110.04627), Table 2; diff = encoder - paper.",
+            "Ours: counted by building the networks at 256 x 256, patch 8, 1,024 tokens of 8,192 codes, 1,000 classes.",
+            "Paper: ViT-VQGAN (arXiv 2110.04627), Table 2; diff = (encoder, or all of VIM) - paper.",
             "The paper's counts do not follow from its dimensions, which are matched here.",
         ],
         num_row_heads=len(heads),
