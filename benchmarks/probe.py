@@ -4,7 +4,7 @@
 
 A training step of each: the frozen transformer's forward pass, as deep on both sides, the heads forward and backward,
 the optimizer. The last line, `probe_all_blocks RATIO`, is the time of all blocks over the time of one; at most 1.5 is
-wanted. Probing n blocks one after the other, each no deeper than it needs, would take about n / 2 times as long as the last.
+wanted. Probing n blocks one after the other, each no deeper than needed, would take about n / 2 times as long as one.
 """
 
 import argparse

@@ -145,7 +145,7 @@ class Samples(Callback):
 
 
 class AccuracyByBlock(Callback):
-    """A-Figure 3 at every validation: a probe's accuracies by block, in TensorBoard and as a PNG in the run's folder."""
+    """A-Figure 3 at every validation: a probe's accuracies by block, in TensorBoard and as a PNG in the run folder."""
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if writer := tensorboard(trainer):
