@@ -5,6 +5,7 @@ Stage 2's ``{"tokens": (B, T) int64, "label": (B,) int64}`` are not in `DATAMODU
 
 from datamodules.base import DataConfig, ImageDataModule, stratified_subset
 from datamodules.cifar10 import CIFAR10Config, CIFAR10DataModule, find_cifar10
+from datamodules.heldout import HeldOutDataModule
 from datamodules.image_folder import ImageFolderConfig, ImageFolderDataModule
 from datamodules.shapes import ShapesConfig, ShapesDataModule
 from datamodules.tokens import TokensConfig, TokensDataModule, TokenSource
@@ -20,6 +21,7 @@ __all__ = [
     "CIFAR10Config",
     "CIFAR10DataModule",
     "DataConfig",
+    "HeldOutDataModule",
     "ImageDataModule",
     "ImageFolderConfig",
     "ImageFolderDataModule",

@@ -254,16 +254,21 @@ class BatchDataModule(LightningDataModule):
         size = len(self.train_set)  # type: ignore[arg-type]
         return self._loader(Subset(self.train_set, range(first, size)) if first else self.train_set, None)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """All validation images in a fixed order. Lightning shares them out when there are several devices."""
-        assert self.val_set is not None, "call setup() first"
-        if extra := -len(self.val_set) % self.world_size:  # type: ignore[arg-type]
+    def ordered_dataloader(self, dataset: Dataset[Batch], size_key: str) -> DataLoader[Batch]:
+        """All images of `dataset`, whose number `size_key` sets, in a fixed order. Lightning shares them out."""
+        size = len(dataset)  # type: ignore[arg-type]
+        if extra := -size % self.world_size:
             warnings.warn(
-                f"the validation images do not divide by {self.world_size} devices, {extra} count twice: "
-                f"choose data.val_size as a multiple of {self.world_size}",
-                stacklevel=2,
+                f"the {size} validation images do not divide by {self.world_size} devices, {extra} count twice: "
+                f"choose {size_key} so that they are a multiple of {self.world_size}",
+                stacklevel=3,
             )
-        return self._loader(self.val_set, None)
+        return self._loader(dataset, None)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """All validation images in a fixed order."""
+        assert self.val_set is not None, "call setup() first"
+        return self.ordered_dataloader(self.val_set, "data.val_size")
 
 
 class ImageDataModule(BatchDataModule):

@@ -81,6 +81,10 @@ class TokenDataset(Dataset[Batch]):
         self.labels = torch.from_numpy(read_labels(folder, meta, split)[self.index])  # (n,)
         self.num_views = len(meta.views[split])
 
+    def part(self, positions: Tensor) -> "TokenDataset":
+        """Only the images at these positions (n,), of those served."""
+        return TokenDataset(self.folder, self.meta, self.split, torch.from_numpy(self.index)[positions])
+
     @cached_property
     def tokens(self) -> np.memmap:
         """(N, V, T) int32."""

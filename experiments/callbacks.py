@@ -1,6 +1,7 @@
 """What a run shows: TensorBoard images, histograms and layout, and plain progress lines in a log."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -8,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
@@ -42,6 +44,15 @@ VIM_LAYOUT = {
         "FID": ["Multiline", ["fid"]],
         "IS": ["Multiline", ["is"]],
         "utilisation, % of codes": ["Multiline", ["usage/generated"]],
+    },
+}
+
+PROBE_LAYOUT = {
+    "linear probe": {
+        "loss, mean of the blocks": ["Multiline", ["loss/probe"]],
+        "test accuracy by block, %": ["Multiline", ["probe/accuracy/block.*"]],
+        "held-out accuracy by block, %": ["Multiline", ["probe/heldout/block.*"]],
+        "test accuracy of the chosen block, %": ["Multiline", ["probe/accuracy$"]],
     },
 }
 
@@ -133,6 +144,35 @@ class Samples(Callback):
         writer.flush()
 
 
+class AccuracyByBlock(Callback):
+    """A-Figure 3 at every validation: a probe's accuracies by block, in TensorBoard and as a PNG in the run folder."""
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if writer := tensorboard(trainer):
+            writer.add_custom_scalars(PROBE_LAYOUT)
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        if not (writer := tensorboard(trainer)):
+            return
+        figure = accuracy_figure(module)
+        figure.savefig(Path(writer.log_dir) / "accuracy_by_block.png", dpi=150)
+        writer.add_figure("accuracy by block", figure, trainer.global_step)
+        writer.flush()
+
+
+def accuracy_figure(module: Any) -> Figure:
+    """Held-out and test accuracy by block, the chosen block marked."""
+    blocks, (heldout, val) = module.features.blocks, module.by_block
+    axes = (figure := Figure((6, 3.5), layout="constrained")).subplots()
+    axes.plot(blocks, heldout, "o--", label=f"held-out training images, {module.num_seen[0]:,}")
+    axes.plot(blocks, val, "o-", label=f"test images, {module.num_seen[1]:,}")
+    axes.axvline(module.best_block, color="grey", linestyle=":", label=f"chosen: block {module.best_block}")
+    axes.set(xlabel="block", ylabel="top-1 accuracy, %", title=f"linear probe of {module.features.name}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    return figure
+
+
 def sample_grid(module: Any, num_images: int, seed: int = 0) -> Tensor:
     """Images 0, 1, ... of `seed`, a class a column: (3, height, width) in [0, 1]."""
     images, _, _ = module.sample(list(range(num_images)), seed)
@@ -170,6 +210,9 @@ class Throughput(Callback):
         return self.images / self.seconds if self.seconds else 0.0
 
 
+LOSSES = ("loss/generator", "loss/probe")  # what ProgressLines shows: the first that is logged
+
+
 class ProgressLines(Callback):
     """A plain line now and then, for logs: step, loss, speed, time left."""
 
@@ -189,7 +232,7 @@ class ProgressLines(Callback):
         self.last = now
         per_step = (now - self.start) / (step - self.first_step)
         left = per_step * (trainer.max_steps - step)
-        loss = float(trainer.callback_metrics.get("loss/generator", float("nan")))
+        loss = next((float(trainer.callback_metrics[k]) for k in LOSSES if k in trainer.callback_metrics), float("nan"))
         print(
             f"  step {step}/{trainer.max_steps}  loss {loss:.4f}  {per_step:.3f} s/step  {left:.0f} s left",
             flush=True,

@@ -10,18 +10,22 @@ from typing import Any, NamedTuple
 
 import lightning as L
 from filelock import FileLock
+from torch.utils.data import Subset
 
-from datamodules import ImageDataModule, TokensConfig, TokensDataModule
+from datamodules import HeldOutDataModule, ImageDataModule, TokensConfig, TokensDataModule
+from datamodules.tokens import TokenDataset
 from datamodules.views import ViewDataset
-from experiments.build import build_data, build_model, restore
+from experiments.build import build_data, build_model, load_checkpoint, restore
 from experiments.build_codebook import codebook_for
 from experiments.config import Downstream, Experiment
 from experiments.encode import EncodedImages, tokenizer_digest
 from experiments.token_writer import make_job, write_tokens
 from experiments.tokenize import view_names
+from lightning_modules.linear_probe import BlockFeatures, FrozenFeatures, LinearProbe, TokenizerFeatures
+from lightning_modules.networks.gpt import GPT
 from lightning_modules.quantizers import LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
-from lightning_modules.vim import VIM
+from lightning_modules.vim import VIM, VIMConfig
 
 Train = Callable[[Experiment, str, Path, bool], Any]  # experiments.train.train
 
@@ -41,7 +45,7 @@ def run_dir(experiment: Experiment, name: str) -> Path:
 def prepare(experiment: Experiment, train: Train) -> Prepared:
     """Data and module of the experiment; `train` trains a model that it stands on. Raises ValueError or OSError."""
     if isinstance(experiment, Downstream):
-        return prepare_vim(experiment, train)
+        return PREPARE[experiment.model.name](experiment, train)
     images = build_data(experiment)
     module = build_model(experiment)
     if isinstance(module.quantizer, LargeCodebook):
@@ -49,9 +53,14 @@ def prepare(experiment: Experiment, train: Train) -> Prepared:
     return Prepared(module, images, images)
 
 
+def upstream_of(experiment: Downstream) -> Any:
+    """The experiment that it stands on, to run where it runs."""
+    return replace(experiment.upstream, runtime=experiment.runtime)
+
+
 def upstream_checkpoint(experiment: Downstream, train: Train) -> Path:
     """The final checkpoint of the upstream model, trained now if it is not there; one process at a time."""
-    upstream = replace(experiment.upstream, runtime=experiment.runtime)
+    upstream = upstream_of(experiment)
     folder = run_dir(upstream, experiment.upstream_name)
     path = folder / "checkpoints" / "final.ckpt"
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,23 +74,79 @@ def upstream_checkpoint(experiment: Downstream, train: Train) -> Path:
 def prepare_vim(experiment: Downstream, train: Train) -> Prepared:
     checkpoint = upstream_checkpoint(experiment, train)
     upstream, tokenizer = restore(checkpoint, {"runtime": vars(experiment.runtime)})
-    plain = {key: False for key in ("flip", "random_crop") if hasattr(experiment.data, key)}
-    config, runtime = experiment.data, experiment.runtime
-    images = build_data(replace(experiment, data=replace(config, **plain)))
-    digest = tokenizer_digest(checkpoint)
+    images, digest = plain_images(experiment), tokenizer_digest(checkpoint)
     data: TokensDataModule | EncodedImages
     if experiment.model.encode_on_the_fly:
         data = EncodedImages(build_data(experiment), tokenizer, digest, upstream.trainer.precision)
     else:
-        folder = tokens_for(upstream, tokenizer, digest, images, config.flip)
-        sizes = {key: getattr(config, key) for key in ("batch_size", "val_batch_size", "data_seed")}
-        data = TokensDataModule(TokensConfig(path=str(folder), **sizes), runtime.num_workers, experiment.seed)
-        data.expect(tokenizer_digest=digest)
+        data = token_data(experiment, upstream, tokenizer, digest, images)
     data.setup("fit")
     L.seed_everything(experiment.seed, workers=True, verbose=False)  # whatever has been trained before
-    module = VIM(experiment.model, data.codebook_size, data.grid_size, data.num_classes, config.image_size)
-    module.use_tokenizer(tokenizer)
+    module = VIM(experiment.model, data.codebook_size, data.grid_size, data.num_classes, experiment.data.image_size)
+    module.use_tokenizer(tokenizer, digest)
     return Prepared(module, data, images)
+
+
+def prepare_probe(experiment: Downstream, train: Train) -> Prepared:
+    """Of VIM's blocks on cached tokens, or of the tokenizer's features on images; held-out images are plain ones."""
+    config, images = experiment.model, plain_images(experiment)
+    labels = images.train_set.labels  # type: ignore[union-attr]
+    num_heldout = round(config.heldout * len(labels))
+    if images.num_classes < 2 or not num_heldout:
+        raise ValueError(
+            f"a probe needs labels and held-out images: {images.data_id} has {images.num_classes} class(es), and "
+            f"model.heldout={config.heldout} of {len(labels)} training images are {num_heldout}"
+        )
+    checkpoint = upstream_checkpoint(experiment, train)
+    features: FrozenFeatures
+    if config.features == "vim":
+        tokenizer_checkpoint = upstream_checkpoint(upstream_of(experiment), train)
+        upstream, tokenizer = restore(tokenizer_checkpoint, {"runtime": vars(experiment.runtime)})
+        data = token_data(experiment, upstream, tokenizer, tokenizer_digest(tokenizer_checkpoint), images)
+        data.setup("fit")
+        features = BlockFeatures(restore_gpt(checkpoint, experiment.upstream.model, data), config.blocks)
+        tokens = data.train_set
+        assert isinstance(tokens, TokenDataset)
+        plain = Subset(tokens, range(0, len(tokens), tokens.num_views))  # the first view of each image
+        held_out = HeldOutDataModule(data, plain, labels, num_heldout)
+    else:
+        _, tokenizer = restore(checkpoint, {"runtime": vars(experiment.runtime)})
+        features = TokenizerFeatures(tokenizer, config.features)
+        held_out = HeldOutDataModule(build_data(experiment), images.train_set, labels, num_heldout)
+    L.seed_everything(experiment.seed, workers=True, verbose=False)
+    return Prepared(LinearProbe(config, features, images.num_classes), held_out, images)
+
+
+PREPARE: dict[str, Callable[[Downstream, Train], Prepared]] = {"vim": prepare_vim, "linear_probe": prepare_probe}
+
+
+def restore_gpt(path: Path, config: VIMConfig, tokens: TokensDataModule) -> GPT:
+    """The trained transformer of a VIM's checkpoint. Raises ValueError when it was trained on another one's tokens."""
+    checkpoint = load_checkpoint(path)
+    tokens.expect(tokenizer_digest=checkpoint["tokenizer_digest"])
+    state = checkpoint["state_dict"]
+    weights = {key.removeprefix("gpt."): value for key, value in state.items() if key.startswith("gpt.")}
+    gpt = GPT(config.gpt, tokens.codebook_size, tokens.grid_size, len(weights["start.weight"]) - 1)
+    gpt.load_state_dict(weights)
+    return gpt
+
+
+def plain_images(experiment: Experiment) -> ImageDataModule:
+    """The images without flips and random crops."""
+    plain = {key: False for key in ("flip", "random_crop") if hasattr(experiment.data, key)}
+    return build_data(replace(experiment, data=replace(experiment.data, **plain)))
+
+
+def token_data(
+    experiment: Downstream, upstream: Experiment, tokenizer: Tokenizer, digest: str, images: ImageDataModule
+) -> TokensDataModule:
+    """The tokens of `images` by the tokenizer of `upstream`, encoded now where they are missing; not set up."""
+    config = experiment.data
+    folder = tokens_for(upstream, tokenizer, digest, images, config.flip)
+    sizes = {key: getattr(config, key) for key in ("batch_size", "val_batch_size", "data_seed")}
+    data = TokensDataModule(TokensConfig(path=str(folder), **sizes), experiment.runtime.num_workers, experiment.seed)
+    data.expect(tokenizer_digest=digest)
+    return data
 
 
 def tokens_for(upstream: Experiment, tokenizer: Tokenizer, digest: str, images: ImageDataModule, flip: bool) -> Path:

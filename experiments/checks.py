@@ -1,6 +1,6 @@
 """Rejects configurations that would fail, or be ignored, only after minutes of work."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_modules.losses import ADVERSARIAL_LOSSES
 from lightning_modules.tokenizer import TokenizerConfig
@@ -18,7 +18,10 @@ def check(experiment: "Experiment", origin: str) -> None:
     """Raises ValueError that names `origin`, the key and the value at fault."""
     try:
         check_run(experiment)
-        check_tokenizer(experiment.model) if isinstance(experiment.model, TokenizerConfig) else experiment.model.check()
+        if isinstance(experiment.model, TokenizerConfig):
+            check_tokenizer(experiment.model)
+        else:
+            check_downstream(experiment)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
 
@@ -36,6 +39,16 @@ def check_run(experiment: "Experiment") -> None:
     require(optimizer.lr > 0, f"model.optimizer.lr={optimizer.lr} must be above 0")
     require(optimizer.accumulate >= 1, f"model.optimizer.accumulate={optimizer.accumulate} must be >= 1")
     not_negative("optimizer", optimizer)
+
+
+def check_downstream(experiment: Any) -> None:
+    experiment.model.check()
+    experiment.model.check_upstream(experiment.upstream.model)
+    size, upstream_size = experiment.data.image_size, experiment.upstream.data.image_size
+    require(
+        size == upstream_size,
+        f"data.image_size={size}, but upstream.data.image_size={upstream_size}: the models share their images",
+    )
 
 
 def not_negative(part: str, config: object) -> None:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datamodules import DATAMODULES, DataConfig
 from experiments.checks import check
+from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.networks import BACKBONES, DISCRIMINATORS
 from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
@@ -36,7 +37,10 @@ MODULES: dict[str, tuple[type[Tokenizer], type[TokenizerConfig]]] = {
     "vit_vqgan": (ViTVQGAN, ViTVQGANConfig),
 }
 # What is trained on top of another experiment's model.
-DOWNSTREAM: dict[str, tuple[type[VIM], type[VIMConfig]]] = {"vim": (VIM, VIMConfig)}
+DOWNSTREAM: dict[str, tuple[type, type]] = {
+    "vim": (VIM, VIMConfig),
+    "linear_probe": (LinearProbe, LinearProbeConfig),
+}
 RECIPES = Path(__file__).resolve().parent
 
 
@@ -225,7 +229,8 @@ def parse_upstream(values: Any, origin: str) -> tuple[str, Experiment]:
     if not isinstance(values, dict) or not isinstance(values.get("recipe"), str):
         raise ValueError(f"{origin}: upstream.recipe must name a recipe, such as vit_vqgan_cifar10.yaml")
     recipe, changes = values["recipe"], {key: value for key, value in values.items() if key != "recipe"}
-    is_whole = {"seed", "data", "model", "trainer"} <= changes.keys()  # as records and checkpoints hold it
+    named = {key for key in ("data", "model") if select(changes, f"{key}.name")}
+    is_whole = {"seed", "trainer"} <= changes.keys() and len(named) == 2  # as records and checkpoints hold it
     layers = [changes] if is_whole else [read_yaml(RECIPES / recipe), changes]
     return recipe, parse(compose(*layers), f"{origin}: upstream ({recipe})")
 

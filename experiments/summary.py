@@ -1,6 +1,7 @@
 """The screen before training: what will be trained, how large it is, and about how long it takes."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from experiments.config import Experiment
 from experiments.cost import count, memory_bytes
+from lightning_modules.linear_probe import LinearProbe
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM
@@ -42,11 +44,7 @@ def seconds_per_step(experiment: Experiment, module: Tokenizer) -> float:
 
 
 def print_summary(experiment: Experiment, module: Any, name: str, data_id: str) -> None:
-    rows = (
-        tokenizer_rows(experiment, module, data_id)
-        if isinstance(module, Tokenizer)
-        else vim_rows(experiment, module, data_id)
-    )
+    rows = ROWS.get(experiment.model.name, tokenizer_rows)(experiment, module, data_id)
     table = Table(title=f"{name}  (seed {experiment.seed})", show_header=False, title_justify="left")
     for row in rows.items():
         table.add_row(*row)
@@ -72,6 +70,19 @@ def vim_rows(experiment: Experiment, module: VIM, data_id: str) -> dict[str, str
     }
 
 
+def probe_rows(experiment: Experiment, module: LinearProbe, data_id: str) -> dict[str, str]:
+    features = module.features
+    upstream = f"{experiment.recipe}, {experiment.upstream.digest()}"  # type: ignore[attr-defined]
+    return {
+        "model": f"{experiment.model.name} of {upstream}",
+        "features": f"{features.name}, mean of {features.num_tokens} tokens, {features.width} wide",
+        "blocks": f"{len(features.blocks)}, each with a head for {module.bias.shape[-1]} classes",
+        "data": f"{data_id}, batch {experiment.data.batch_size}, {experiment.model.heldout:.0%} of training held out",
+        "parameters": f"{count(module):,} trained, {sum(p.numel() for p in features.model.parameters()):,} frozen",
+        "steps": f"{experiment.trainer.max_steps:,}, {experiment.trainer.precision}",
+    }
+
+
 def tokenizer_rows(experiment: Experiment, module: Tokenizer, data_id: str) -> dict[str, str]:
     model, trainer = experiment.model, experiment.trainer
     grid = module.encoder.grid_size
@@ -87,3 +98,6 @@ def tokenizer_rows(experiment: Experiment, module: Tokenizer, data_id: str) -> d
         "peak memory, estimate": f"{memory_bytes(experiment, num_devices(experiment)) / 2**30:.2f} GiB a device",
         "expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps here, {trainer.precision}",
     }
+
+
+ROWS: dict[str, Callable[[Experiment, Any, str], dict[str, str]]] = {"vim": vim_rows, "linear_probe": probe_rows}

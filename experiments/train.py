@@ -25,7 +25,15 @@ from torch import Tensor
 
 from datamodules import ImageDataModule
 from experiments.build import data_module, load_checkpoint, resolve_data
-from experiments.callbacks import Dashboard, ExperimentInCheckpoint, ProgressLines, RandomState, Samples, Throughput
+from experiments.callbacks import (
+    AccuracyByBlock,
+    Dashboard,
+    ExperimentInCheckpoint,
+    ProgressLines,
+    RandomState,
+    Samples,
+    Throughput,
+)
 from experiments.chain import prepare, run_dir
 from experiments.config import Downstream, Experiment, flatten, load_experiment
 from experiments.errors import user_errors
@@ -41,6 +49,9 @@ from experiments.records import (
 )
 from experiments.summary import count, print_summary
 from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.vim import VIM
+
+DISPLAYS: dict[str, type[Callback]] = {"vim": Samples, "linear_probe": AccuracyByBlock}  # tokenizers: Dashboard
 
 
 def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bool = False) -> Record:
@@ -123,7 +134,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Validation metrics of `module` on all validation data, by the module's own validation loop."""
     use_reference(module, images, output_dir)
-    (metrics,) = trainer.validate(module, data, verbose=False)
+    metrics, *_ = trainer.validate(module, data, verbose=False)  # the same for every loader
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -134,7 +145,7 @@ def use_reference(module: Any, images: ImageDataModule, output_dir: Path) -> Non
     train = f"{images.data_id}/train{config.train_size or ''}/seed{config.data_seed}/{config.image_size}px"
     if isinstance(module, Tokenizer):
         module.metrics.use_reference(output_dir / "references", pixels(images.val_dataloader()), val)
-    elif module.config.generation.num_samples:
+    elif isinstance(module, VIM) and module.config.generation.num_samples:
         uses_train = module.config.generation.reference == "train"
         loader = images.ordered_train_dataloader() if uses_train else images.val_dataloader()
         module.generation.use_reference(output_dir / "references", pixels(loader), train if uses_train else val)
@@ -159,7 +170,7 @@ def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.
             enable_version_counter=False,
         ),
         LearningRateMonitor("step"),
-        Samples() if isinstance(experiment, Downstream) else Dashboard(),
+        DISPLAYS.get(experiment.model.name, Dashboard)(),
         RandomState(),
         RichProgressBar() if on_terminal else ProgressLines(),
         *extra,

@@ -16,7 +16,7 @@ from lightning_modules.metrics.generation import Classifier, GenerationConfig, G
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
 from lightning_modules.optimizer import StageTwoOptimizerConfig, build_stage_two_optimizer, warmup_decay
-from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
 
 NATS_PER_BIT = 0.6931471805599453
 
@@ -56,6 +56,11 @@ class VIMConfig:
         self.optimizer.check()
         self.generation.check()
 
+    def check_upstream(self, model: Any) -> None:
+        """Raises ValueError when an upstream `model` makes no tokens."""
+        if not isinstance(model, TokenizerConfig):
+            raise ValueError(f"model '{self.name}' needs a tokenizer's recipe upstream, not {model.name}'s")
+
 
 class VIM(L.LightningModule):
     """p(tokens | class) and the images that it generates.
@@ -73,14 +78,19 @@ class VIM(L.LightningModule):
         self.num_classes = num_classes
         self.generation = GenerationMetrics(config.generation, codebook_size, image_size)
         self.tokenizer: Tokenizer | None = None
+        self.tokenizer_digest = ""
         self.classifier: Classifier | None = None
         self.metric_values: dict[str, str] = {}
         self.register_buffer("nats", torch.zeros(self.gpt.num_tokens, dtype=torch.float64), persistent=False)
         self.register_buffer("num_images", torch.zeros((), dtype=torch.int64), persistent=False)
 
-    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Lends the tokenizer that made the tokens, for generated images."""
+    def use_tokenizer(self, tokenizer: Tokenizer, digest: str = "") -> None:
+        """Lends the tokenizer that made the tokens, for generated images; `digest` names it in checkpoints."""
         object.__setattr__(self, "tokenizer", tokenizer.eval().requires_grad_(False))  # not a submodule
+        self.tokenizer_digest = digest
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tokenizer_digest"] = self.tokenizer_digest
 
     def labels(self, batch: dict[str, Tensor]) -> Tensor | None:
         return batch["label"] if self.config.class_conditional else None

@@ -1,0 +1,241 @@
+"""Linear probe (paper A, Table 7 and Figure 3): a softmax layer on the averaged output of each block of a frozen VIM.
+
+All blocks in one pass over the data: their features come from one forward pass of the frozen model, and their heads
+are one stacked weight whose losses are summed, so that each is trained as if it were alone.
+
+Letters: n blocks, B images, T tokens of an image, D width, C classes.
+"""
+
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.networks.gpt import GPT
+from lightning_modules.optimizer import OptimizerConfig, build_optimizer, warmup_cosine
+from lightning_modules.quantizers.base import all_reduce_sum
+from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
+from lightning_modules.vim import VIMConfig
+
+TOKENIZER_FEATURES = ("encoder", "latents", "codes")
+HELDOUT, VAL = 0, 1  # the validation loaders, in their order
+
+
+@dataclass
+class LinearProbeConfig:
+    """`features`: vim (A), or of the tokenizer: encoder (the backbone's output), latents (the encoder's output before
+    quantization) or codes (the looked-up ones), each averaged over the image's tokens.
+
+    `blocks`: of VIM, 1 is the first, A's best are 10 of 24 and 15 of 36; [] = all. `heldout`: share of the training
+    images that no head is trained on and that choose the block whose test accuracy is reported.
+
+    A states neither optimizer, rate, length, batch, augmentation nor any normalisation of the features. Ours: Adam from
+    zero weights with a cosine to 0, no weight decay. `normalize`: BatchNorm without affine parameters before each
+    head, as in MAE's probe.
+    """
+
+    name: str = "linear_probe"
+    features: str = "vim"
+    blocks: list[int] = field(default_factory=list)
+    heldout: float = 0.1
+    normalize: bool = False
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2, betas=[0.9, 0.999]))
+
+    def check(self) -> None:
+        """Raises ValueError for a value out of range."""
+        if self.features not in ("vim", *TOKENIZER_FEATURES):
+            raise ValueError(f"model.features='{self.features}' is none of vim, {', '.join(TOKENIZER_FEATURES)}")
+        if not 0 < self.heldout < 1:
+            raise ValueError(f"model.heldout={self.heldout} must be between 0 and 1: it chooses the block")
+        if len(set(self.blocks)) < len(self.blocks) or min(self.blocks, default=1) < 1:
+            raise ValueError(f"model.blocks={self.blocks} must be different numbers from 1 on")
+        if self.blocks and self.features != "vim":
+            raise ValueError(f"model.blocks={self.blocks} are those of VIM, but model.features={self.features}")
+        if self.optimizer.gradient_clip:
+            raise ValueError(
+                f"model.optimizer.gradient_clip={self.optimizer.gradient_clip}: a bound on the norm of all heads "
+                "together would make each depend on the others; leave it at 0"
+            )
+
+    def check_upstream(self, model: Any) -> None:
+        """Raises ValueError when these features cannot be had of an upstream `model`."""
+        if self.features != "vim":
+            if not isinstance(model, TokenizerConfig):
+                raise ValueError(
+                    f"model.features={self.features} needs a tokenizer's recipe upstream, not {model.name}'s"
+                )
+            return
+        if not isinstance(model, VIMConfig):
+            raise ValueError(
+                f"model.features=vim needs a recipe of vim upstream, not {model.name}'s, whose features are "
+                f"{', '.join(TOKENIZER_FEATURES)}"
+            )
+        if model.class_conditional and not model.label_dropout:
+            raise ValueError(
+                "the probed VIM must not see the label it is to tell: set upstream.model.class_conditional=false, or "
+                'train it with upstream.model.label_dropout, which teaches it the start "no class" that is fed here'
+            )
+        if max(self.blocks, default=1) > (depth := model.gpt.resolved().blocks):
+            raise ValueError(f"model.blocks={self.blocks}: the upstream VIM has {depth} blocks")
+
+
+class FrozenFeatures:
+    """What is probed: features (n, B, D) float32 of n blocks, of a model that is not changed.
+
+    Not a module: the model is lent, in eval mode and without gradients, and is in no checkpoint of the probe.
+    """
+
+    name: str  # in protocol ids
+    blocks: list[int]  # their numbers, from 1
+    width: int
+    num_tokens: int
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+class BlockFeatures(FrozenFeatures):
+    """The mean over the T tokens of an image of the output of VIM's blocks, before the final LayerNorm.
+
+    All T tokens are fed behind the start "no class", never a label. Averaged are slots 1 to T, the T whose inputs are
+    tokens: slot t has seen the first t. Slot 0, the start, is left out: it has seen nothing of the image.
+    """
+
+    name = "vim/no-class-start"
+
+    def __init__(self, gpt: GPT, blocks: list[int]) -> None:
+        super().__init__(gpt)
+        self.gpt = gpt
+        self.blocks = sorted(blocks) or list(range(1, gpt.size.blocks + 1))
+        self.width, self.num_tokens = gpt.size.width, gpt.num_tokens
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        means = []
+        states = self.gpt.hidden_states(batch["tokens"])  # each (B, 1 + T, D)
+        for block, state in enumerate(islice(states, self.blocks[-1]), 1):
+            if block in self.blocks:
+                means.append(state[:, 1:].mean(1, dtype=torch.float32))  # (B, D)
+        return torch.stack(means)
+
+
+class TokenizerFeatures(FrozenFeatures):
+    """The mean over an image's tokens of what the tokenizer's encoder gives, as the one "block"; see the config."""
+
+    def __init__(self, tokenizer: Tokenizer, kind: str) -> None:
+        super().__init__(tokenizer)
+        self.tokenizer, self.name, self.blocks = tokenizer, kind, [1]
+        self.width = tokenizer.encoder.width if kind == "encoder" else tokenizer.config.code_dim
+        self.num_tokens = tokenizer.encoder.grid_size**2
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        features = self.tokenizer.encoder(batch["image"])  # (B, h, w, D)
+        if self.name != "encoder":
+            features = self.tokenizer.pre_quant(features)  # (B, h, w, d)
+        if self.name == "codes":
+            features = self.tokenizer.quantizer.lookup(self.tokenizer.quantizer(features).indices)
+        return features.flatten(1, 2).mean(1, dtype=torch.float32)[None]
+
+
+class LinearProbe(L.LightningModule):
+    """A linear layer for each block of `features`. Accuracies are top-1 in %.
+
+    The heads start from zero: the loss is convex, and a head's start does not depend on which others there are.
+    """
+
+    def __init__(self, config: LinearProbeConfig, features: FrozenFeatures, num_classes: int) -> None:
+        super().__init__()
+        self.config, self.features = config, features
+        num_blocks = len(features.blocks)
+        self.weight = nn.Parameter(torch.zeros(num_blocks, features.width, num_classes))
+        self.bias = nn.Parameter(torch.zeros(num_blocks, 1, num_classes))
+        self.norm = nn.BatchNorm1d(num_blocks * features.width, affine=False) if config.normalize else nn.Identity()
+        self.register_buffer("correct", torch.zeros(2, num_blocks, dtype=torch.int64), persistent=False)
+        self.register_buffer("seen", torch.zeros(2, dtype=torch.int64), persistent=False)
+        self.num_seen = [0, 0]
+        self.best_block = 0
+        self.by_block: list[list[float]] = [[], []]  # % of the held-out and of the test images
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Logits (n, B, C)."""
+        model = self.features.model
+        if next(model.parameters()).device != self.device:
+            model.to(self.device)
+        with torch.no_grad():
+            features = self.features(batch)  # (n, B, D)
+        with torch.autocast(self.device.type, enabled=False):
+            flat = self.norm(features.transpose(0, 1).flatten(1))  # (B, n D)
+            features = flat.unflatten(1, (-1, self.features.width)).transpose(0, 1)  # (n, B, D)
+            return torch.baddbmm(self.bias, features, self.weight)
+
+    def losses(self, batch: dict[str, Tensor]) -> Tensor:
+        """The mean cross-entropy of each head, (n,)."""
+        logits, labels = self(batch), batch["label"]
+        targets = labels.expand(len(logits), -1)  # (n, B)
+        return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(1)
+
+    # ---- training
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        losses = self.losses(batch)
+        if not torch.isfinite(losses).all():
+            raise FloatingPointError(
+                f"step {self.trainer.global_step}: the losses of the blocks are {losses.tolist()}; lower "
+                "model.optimizer.lr, use precision=32-true, or set model.normalize=true"
+            )
+        self.log("loss/probe", losses.mean(), prog_bar=True)
+        return losses.sum()  # each head has the gradient of its own loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.parameters(), self.config.optimizer)
+        schedule = warmup_cosine(optimizer, self.config.optimizer, int(self.trainer.max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ---- validation
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int) -> None:
+        hits = self(batch).argmax(2) == batch["label"]  # (n, B)
+        self.correct[dataloader_idx] += hits.sum(1)
+        self.seen[dataloader_idx] += hits.shape[1]
+
+    def on_validation_epoch_end(self) -> None:
+        correct, seen = all_reduce_sum(self.correct), all_reduce_sum(self.seen)
+        accuracy = 100 * correct / seen[:, None]  # (2, n)
+        self.by_block, self.num_seen = accuracy.tolist(), seen.tolist()
+        best = int(accuracy[HELDOUT].argmax())
+        self.best_block = self.features.blocks[best]
+        values = {"probe/accuracy": accuracy[VAL, best], "probe/best_block": float(self.best_block)}
+        for block, heldout, val in zip(self.features.blocks, *accuracy, strict=True):
+            values |= {f"probe/accuracy/block{block:02}": val, f"probe/heldout/block{block:02}": heldout}
+        self.log_dict(values)
+        correct.zero_()
+        seen.zero_()
+
+    # ---- what a record needs
+
+    @property
+    def training_metrics(self) -> dict[str, float]:
+        return {}
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """A-Figure 3: by block, not by time."""
+        heldout, val = self.by_block
+        return {"probe/accuracy/by_block": val, "probe/heldout/by_block": heldout}
+
+    def protocols(self) -> dict[str, str]:
+        """How each metric was made."""
+        blocks = self.features.blocks
+        how = f"linear-probe/{self.features.name}/mean-of-{self.features.num_tokens}-tokens"
+        how += "/batchnorm" if self.config.normalize else ""
+        val, heldout = f"{how}/top1/val/n{self.num_seen[VAL]}", f"{how}/top1/heldout-train/n{self.num_seen[HELDOUT]}"
+        choice = f"best-of-{len(blocks)}-blocks-on-heldout-train-n{self.num_seen[HELDOUT]}"
+        ids = {"probe/accuracy": f"{val}/{choice}", "probe/best_block": f"{how}/{choice}"}
+        ids |= {f"probe/accuracy/block{block:02}": val for block in blocks}
+        return ids | {f"probe/heldout/block{block:02}": heldout for block in blocks}
