@@ -13,11 +13,13 @@ from filelock import FileLock
 
 from datamodules import ImageDataModule, TokensConfig, TokensDataModule
 from datamodules.views import ViewDataset
-from experiments.build import build_data, build_model, restore
+from experiments.build import build_data, build_model, restore_tokenizer
 from experiments.build_codebook import codebook_for
-from experiments.config import Downstream, Experiment
+from experiments.classifier import classifier_for
+from experiments.config import Downstream, Experiment, RuntimeConfig
 from experiments.encode import EncodedImages, tokenizer_digest
-from experiments.token_writer import make_job, write_tokens
+from experiments.extraction import build_device
+from experiments.token_writer import Job, is_finished, make_job, write_tokens
 from experiments.tokenize import view_names
 from lightning_modules.quantizers import LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
@@ -63,38 +65,100 @@ def upstream_checkpoint(experiment: Downstream, train: Train) -> Path:
 
 
 def prepare_vim(experiment: Downstream, train: Train) -> Prepared:
+    """What can go wrong with images and classifier does so before the tokenizer is trained."""
+    images = plain_images(experiment)
+    generation = experiment.model.generation
+    classifier = classifier_for(generation.classifier, experiment, images) if generation.acceptance else None
     checkpoint = upstream_checkpoint(experiment, train)
-    upstream, tokenizer = restore(checkpoint, {"runtime": vars(experiment.runtime)})
-    plain = {key: False for key in ("flip", "random_crop") if hasattr(experiment.data, key)}
-    config, runtime = experiment.data, experiment.runtime
-    images = build_data(replace(experiment, data=replace(config, **plain)))
+    upstream, tokenizer = restore_tokenizer(checkpoint, {"runtime": vars(experiment.runtime)})
     digest = tokenizer_digest(checkpoint)
     data: TokensDataModule | EncodedImages
     if experiment.model.encode_on_the_fly:
         data = EncodedImages(build_data(experiment), tokenizer, digest, upstream.trainer.precision)
     else:
-        folder = tokens_for(upstream, tokenizer, digest, images, config.flip)
-        sizes = {key: getattr(config, key) for key in ("batch_size", "val_batch_size", "data_seed")}
-        data = TokensDataModule(TokensConfig(path=str(folder), **sizes), runtime.num_workers, experiment.seed)
-        data.expect(tokenizer_digest=digest)
+        job = token_job(upstream, tokenizer, digest, images, experiment.data.flip)
+        data = read_tokens(experiment, tokens_for(upstream, job))
     data.setup("fit")
     L.seed_everything(experiment.seed, workers=True, verbose=False)  # whatever has been trained before
-    module = VIM(experiment.model, data.codebook_size, data.grid_size, data.num_classes, config.image_size)
-    module.use_tokenizer(tokenizer)
+    sizes = data.codebook_size, data.grid_size, data.num_classes
+    module = VIM(experiment.model, *sizes, image_size=experiment.data.image_size)
+    module.use_tokenizer(tokenizer, digest)
+    if classifier is not None:
+        module.use_classifier(classifier)
     return Prepared(module, data, images)
 
 
-def tokens_for(upstream: Experiment, tokenizer: Tokenizer, digest: str, images: ImageDataModule, flip: bool) -> Path:
-    """The folder with the tokens of `images`, plain and mirrored if `flip`; encoded now where they are missing."""
+def prepare_evaluation(experiment: Experiment, module: Any, train: Train, tokenizer: str | None = None) -> Prepared:
+    """Data for a restored module, and for a VIM the tokenizer (of the checkpoint `tokenizer`, or its upstream run's).
+
+    A VIM reads the tokens of its training where they still are, else the validation images are encoded now.
+    """
+    if not isinstance(experiment, Downstream):
+        images = build_data(experiment)
+        return Prepared(module, images, images)
+    images = plain_images(experiment)
+    if (generation := experiment.model.generation).acceptance:
+        module.use_classifier(classifier_for(generation.classifier, experiment, images))
+    upstream = lend(experiment, module, train, tokenizer)
+    job = token_job(upstream, module.tokenizer, module.tokenizer_digest, images, experiment.data.flip)
+    folder = token_folder(upstream, job)
+    if not experiment.model.encode_on_the_fly and is_finished(folder, job.meta):
+        return Prepared(module, read_tokens(experiment, folder), images)
+    data = EncodedImages(images, module.tokenizer, module.tokenizer_digest, upstream.trainer.precision)
+    return Prepared(module, data, images)
+
+
+def lend(experiment: Downstream, module: VIM, train: Train, path: str | None = None) -> Experiment:
+    """Lends a restored VIM its tokenizer and returns the tokenizer's experiment.
+
+    Raises ValueError: the tokenizer is not the one whose tokens the VIM was trained on.
+    """
+    checkpoint = Path(path) if path else upstream_checkpoint(experiment, train)
+    upstream, tokenizer = restore_tokenizer(checkpoint, {"runtime": vars(experiment.runtime)})
+    try:
+        module.use_tokenizer(tokenizer, tokenizer_digest(checkpoint))
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from None
+    return upstream
+
+
+def plain_images(experiment: Experiment) -> ImageDataModule:
+    """The experiment's images without augmentation."""
+    plain = {key: False for key in ("flip", "random_crop") if hasattr(experiment.data, key)}
+    return build_data(replace(experiment, data=replace(experiment.data, **plain)))
+
+
+def token_job(upstream: Experiment, tokenizer: Tokenizer, digest: str, images: ImageDataModule, flip: bool) -> Job:
+    """Encoding `images`, those of training plain and mirrored if `flip`."""
     assert images.train_set is not None and images.val_set is not None
     sources = {
         "train": ViewDataset(images.train_set, view_names(None, flip), seed=images.config.data_seed),
         "val": ViewDataset(images.val_set, ["plain"]),
     }
-    tokenizer.to(L.Fabric(accelerator=upstream.runtime.accelerator, devices=1).device)
-    job = make_job(replace(upstream, data=images.config), tokenizer, digest, images, sources, batch_size=64)
-    folder = Path(upstream.runtime.output_dir) / "tokens" / job.name
+    return make_job(replace(upstream, data=images.config), tokenizer, digest, images, sources, batch_size=64)
+
+
+def token_folder(upstream: Experiment, job: Job) -> Path:
+    return Path(upstream.runtime.output_dir) / "tokens" / job.name
+
+
+def tokens_for(upstream: Experiment, job: Job) -> Path:
+    """The folder with the tokens of `job`; encoded now where they are missing."""
+    folder = token_folder(upstream, job)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # another worker may be at it
+        job.tokenizer.to(build_device(upstream))
         write_tokens(job, folder)
     return folder
+
+
+def read_tokens(experiment: Experiment, folder: Path) -> TokensDataModule:
+    sizes = {key: getattr(experiment.data, key) for key in ("batch_size", "val_batch_size", "data_seed")}
+    return TokensDataModule(TokensConfig(path=str(folder), **sizes), experiment.runtime.num_workers, experiment.seed)
+
+
+def output_dir_of(checkpoint: str | Path) -> str:
+    """OUTPUT_DIR of OUTPUT_DIR/experiments/RUN/checkpoints/FILE, where a run's upstream is found; else the default."""
+    parents = Path(checkpoint).absolute().parents
+    in_run = len(parents) > 3 and parents[0].name == "checkpoints" and parents[2].name == "experiments"
+    return str(parents[3]) if in_run else RuntimeConfig().output_dir

@@ -1,9 +1,10 @@
 """Rejects configurations that would fail, or be ignored, only after minutes of work."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_modules.losses import ADVERSARIAL_LOSSES
 from lightning_modules.tokenizer import TokenizerConfig
+from lightning_modules.vim import VIMConfig
 
 if TYPE_CHECKING:
     from experiments.config import Experiment
@@ -18,7 +19,11 @@ def check(experiment: "Experiment", origin: str) -> None:
     """Raises ValueError that names `origin`, the key and the value at fault."""
     try:
         check_run(experiment)
-        check_tokenizer(experiment.model) if isinstance(experiment.model, TokenizerConfig) else experiment.model.check()
+        if isinstance(experiment.model, TokenizerConfig):
+            check_tokenizer(experiment.model)
+        else:
+            experiment.model.check()
+            check_upstream(experiment)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
 
@@ -36,6 +41,25 @@ def check_run(experiment: "Experiment") -> None:
     require(optimizer.lr > 0, f"model.optimizer.lr={optimizer.lr} must be above 0")
     require(optimizer.accumulate >= 1, f"model.optimizer.accumulate={optimizer.accumulate} must be >= 1")
     not_negative("optimizer", optimizer)
+
+
+def check_upstream(experiment: Any) -> None:
+    """Of a VIM: that it stands on a tokenizer, and that its images and the tokenizer's agree."""
+    upstream, data, model = experiment.upstream, experiment.data, experiment.model
+    if not isinstance(model, VIMConfig):
+        return
+    require(
+        isinstance(upstream.model, TokenizerConfig),
+        f"upstream.recipe={experiment.recipe}: '{upstream.model.name}' is no tokenizer, which '{model.name}' needs",
+    )
+    require(
+        data.image_size == upstream.data.image_size,
+        f"data.image_size={data.image_size}, but upstream.data.image_size={upstream.data.image_size}",
+    )
+    require(
+        model.encode_on_the_fly or not getattr(data, "random_crop", False),
+        "data.random_crop needs model.encode_on_the_fly=true: tokens that are made once are of whole images",
+    )
 
 
 def not_negative(part: str, config: object) -> None:

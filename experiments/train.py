@@ -15,7 +15,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import (
     Callback,
-    EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
     RichProgressBar,
@@ -25,7 +24,15 @@ from torch import Tensor
 
 from datamodules import ImageDataModule
 from experiments.build import data_module, load_checkpoint, resolve_data
-from experiments.callbacks import Dashboard, ExperimentInCheckpoint, ProgressLines, RandomState, Samples, Throughput
+from experiments.callbacks import (
+    AveragedWeights,
+    Dashboard,
+    ExperimentInCheckpoint,
+    ProgressLines,
+    RandomState,
+    Samples,
+    Throughput,
+)
 from experiments.chain import prepare, run_dir
 from experiments.config import Downstream, Experiment, flatten, load_experiment
 from experiments.errors import user_errors
@@ -166,7 +173,7 @@ def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.
     ]
     if config.weight_ema:
         # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
-        callbacks.append(EMAWeightAveraging(decay=config.weight_ema, use_buffers=False))
+        callbacks.append(AveragedWeights(decay=config.weight_ema, use_buffers=False))
     automatic: dict[str, Any] = {}  # a tokenizer optimizes by hand
     if isinstance(experiment, Downstream):
         automatic["accumulate_grad_batches"] = accumulate
