@@ -40,5 +40,3 @@ def build(experiment: Downstream, seed: int = 0) -> tuple[VIM, Tokenizer]:
     module = VIM(experiment.model, experiment.upstream.model.codebook_size, (8, 8), 10, 16)
     module.use_tokenizer(tokenizer, "untrained")
     return module, tokenizer
-
-
