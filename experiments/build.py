@@ -9,7 +9,7 @@ import torch
 
 from datamodules import DATAMODULES, ImageDataModule
 from datamodules.cifar10 import find_cifar10
-from experiments.config import MODULES, Downstream, Experiment, merge, parse
+from experiments.config import DOWNSTREAM, MODULES, Downstream, Experiment, merge, parse
 from lightning_modules.tokenizer import Tokenizer
 
 
@@ -84,20 +84,35 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Experiment, Tokenizer]:
-    """The experiment and trained module of a checkpoint; `overrides` may change data, metrics or runtime.
+def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Experiment, Any]:
+    """The experiment and trained module of a checkpoint; `overrides` may change data, metrics, sampling or runtime.
 
+    A module on top of another comes without it, see `chain.lend`.
     Raises ValueError when the file is not a checkpoint of ours or its weights do not fit its configuration.
     """
     checkpoint = load_checkpoint(path)
     experiment = parse(merge(checkpoint["experiment"], overrides or {}), str(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = build_model(experiment)
+        if isinstance(experiment, Downstream):
+            module: Any = DOWNSTREAM[experiment.model.name][0](experiment.model, **checkpoint["sizes"])
+        else:
+            module = build_model(experiment)
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         problem = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise ValueError(f"{path}: the weights do not fit model '{experiment.model.name}': {problem}") from None
-    module.step = checkpoint["generator_steps"]
+    if isinstance(experiment, Downstream):
+        module.on_load_checkpoint(checkpoint)
+    else:
+        module.step = checkpoint["generator_steps"]
+    return experiment, module
+
+
+def restore_tokenizer(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Experiment, Tokenizer]:
+    """`restore` where only a tokenizer will do. Raises ValueError for another model."""
+    experiment, module = restore(path, overrides)
+    if not isinstance(module, Tokenizer):
+        raise ValueError(f"{path}: holds a '{experiment.model.name}', not a tokenizer")
     return experiment, module

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -176,7 +176,12 @@ def accuracy_figure(module: Any) -> Figure:
 def sample_grid(module: Any, num_images: int, seed: int = 0) -> Tensor:
     """Images 0, 1, ... of `seed`, a class a column: (3, height, width) in [0, 1]."""
     images, _, _ = module.sample(list(range(num_images)), seed)
-    return make_grid((images.cpu() + 1) / 2, nrow=module.num_classes if 1 < module.num_classes <= 16 else 8, padding=2)
+    return make_grid((images.cpu() + 1) / 2, nrow=num_columns(module.gpt.num_classes), padding=2)
+
+
+def num_columns(num_classes: int) -> int:
+    """Of a grid of images whose classes come in turn: eight or more, and a class keeps to its columns."""
+    return max(1, 8 // num_classes) * num_classes if 1 < num_classes <= 16 else 8
 
 
 def reconstruction_grid(module: Any, images: Tensor) -> Tensor:
@@ -185,6 +190,17 @@ def reconstruction_grid(module: Any, images: Tensor) -> Tensor:
     error = (reconstruction - images).abs() - 1  # [0, 2] -> [-1, 1]
     rows = torch.stack([images, reconstruction, error], 1).flatten(0, 1)  # (3 B, 3, H, W)
     return make_grid((rows + 1) / 2, nrow=3, padding=2)
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Lightning takes the averaged weights away before the module's `on_validation_epoch_end`, in which a VIM generates
+    its images; here they stay until the validation is over."""
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pass
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
 
 
 class Throughput(Callback):

@@ -15,11 +15,13 @@ from torch.utils.data import Subset
 from datamodules import HeldOutDataModule, ImageDataModule, TokensConfig, TokensDataModule
 from datamodules.tokens import TokenDataset
 from datamodules.views import ViewDataset
-from experiments.build import build_data, build_model, load_checkpoint, restore
+from experiments.build import build_data, build_model, load_checkpoint, restore_tokenizer
 from experiments.build_codebook import codebook_for
-from experiments.config import Downstream, Experiment
+from experiments.classifier import classifier_for
+from experiments.config import Downstream, Experiment, RuntimeConfig
 from experiments.encode import EncodedImages, tokenizer_digest
-from experiments.token_writer import make_job, write_tokens
+from experiments.extraction import build_device
+from experiments.token_writer import Job, is_finished, make_job, write_tokens
 from experiments.tokenize import view_names
 from lightning_modules.linear_probe import BlockFeatures, FrozenFeatures, LinearProbe, TokenizerFeatures
 from lightning_modules.networks.gpt import GPT
@@ -72,9 +74,13 @@ def upstream_checkpoint(experiment: Downstream, train: Train) -> Path:
 
 
 def prepare_vim(experiment: Downstream, train: Train) -> Prepared:
+    """What can go wrong with images and classifier does so before the tokenizer is trained."""
+    images = plain_images(experiment)
+    generation = experiment.model.generation
+    classifier = classifier_for(generation.classifier, experiment, images) if generation.acceptance else None
     checkpoint = upstream_checkpoint(experiment, train)
-    upstream, tokenizer = restore(checkpoint, {"runtime": vars(experiment.runtime)})
-    images, digest = plain_images(experiment), tokenizer_digest(checkpoint)
+    upstream, tokenizer = restore_tokenizer(checkpoint, {"runtime": vars(experiment.runtime)})
+    digest = tokenizer_digest(checkpoint)
     data: TokensDataModule | EncodedImages
     if experiment.model.encode_on_the_fly:
         data = EncodedImages(build_data(experiment), tokenizer, digest, upstream.trainer.precision)
@@ -82,8 +88,11 @@ def prepare_vim(experiment: Downstream, train: Train) -> Prepared:
         data = token_data(experiment, upstream, tokenizer, digest, images)
     data.setup("fit")
     L.seed_everything(experiment.seed, workers=True, verbose=False)  # whatever has been trained before
-    module = VIM(experiment.model, data.codebook_size, data.grid_size, data.num_classes, experiment.data.image_size)
+    sizes = data.codebook_size, data.grid_size, data.num_classes
+    module = VIM(experiment.model, *sizes, image_size=experiment.data.image_size)
     module.use_tokenizer(tokenizer, digest)
+    if classifier is not None:
+        module.use_classifier(classifier)
     return Prepared(module, data, images)
 
 
@@ -101,7 +110,7 @@ def prepare_probe(experiment: Downstream, train: Train) -> Prepared:
     features: FrozenFeatures
     if config.features == "vim":
         tokenizer_checkpoint = upstream_checkpoint(upstream_of(experiment), train)
-        upstream, tokenizer = restore(tokenizer_checkpoint, {"runtime": vars(experiment.runtime)})
+        upstream, tokenizer = restore_tokenizer(tokenizer_checkpoint, {"runtime": vars(experiment.runtime)})
         data = token_data(experiment, upstream, tokenizer, tokenizer_digest(tokenizer_checkpoint), images)
         data.setup("fit")
         features = BlockFeatures(restore_gpt(checkpoint, experiment.upstream.model, data), config.blocks)
@@ -110,7 +119,7 @@ def prepare_probe(experiment: Downstream, train: Train) -> Prepared:
         plain = Subset(tokens, range(0, len(tokens), tokens.num_views))  # the first view of each image
         held_out = HeldOutDataModule(data, plain, labels, num_heldout)
     else:
-        _, tokenizer = restore(checkpoint, {"runtime": vars(experiment.runtime)})
+        _, tokenizer = restore_tokenizer(checkpoint, {"runtime": vars(experiment.runtime)})
         features = TokenizerFeatures(tokenizer, config.features)
         held_out = HeldOutDataModule(build_data(experiment), images.train_set, labels, num_heldout)
     L.seed_everything(experiment.seed, workers=True, verbose=False)
@@ -131,8 +140,42 @@ def restore_gpt(path: Path, config: VIMConfig, tokens: TokensDataModule) -> GPT:
     return gpt
 
 
+def prepare_evaluation(experiment: Experiment, module: Any, train: Train, tokenizer: str | None = None) -> Prepared:
+    """Data for a restored module, and for a VIM the tokenizer (of the checkpoint `tokenizer`, or its upstream run's).
+
+    A VIM reads the tokens of its training where they still are, else the validation images are encoded now.
+    """
+    if not isinstance(experiment, Downstream):
+        images = build_data(experiment)
+        return Prepared(module, images, images)
+    images = plain_images(experiment)
+    if (generation := experiment.model.generation).acceptance:
+        module.use_classifier(classifier_for(generation.classifier, experiment, images))
+    upstream = lend(experiment, module, train, tokenizer)
+    job = token_job(upstream, module.tokenizer, module.tokenizer_digest, images, experiment.data.flip)
+    folder = token_folder(upstream, job)
+    if not experiment.model.encode_on_the_fly and is_finished(folder, job.meta):
+        return Prepared(module, read_tokens(experiment, folder), images)
+    data = EncodedImages(images, module.tokenizer, module.tokenizer_digest, upstream.trainer.precision)
+    return Prepared(module, data, images)
+
+
+def lend(experiment: Downstream, module: VIM, train: Train, path: str | None = None) -> Experiment:
+    """Lends a restored VIM its tokenizer and returns the tokenizer's experiment.
+
+    Raises ValueError: the tokenizer is not the one whose tokens the VIM was trained on.
+    """
+    checkpoint = Path(path) if path else upstream_checkpoint(experiment, train)
+    upstream, tokenizer = restore_tokenizer(checkpoint, {"runtime": vars(experiment.runtime)})
+    try:
+        module.use_tokenizer(tokenizer, tokenizer_digest(checkpoint))
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from None
+    return upstream
+
+
 def plain_images(experiment: Experiment) -> ImageDataModule:
-    """The images without flips and random crops."""
+    """The experiment's images without augmentation."""
     plain = {key: False for key in ("flip", "random_crop") if hasattr(experiment.data, key)}
     return build_data(replace(experiment, data=replace(experiment.data, **plain)))
 
@@ -141,25 +184,41 @@ def token_data(
     experiment: Downstream, upstream: Experiment, tokenizer: Tokenizer, digest: str, images: ImageDataModule
 ) -> TokensDataModule:
     """The tokens of `images` by the tokenizer of `upstream`, encoded now where they are missing; not set up."""
-    config = experiment.data
-    folder = tokens_for(upstream, tokenizer, digest, images, config.flip)
-    sizes = {key: getattr(config, key) for key in ("batch_size", "val_batch_size", "data_seed")}
-    data = TokensDataModule(TokensConfig(path=str(folder), **sizes), experiment.runtime.num_workers, experiment.seed)
-    data.expect(tokenizer_digest=digest)
-    return data
+    job = token_job(upstream, tokenizer, digest, images, experiment.data.flip)
+    return read_tokens(experiment, tokens_for(upstream, job))
 
 
-def tokens_for(upstream: Experiment, tokenizer: Tokenizer, digest: str, images: ImageDataModule, flip: bool) -> Path:
-    """The folder with the tokens of `images`, plain and mirrored if `flip`; encoded now where they are missing."""
+def token_job(upstream: Experiment, tokenizer: Tokenizer, digest: str, images: ImageDataModule, flip: bool) -> Job:
+    """Encoding `images`, those of training plain and mirrored if `flip`."""
     assert images.train_set is not None and images.val_set is not None
     sources = {
         "train": ViewDataset(images.train_set, view_names(None, flip), seed=images.config.data_seed),
         "val": ViewDataset(images.val_set, ["plain"]),
     }
-    tokenizer.to(L.Fabric(accelerator=upstream.runtime.accelerator, devices=1).device)
-    job = make_job(replace(upstream, data=images.config), tokenizer, digest, images, sources, batch_size=64)
-    folder = Path(upstream.runtime.output_dir) / "tokens" / job.name
+    return make_job(replace(upstream, data=images.config), tokenizer, digest, images, sources, batch_size=64)
+
+
+def token_folder(upstream: Experiment, job: Job) -> Path:
+    return Path(upstream.runtime.output_dir) / "tokens" / job.name
+
+
+def tokens_for(upstream: Experiment, job: Job) -> Path:
+    """The folder with the tokens of `job`; encoded now where they are missing."""
+    folder = token_folder(upstream, job)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # another worker may be at it
+        job.tokenizer.to(build_device(upstream))
         write_tokens(job, folder)
     return folder
+
+
+def read_tokens(experiment: Experiment, folder: Path) -> TokensDataModule:
+    sizes = {key: getattr(experiment.data, key) for key in ("batch_size", "val_batch_size", "data_seed")}
+    return TokensDataModule(TokensConfig(path=str(folder), **sizes), experiment.runtime.num_workers, experiment.seed)
+
+
+def output_dir_of(checkpoint: str | Path) -> str:
+    """OUTPUT_DIR of OUTPUT_DIR/experiments/RUN/checkpoints/FILE, where a run's upstream is found; else the default."""
+    parents = Path(checkpoint).absolute().parents
+    in_run = len(parents) > 3 and parents[0].name == "checkpoints" and parents[2].name == "experiments"
+    return str(parents[3]) if in_run else RuntimeConfig().output_dir

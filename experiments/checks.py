@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_modules.losses import ADVERSARIAL_LOSSES
 from lightning_modules.tokenizer import TokenizerConfig
+from lightning_modules.vim import VIMConfig
 
 if TYPE_CHECKING:
     from experiments.config import Experiment
@@ -42,12 +43,19 @@ def check_run(experiment: "Experiment") -> None:
 
 
 def check_downstream(experiment: Any) -> None:
-    experiment.model.check()
-    experiment.model.check_upstream(experiment.upstream.model)
-    size, upstream_size = experiment.data.image_size, experiment.upstream.data.image_size
+    """Its own options, what it may stand on, and that its images and those of the model below agree."""
+    data, model, upstream = experiment.data, experiment.model, experiment.upstream
+    model.check()
+    model.check_upstream(upstream.model)
     require(
-        size == upstream_size,
-        f"data.image_size={size}, but upstream.data.image_size={upstream_size}: the models share their images",
+        data.image_size == upstream.data.image_size,
+        f"data.image_size={data.image_size}, but upstream.data.image_size={upstream.data.image_size}: the models share "
+        "their images",
+    )
+    on_the_fly = not isinstance(model, VIMConfig) or model.encode_on_the_fly
+    require(
+        on_the_fly or not getattr(data, "random_crop", False),
+        "data.random_crop needs model.encode_on_the_fly=true: tokens that are made once are of whole images",
     )
 
 

@@ -204,6 +204,8 @@ def parse(values: dict[str, Any], origin: str) -> Experiment:
     own = {key: value for key, value in values.items() if key != "upstream"}
     base = schema(own, origin)
     upstream = values.get("upstream")
+    if "recipe" in own:
+        raise ValueError(f"{origin}: unknown key 'recipe'; did you mean 'upstream.recipe'?")
     if isinstance(base, Downstream) != (upstream is not None):
         raise ValueError(f"{origin}: model '{base.model.name}' {WITH_UPSTREAM[isinstance(base, Downstream)]}")
     structured = OmegaConf.structured(base)
@@ -211,6 +213,8 @@ def parse(values: dict[str, Any], origin: str) -> Experiment:
         experiment = OmegaConf.to_object(OmegaConf.merge(structured, own))
     except OmegaConfBaseException as error:
         raise ValueError(f"{origin}: {explain(error, structured, own)}") from None
+    except ValueError as error:  # of a dataclass's own check
+        raise ValueError(f"{origin}: {error}") from None
     assert isinstance(experiment, Experiment)
     if isinstance(experiment, Downstream):
         experiment.recipe, experiment.upstream = parse_upstream(upstream, origin)

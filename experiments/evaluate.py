@@ -5,14 +5,16 @@ python -m experiments.evaluate runs/experiments/RUN/checkpoints/final.ckpt --dat
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 
-from experiments.build import build_data, resolve_data, restore
-from experiments.config import from_dotlist, merge
+from experiments.build import resolve_data, restore
+from experiments.chain import output_dir_of, prepare_evaluation
+from experiments.config import Downstream, from_dotlist, merge
 from experiments.errors import user_errors
-from experiments.train import evaluate
+from experiments.train import evaluate, train
 
 
 def main() -> None:
@@ -20,20 +22,25 @@ def main() -> None:
         prog="python -m experiments.evaluate",
         description="Validation metrics of a checkpoint, each with its protocol id.",
         epilog="Keys may change the data (data.val_size=1000), the metrics (model.metrics.extractor=...) or where it "
-        "runs (runtime.accelerator=cpu).",
+        "runs (runtime.accelerator=cpu); for a VIM also how it samples (model.sampling.temperature=0.9, "
+        "model.generation.num_samples=1000).",
     )
     parser.add_argument("checkpoint", help="a final.ckpt or last.ckpt of a run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
     parser.add_argument("--data-dir", default="data", help="folder of the data (default: data)")
-    parser.add_argument("--output-dir", default="runs", help="keeps reference features (default: runs)")
+    parser.add_argument("--output-dir", help="keeps reference features and upstream runs (default: the run's own)")
+    parser.add_argument("--tokenizer", help="checkpoint of a VIM's tokenizer (default: that of its upstream run)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
-        where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": arguments.output_dir}}
+        output_dir = arguments.output_dir or output_dir_of(arguments.checkpoint)
+        where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
         experiment, module = restore(arguments.checkpoint, merge(where, from_dotlist(arguments.overrides)))
-        experiment = resolve_data(experiment, arguments.data)
-        data = build_data(experiment)
+        resolved = resolve_data(experiment, arguments.data)
+        if isinstance(experiment, Downstream):
+            resolved = replace(resolved, upstream=experiment.upstream)  # whose data is a matter of the past
+        module, data, images = prepare_evaluation(resolved, module, train, arguments.tokenizer)
         trainer = L.Trainer(
             accelerator=experiment.runtime.accelerator,
             devices=1,
@@ -43,12 +50,12 @@ def main() -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        metrics = evaluate(trainer, module, data, data, Path(arguments.output_dir))
-        protocols = module.metrics.protocols()
+        metrics = evaluate(trainer, module, data, images, Path(output_dir))
+        protocols = module.protocols()
         if arguments.json:
-            print(json.dumps({"data_id": data.data_id, "metrics": metrics, "protocols": protocols}))
+            print(json.dumps({"data_id": images.data_id, "metrics": metrics, "protocols": protocols}))
             return
-        print(f"{arguments.checkpoint}  ({data.data_id})")
+        print(f"{arguments.checkpoint}  ({images.data_id})")
         for name, value in sorted(metrics.items()):
             print(f"  {name:22} {value:12.4f}   {protocols.get(name, '')}")
 

@@ -56,7 +56,9 @@ def vim_rows(experiment: Experiment, module: VIM, data_id: str) -> dict[str, str
     size, batch = gpt.size, experiment.data.batch_size
     start = time.perf_counter()
     few = torch.zeros(min(batch, 8), gpt.num_tokens - 1, dtype=torch.long, device=module.device)
-    loss = token_loss(gpt(few), gpt.head.weight, few.new_zeros(len(few), gpt.num_tokens)).mean
+    with torch.random.fork_rng():  # dropout's
+        hidden = gpt(few)
+    loss = token_loss(hidden, gpt.head.weight, few.new_zeros(len(few), gpt.num_tokens)).mean
     torch.autograd.grad(loss, list(gpt.head.parameters()))
     minutes = (time.perf_counter() - start) * batch / len(few) * trainer.max_steps / 60
     rows, columns = gpt.grid_size

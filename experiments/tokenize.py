@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules.image_folder import ImageFolderConfig, ImageFolderDataModule
 from datamodules.token_files import SPLITS
 from datamodules.views import ViewDataset
-from experiments.build import build_data, resolve_data, restore
+from experiments.build import build_data, resolve_data, restore_tokenizer
 from experiments.config import Experiment, from_dotlist, merge
 from experiments.encode import tokenizer_digest
 from experiments.errors import user_errors
@@ -65,7 +65,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
     if other := set(overrides) - {"data", "runtime"}:
         raise ValueError(f"{min(other)}: the tokenizer is trained, only data.* and runtime.* can be changed")
     where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": arguments.output_dir}}
-    experiment, module = restore(arguments.checkpoint, merge(where, overrides))
+    experiment, module = restore_tokenizer(arguments.checkpoint, merge(where, overrides))
     experiment = plain_experiment(experiment, arguments.data, chosen(experiment, overrides.get("data", {})))
     crop = crop_transform(experiment, arguments.flip) if "crop" in views else None
     data = build_data(experiment)

@@ -15,7 +15,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import (
     Callback,
-    EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
     RichProgressBar,
@@ -27,6 +26,7 @@ from datamodules import ImageDataModule
 from experiments.build import data_module, load_checkpoint, resolve_data
 from experiments.callbacks import (
     AccuracyByBlock,
+    AveragedWeights,
     Dashboard,
     ExperimentInCheckpoint,
     ProgressLines,
@@ -177,7 +177,7 @@ def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.
     ]
     if config.weight_ema:
         # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
-        callbacks.append(EMAWeightAveraging(decay=config.weight_ema, use_buffers=False))
+        callbacks.append(AveragedWeights(decay=config.weight_ema, use_buffers=False))
     automatic: dict[str, Any] = {}  # a tokenizer optimizes by hand
     if isinstance(experiment, Downstream):
         automatic["accumulate_grad_batches"] = accumulate

@@ -51,8 +51,9 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, max
 class StageTwoOptimizerConfig:
     """VIM's optimizer (paper A, 3.4): Adam as Adafactor; linear warm-up, plateau, exponential decay to `min_lr`.
 
-    `name`: adamw | adafactor (torch's: factorised second moment, no first moment; A keeps one in int8). Weight decay
-    reaches the matrices of linear layers only. `decay`: exponential (A) | cosine | linear (B), from `decay_from` on.
+    `name`: adamw | adafactor (torch's: factorised second moment, no first moment; A keeps one in int8; `betas` and
+    `eps` are not its, and its steps are `lr` times a parameter's own size). Weight decay reaches the matrices of
+    linear layers only. `decay`: exponential (A) | cosine | linear (B), from `decay_from` on.
     Steps count optimizer steps; `accumulate` micro-batches make one.
     """
 

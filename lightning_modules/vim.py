@@ -52,6 +52,8 @@ class VIMConfig:
                 f"model.sampling.guidance_scale={self.sampling.guidance_scale} needs a model that was trained without "
                 "its label now and then: set model.label_dropout, for example to 0.1"
             )
+        if self.generation.acceptance and not self.class_conditional:
+            raise ValueError("model.generation.acceptance needs model.class_conditional=true: a class to look like")
         self.gpt.resolved()
         self.optimizer.check()
         self.generation.check()
@@ -65,8 +67,8 @@ class VIMConfig:
 class VIM(L.LightningModule):
     """p(tokens | class) and the images that it generates.
 
-    The tokenizer, needed only to turn sampled tokens into images, is lent by `use_tokenizer` and is not part of the
-    module's weights.
+    The tokenizer, needed only to turn sampled tokens into images, and the classifier of acceptance rates are lent by
+    `use_tokenizer` and `use_classifier` and are not part of the module's weights.
     """
 
     def __init__(
@@ -76,21 +78,31 @@ class VIM(L.LightningModule):
         self.config = config
         self.gpt = GPT(config.gpt, codebook_size, grid_size, num_classes if config.class_conditional else 0)
         self.num_classes = num_classes
+        self.image_size = image_size
         self.generation = GenerationMetrics(config.generation, codebook_size, image_size)
         self.tokenizer: Tokenizer | None = None
-        self.tokenizer_digest = ""
         self.classifier: Classifier | None = None
+        self.tokenizer_digest = ""  # of the tokenizer that made the tokens; "" until it is known
         self.metric_values: dict[str, str] = {}
         self.register_buffer("nats", torch.zeros(self.gpt.num_tokens, dtype=torch.float64), persistent=False)
         self.register_buffer("num_images", torch.zeros((), dtype=torch.int64), persistent=False)
 
-    def use_tokenizer(self, tokenizer: Tokenizer, digest: str = "") -> None:
-        """Lends the tokenizer that made the tokens, for generated images; `digest` names it in checkpoints."""
+    def use_tokenizer(self, tokenizer: Tokenizer, digest: str) -> None:
+        """Lends the tokenizer that made the tokens, for generated images. ValueError: `digest` names another one."""
+        self.expect_tokenizer(digest)
         object.__setattr__(self, "tokenizer", tokenizer.eval().requires_grad_(False))  # not a submodule
-        self.tokenizer_digest = digest
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["tokenizer_digest"] = self.tokenizer_digest
+    def use_classifier(self, classifier: Classifier) -> None:
+        """Lends the classifier that acceptance rates are by."""
+        object.__setattr__(self, "classifier", classifier)
+
+    def expect_tokenizer(self, digest: str) -> None:
+        if self.tokenizer_digest not in ("", digest):
+            raise ValueError(
+                f"the transformer was trained on tokens of tokenizer {self.tokenizer_digest}, this one is {digest}: "
+                "name the right checkpoint, or train the transformer again in a new run"
+            )
+        self.tokenizer_digest = digest
 
     def labels(self, batch: dict[str, Tensor]) -> Tensor | None:
         return batch["label"] if self.config.class_conditional else None
@@ -111,7 +123,13 @@ class VIM(L.LightningModule):
             )
         self.log("loss/generator", loss, prog_bar=True)
         self.log("bits_per_token/train", loss / NATS_PER_BIT)
-        return loss
+        return loss * self.share_of_step(batch_idx)
+
+    def share_of_step(self, batch_idx: int) -> float:
+        """Lightning divides every loss by `accumulate`, but an epoch's last step may be of fewer micro-batches."""
+        accumulate = self.config.optimizer.accumulate
+        first = batch_idx // accumulate * accumulate
+        return accumulate / min(accumulate, int(self.trainer.num_training_batches) - first)
 
     def corrupt(self, tokens: Tensor) -> Tensor:
         """Replaces 1 - keep_tokens of the input tokens (B, s) by random ones."""
@@ -164,16 +182,20 @@ class VIM(L.LightningModule):
         self, ids: list[int], seed: int, labels: Tensor | None = None, sampling: SamplingConfig | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Images `ids` of `seed`, (B, 3, H, W) in [-1, 1], tokens (B, T) and labels (B,); without labels in turn."""
-        assert self.tokenizer is not None, "use_tokenizer comes first"
         if labels is None:
             labels = torch.tensor(ids) % max(1, self.num_classes)
         labels = labels.to(self.device)
         given = labels if self.config.class_conditional else None
         tokens = generate(self.gpt, ids, given, sampling or self.config.sampling, seed)
+        return self.decode(tokens), tokens, labels
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T) -> images (B, 3, H, W) in [-1, 1]."""
+        assert self.tokenizer is not None, "use_tokenizer comes first"
         self.tokenizer.to(self.device)
-        with torch.no_grad():
-            images = self.tokenizer.decode_indices(tokens.view(len(ids), *self.gpt.grid_size))
-        return images.clamp(-1, 1).float(), tokens, labels
+        images = self.tokenizer.decode_indices(tokens.to(self.device).view(len(tokens), *self.gpt.grid_size))
+        return images.clamp(-1, 1).float()
 
     def sampling_id(self) -> str:
         """How the images were sampled, for protocol ids."""
@@ -196,3 +218,19 @@ class VIM(L.LightningModule):
 
     def protocols(self) -> dict[str, str]:
         return dict(self.metric_values)
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """`sizes`: what the module is built of, beside its configuration."""
+        checkpoint["sizes"] = {
+            "codebook_size": self.gpt.vocab_size,
+            "grid_size": self.gpt.grid_size,
+            "num_classes": self.num_classes,
+            "image_size": self.image_size,
+        }
+        checkpoint["tokenizer_digest"] = self.tokenizer_digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError: the tokens are now another tokenizer's."""
+        self.expect_tokenizer(checkpoint["tokenizer_digest"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import experiments.classifier
 import experiments.codebook_estimate
 import experiments.extraction
 from experiments.config import Experiment, from_dotlist, merge, parse
@@ -63,6 +64,7 @@ def shared_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perceptual, "load_encoder", load_once)
     monkeypatch.setattr(experiments.extraction, "load_encoder", load_once)
     monkeypatch.setattr(experiments.codebook_estimate, "load_encoder", load_once)
+    monkeypatch.setattr(experiments.classifier, "load_encoder", load_once)
 
 
 @pytest.fixture

@@ -3,18 +3,25 @@
 Letters: B images a batch, N images in all, D features, C classes of the extractor, T tokens.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.metrics.codebook import CodebookUsage
+from lightning_modules.metrics.extractors import EXTRACTORS
 from lightning_modules.metrics.fidelity import Fidelity, fidelity_values, first_images
 
-Classifier = Callable[[Tensor, Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1], labels (B,) -> p(label) (B,)
+
+class Classifier(Protocol):
+    """Scores images (B, 3, H, W) in [-1, 1] by p(label), (B,), of their labels (B,). `id` is for protocol ids."""
+
+    id: str
+
+    def __call__(self, images: Tensor, labels: Tensor, /) -> Tensor: ...
 
 
 @dataclass
@@ -47,6 +54,16 @@ class GenerationConfig:
                 f"model.generation.num_samples={self.num_samples} must be 0 or at least 2, and batch_size="
                 f"{self.batch_size} at least 1"
             )
+        if self.num_reference < 0 or self.num_reference == 1:
+            raise ValueError(f"model.generation.num_reference={self.num_reference} must be 0 (all) or at least 2")
+        if self.extractor not in EXTRACTORS:
+            raise ValueError(f"model.generation.extractor='{self.extractor}' is none of {', '.join(EXTRACTORS)}")
+        if not (self.classifier in ("auto", "efficientnet-lite0") or self.classifier.startswith("timm:")):
+            raise ValueError(
+                f"model.generation.classifier='{self.classifier}' is none of auto, efficientnet-lite0, timm:NAME"
+            )
+        if self.acceptance and not self.num_samples:
+            raise ValueError("model.generation.acceptance needs model.generation.num_samples, the number to accept")
         for rate in self.acceptance:
             if not 0 < rate < 1:
                 raise ValueError(f"model.generation.acceptance={self.acceptance}: rates lie between 0 and 1")
@@ -83,14 +100,17 @@ class GenerationMetrics(nn.Module):
         """Of batches of this process's images: (numbers, images (B, 3, H, W) in [-1, 1], tokens (B, T), labels (B,)).
 
         Without acceptance rates fid, is, is_std, usage/generated, and precision and recall when asked for; with a rate
-        r also each as fid/accept-r.
+        r also each as fid/accept-r, the classifier's choice.
         """
+        rates = self.config.acceptance
+        assert classifier is not None or not rates, "acceptance rates are by a classifier"
+        self.classifier_id = classifier.id if classifier is not None and rates else ""
         parts: dict[str, list[Tensor]] = {
             name: [] for name in ("number", "feature", "logit", "token", "label", "score")
         }
         for numbers, images, tokens, labels in samples:
             features, logits = self.fidelity.extract(images)
-            scores = classifier(images, labels) if classifier is not None else torch.zeros(len(labels))
+            scores = classifier(images, labels) if classifier is not None and rates else torch.zeros(len(labels))
             found = (torch.tensor(numbers), features, logits, tokens, labels, scores)
             for part, value in zip(parts.values(), found, strict=True):
                 part.append(value.cpu())
@@ -98,7 +118,7 @@ class GenerationMetrics(nn.Module):
         order = number.argsort()
         feature, logit, token, label, score = (part[order] for part in (feature, logit, token, label, score))
         values: dict[str, Tensor] = {}
-        for rate in [1.0, *(self.config.acceptance if classifier is not None else [])]:
+        for rate in [1.0, *rates]:
             candidates = slice(0, round(self.config.num_samples / rate))
             kept = torch.arange(len(feature[candidates]))
             if rate < 1:
@@ -121,7 +141,7 @@ class GenerationMetrics(nn.Module):
         ids = {}
         for name in self.measured:
             metric, _, rate = name.partition("/accept-")
-            how = f"{sampling}/accept-{rate}-by-{config.classifier}" if rate else sampling
+            how = f"{sampling}/accept-{rate}-by-{self.classifier_id}" if rate else sampling
             if metric == "usage/generated":
                 ids[name] = f"usage/once-in-generated/{how}/n{config.num_samples}"
             else:

@@ -29,7 +29,7 @@ def probe(tiny: TinyExperiment) -> Any:
         tokenizer = tiny("vqgan")
         upstream = {"recipe": "vqgan_cifar10.yaml", **tokenizer.identity()}
         vim = {
-            "recipe": "vim_vit_vqgan_cifar10.yaml",
+            "recipe": "vim_cifar10.yaml",
             "seed": 0,
             "data": SHAPES | {"batch_size": 8},
             "model": {"name": "vim", "class_conditional": False, "gpt": {"dims": [2, 2, 16, 32]}},
@@ -99,9 +99,7 @@ def test_recipes_share_their_tokenizer_and_leave_the_perceptual_loss_out() -> No
 
 def test_overrides_of_all_sections_do_not_replace_the_recipe() -> None:
     keys = ["seed=1", "data.train_size=100", "model.gpt.dropout=0", "trainer.max_steps=3"]
-    experiment = load_experiment(
-        PROBES[0].with_name("probe_vim_vit_vqgan_cifar10.yaml"), [f"upstream.{k}" for k in keys]
-    )
+    experiment = load_experiment(PROBES[0].with_name("probe_vim_cifar10.yaml"), [f"upstream.{k}" for k in keys])
     assert isinstance(experiment, Downstream)
     assert experiment.upstream.model.gpt.size == "micro" and experiment.upstream.model.gpt.dropout == 0
 

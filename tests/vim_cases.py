@@ -1,0 +1,42 @@
+"""Shared by the tests of VIM: a tiny transformer on a tiny tokenizer, on rendered shapes."""
+
+from typing import Any
+
+import torch
+from conftest import TinyExperiment
+
+from experiments.build import build_model
+from experiments.config import Downstream, from_dotlist, merge, parse
+from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.vim import VIM
+
+GENERATION = {"extractor": "efficientnet-lite0", "extractor_image_size": 32, "num_samples": 12, "batch_size": 5}
+
+
+def tiny_vim(tiny: TinyExperiment, *overrides: str, upstream: list[str] | None = None) -> Downstream:
+    """64 tokens of 32 codes, one block; a tokenizer of one step."""
+    below = tiny("vqgan", "trainer.max_steps=1", *(upstream or []))
+    values: dict[str, Any] = {
+        "data": {"name": "shapes", "image_size": 16, "batch_size": 4, "train_size": 16, "val_size": 12},
+        "model": {
+            "name": "vim",
+            "gpt": {"dims": [1, 2, 16, 32]},
+            "optimizer": {"lr": 3e-3},
+            "generation": GENERATION,
+        },
+        "trainer": {"max_steps": 3, "checkpoint_every": 1000, "log_every": 1},
+        "runtime": vars(below.runtime),
+        "upstream": {"recipe": "vqgan_cifar10.yaml", **below.identity()},
+    }
+    experiment = parse(merge(values, from_dotlist(overrides)), "tiny_vim")
+    assert isinstance(experiment, Downstream)
+    return experiment
+
+
+def build(experiment: Downstream, seed: int = 0) -> tuple[VIM, Tokenizer]:
+    """An untrained VIM with an untrained tokenizer, without files."""
+    torch.manual_seed(seed)
+    tokenizer = build_model(experiment.upstream)
+    module = VIM(experiment.model, experiment.upstream.model.codebook_size, (8, 8), 10, 16)
+    module.use_tokenizer(tokenizer, "untrained")
+    return module, tokenizer
