@@ -92,6 +92,8 @@ def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[
     """
     checkpoint = load_checkpoint(path)
     experiment = parse(merge(checkpoint["experiment"], overrides or {}), str(path))
+    if isinstance(experiment, Downstream):
+        raise ValueError(f"{path}: of model '{experiment.model.name}', but here a tokenizer's checkpoint is needed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if isinstance(experiment, Downstream):

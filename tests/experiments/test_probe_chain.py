@@ -10,7 +10,7 @@ from conftest import TinyExperiment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from experiments.build import load_checkpoint, resolve_data
+from experiments.build import load_checkpoint, resolve_data, restore
 from experiments.chain import prepare, run_dir
 from experiments.config import RECIPES, Downstream, Experiment, from_dotlist, load_experiment, merge, parse
 from experiments.records import read_record, same_experiment
@@ -178,6 +178,8 @@ def test_the_whole_chain(
         "weight": (2, 16, 10),
         "bias": (2, 1, 10),
     }
+    with pytest.raises(ValueError, match=r"of model 'linear_probe', but here a tokenizer's checkpoint is needed"):
+        restore(folder(experiment) / "checkpoints/final.ckpt")
     assert (folder(experiment) / "accuracy_by_block.png").stat().st_size > 5000
     tags = EventAccumulator(str(folder(experiment)), size_guidance={"images": 0}).Reload().Tags()
     assert tags["images"] == ["accuracy by block"] and {"loss/probe", "probe/accuracy", *blocks} <= set(tags["scalars"])
