@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,6 +46,11 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, max
         return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
     return LambdaLR(optimizer, factor)
+
+
+def as_list(one_or_many: Any) -> list[Any]:
+    """Lightning gives a single optimizer or scheduler bare, several as a list."""
+    return one_or_many if isinstance(one_or_many, list) else [one_or_many]
 
 
 @dataclass

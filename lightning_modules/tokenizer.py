@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.finite import check_finite
 from lightning_modules.losses import (
     ADVERSARIAL_LOSSES,
     adaptive_weight,
@@ -23,7 +24,7 @@ from lightning_modules.losses import (
 from lightning_modules.metrics import MetricsConfig, TokenizerMetrics
 from lightning_modules.metrics.codebook import CodebookUsage
 from lightning_modules.networks import BACKBONES, BackboneConfig, DiscriminatorConfig, build_discriminator
-from lightning_modules.optimizer import OptimizerConfig, build_optimizer, warmup_cosine
+from lightning_modules.optimizer import OptimizerConfig, as_list, build_optimizer, warmup_cosine
 from lightning_modules.quantizers import QUANTIZERS, QuantizerConfig, QuantizerOutput
 from lightning_modules.quantizers.base import all_reduce_sum
 
@@ -298,18 +299,3 @@ class Tokenizer(L.LightningModule):
             setattr(self, name, checkpoint[name])
         if self.global_rank == 0:  # they are those of all ranks
             self.train_usage.code_counts = checkpoint["epoch_counts"].to(self.device)
-
-
-def as_list(one_or_many: Any) -> list[Any]:
-    """Lightning gives a single optimizer or scheduler bare, several as a list."""
-    return one_or_many if isinstance(one_or_many, list) else [one_or_many]
-
-
-def check_finite(step: int, terms: dict[str, Tensor]) -> None:
-    """Raises FloatingPointError that names the step and the first term that is NaN or infinite."""
-    for name, term in terms.items():
-        if not torch.isfinite(term):
-            raise FloatingPointError(
-                f"step {step}: the {name} loss is {term.item()}; lower optimizer.lr, use precision=32-true, or set "
-                "optimizer.gradient_clip"
-            )

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_modules.finite import check_finite
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
 from lightning_modules.networks.gpt import GPT, GPTConfig
@@ -116,11 +117,7 @@ class VIM(L.LightningModule):
             labels = labels.masked_fill(dropped, self.gpt.no_class)
         hidden = self.gpt(self.corrupt(tokens[:, :-1]), labels)  # (B, T, D)
         loss = token_loss(hidden, self.gpt.head.weight, tokens).mean
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"step {self.trainer.global_step}: the loss is {loss.item()}; lower model.optimizer.lr, use "
-                "precision=32-true, or set model.optimizer.gradient_clip"
-            )
+        check_finite(self.trainer.global_step, {"token": loss})
         self.log("loss/generator", loss, prog_bar=True)
         self.log("bits_per_token/train", loss / NATS_PER_BIT)
         return loss * self.share_of_step(batch_idx)
