@@ -238,8 +238,8 @@ class Tokenizer(L.LightningModule):
         if self.discriminator is not None:
             groups.append(list(self.discriminator.parameters()))
         optimizers = [build_optimizer(group, self.config.optimizer) for group in groups]
-        steps = self.trainer.max_steps
-        return [{"optimizer": o, "lr_scheduler": warmup_cosine(o, self.config.optimizer, steps)} for o in optimizers]
+        config, steps = self.config.optimizer, self.trainer.max_steps
+        return [{"optimizer": o, "lr_scheduler": warmup_cosine(o, config, steps)} for o in optimizers]
 
     def on_train_epoch_end(self) -> None:
         if not self.epoch_usage:  # max_steps has ended the first epoch early
@@ -270,11 +270,10 @@ class Tokenizer(L.LightningModule):
         self.log_dict(self.metrics.compute())
         self.metrics.reset()
 
-    # ---- what a record needs ------------------------------------------------------------------------------------
+    # ---- what a record needs
 
     @property
     def training_metrics(self) -> dict[str, float]:
-        """Counted while training, over the last whole epoch."""
         return self.epoch_usage
 
     @property
