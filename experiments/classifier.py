@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from datamodules import ImageDataModule
 from experiments.config import Experiment
 from experiments.extraction import build_device
-from lightning_modules.metrics.classifier import LabelClassifier, TimmClassifier, fit_head
+from lightning_modules.metrics.classifier import DECAY, LabelClassifier, TimmClassifier, fit_head
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 
 PAPER = "timm:resnet101.tv_in1k"  # A says ResNet-101 and no more
@@ -43,6 +43,7 @@ def classifier_for(name: str, experiment: Experiment, images: ImageDataModule) -
     config = images.config
     parts = [f"{encoder.name}@{encoder.input_size}px", images.data_id, f"{config.image_size}px"]
     parts += [f"train{config.train_size or ''}", f"val{config.val_size or ''}", f"seed{config.data_seed}"]
+    parts += [f"decay{DECAY:g}"] if needs_head else []
     key = "_".join(parts).replace("/", "_").replace(":", "-")
     path = Path(experiment.runtime.output_dir) / "classifiers" / f"{key}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
