@@ -9,7 +9,8 @@ import torch
 
 from datamodules import DATAMODULES, ImageDataModule
 from datamodules.cifar10 import find_cifar10
-from experiments.config import DOWNSTREAM, MODULES, Downstream, Experiment, merge, parse
+from experiments.config import DOWNSTREAM, MODULES, Downstream, Experiment, parse
+from experiments.values import merge
 from lightning_modules.tokenizer import Tokenizer
 
 
@@ -92,8 +93,11 @@ def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[
     """
     checkpoint = load_checkpoint(path)
     experiment = parse(merge(checkpoint["experiment"], overrides or {}), str(path))
-    if isinstance(experiment, Downstream):
-        raise ValueError(f"{path}: of model '{experiment.model.name}', but here a tokenizer's checkpoint is needed")
+    if isinstance(experiment, Downstream) and "sizes" not in checkpoint:
+        raise ValueError(
+            f"{path}: of model '{experiment.model.name}', which is nothing without the model below it: its numbers are "
+            "in its record, and `python -m experiments.train` makes them again"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if isinstance(experiment, Downstream):

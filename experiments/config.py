@@ -9,15 +9,16 @@ import hashlib
 import json
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules import DATAMODULES, DataConfig
 from experiments.checks import check
+from experiments.values import explain, from_dotlist, merge, read_yaml, select, without_defaults
 from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.networks import BACKBONES, DISCRIMINATORS
 from lightning_modules.quantizers import QUANTIZERS
@@ -142,44 +143,15 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     return parse(compose(read_yaml(path), from_dotlist(overrides)), str(path))
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The YAML file as a plain dictionary. Raises ValueError that names the file."""
-    if not Path(path).is_file():
-        near = difflib.get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")], 1)
-        raise ValueError(f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # YAML and OmegaConf raise many kinds; each means that the file cannot be read
-        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold `key: value` lines")
-    return cast(dict[str, Any], content)
-
-
-def from_dotlist(overrides: Sequence[str]) -> dict[str, Any]:
-    """["a.b=1"] -> {"a": {"b": 1}}. Raises ValueError for an argument that is not key=value."""
-    for item in overrides:
-        key, separator, _ = item.partition("=")
-        if not separator or not key:
-            raise ValueError(f"'{item}': expected key=value, for example trainer.max_steps=100")
-    try:
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides))))
-    except Exception as error:
-        raise ValueError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from None
-
-
-def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Later layers win, key by key."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*layers)))
-
-
 def compose(*layers: dict[str, Any]) -> dict[str, Any]:
     """Like `merge`; but a layer that picks another backbone, quantizer or discriminator replaces that section whole.
 
-    What earlier layers set there was meant for another class: `model.quantizer.name=fsq` works on any recipe.
+    What earlier layers set there was meant for another class: `model.quantizer.name=fsq` works on any recipe. So does
+    `upstream.recipe=OTHER.yaml`.
     """
     values: dict[str, Any] = {}
     for layer in layers:
+        values = leave_recipe(values, layer)
         before, after = part_names(values), part_names(merge(values, layer))
         for key in before.keys() & after.keys():
             parent, leaf = key.split(".")
@@ -187,6 +159,15 @@ def compose(*layers: dict[str, Any]) -> dict[str, Any]:
                 values[parent].pop(leaf, None)
         values = merge(values, layer)
     return values
+
+
+def leave_recipe(values: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """`values` without the changes to an upstream recipe, where `layer` names another one."""
+    ours, theirs = values.get("upstream"), layer.get("upstream")
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return values
+    is_other = "recipe" in theirs and theirs["recipe"] != ours.get("recipe")
+    return values | {"upstream": {} if is_other else leave_recipe(ours, theirs)}
 
 
 def part_names(values: dict[str, Any]) -> dict[str, str]:
@@ -259,42 +240,3 @@ def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
         if not isinstance(getattr(owner, leaf), table[name][-1]):
             setattr(owner, leaf, table[name][-1]())
     return experiment
-
-
-def select(values: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            return None
-        values = values[part]
-    return values
-
-
-def explain(error: OmegaConfBaseException, base: DictConfig, values: dict[str, Any]) -> str:
-    """One line: the key at fault, what is wrong, and the nearest known key."""
-    message = str(error).strip().splitlines()[0]
-    key = (getattr(error, "full_key", None) or "").split("[")[0]  # an element of a list is a matter of the list
-    known = list(flatten(OmegaConf.to_container(base)))
-    for given in flatten(values):
-        if below := [k for k in known if k.startswith(f"{given}.")]:
-            return f"'{given}' is a section: set keys in it, such as {below[0]}"
-    if key and key not in known and not any(k.startswith(f"{key}.") for k in known):
-        leaf = key.rsplit(".", 1)[-1]
-        near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.rsplit(".", 1)[-1] == leaf]
-        return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
-    return f"{key}: {message}" if key else message
-
-
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return out
-
-
-def without_defaults(values: dict[str, Any], defaults: Any) -> dict[str, Any]:
-    """The flat entries of `values` that differ from the dataclass `defaults`; names are always kept."""
-    base = flatten(asdict(defaults) if is_dataclass(defaults) and not isinstance(defaults, type) else defaults)
-    return {k: v for k, v in flatten(values).items() if k.endswith("name") or k not in base or base[k] != v}

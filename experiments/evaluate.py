@@ -12,9 +12,10 @@ import lightning as L
 
 from experiments.build import resolve_data, restore
 from experiments.chain import output_dir_of, prepare_evaluation
-from experiments.config import Downstream, from_dotlist, merge
+from experiments.config import Downstream
 from experiments.errors import user_errors
 from experiments.train import evaluate, train
+from experiments.values import from_dotlist, merge
 
 
 def main() -> None:

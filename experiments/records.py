@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments.config import Experiment, flatten, parse
+from experiments.config import Experiment, parse
+from experiments.values import flatten
 
 FORMAT = 1
 PUBLISHED = Path(__file__).resolve().parent.parent / "sweeps" / "records"

@@ -20,12 +20,13 @@ from torch import Tensor
 from experiments.build import restore
 from experiments.chain import lend, output_dir_of, plain_images
 from experiments.classifier import classifier_for
-from experiments.config import Downstream, from_dotlist, merge
+from experiments.config import Downstream
 from experiments.encode import tokenizer_digest
 from experiments.errors import user_errors
 from experiments.extraction import build_device
 from experiments.sample_files import FORMATS, Images, check_out, progress, start, suffix, write
 from experiments.train import train
+from experiments.values import from_dotlist, merge
 from lightning_modules.metrics.classifier import LabelClassifier
 from lightning_modules.metrics.extractors import to_uint8
 from lightning_modules.metrics.generation import best_of_each_class

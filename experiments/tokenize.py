@@ -19,10 +19,11 @@ from datamodules.image_folder import ImageFolderConfig, ImageFolderDataModule
 from datamodules.token_files import SPLITS
 from datamodules.views import ViewDataset
 from experiments.build import build_data, resolve_data, restore_tokenizer
-from experiments.config import Experiment, from_dotlist, merge
+from experiments.config import Experiment
 from experiments.encode import tokenizer_digest
 from experiments.errors import user_errors
 from experiments.token_writer import Job, make_job, write_tokens
+from experiments.values import from_dotlist, merge
 
 
 def view_names(num_views: int | None, flip: bool) -> list[str]:

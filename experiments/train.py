@@ -35,7 +35,7 @@ from experiments.callbacks import (
     Throughput,
 )
 from experiments.chain import prepare, run_dir
-from experiments.config import Downstream, Experiment, flatten, load_experiment
+from experiments.config import Downstream, Experiment, load_experiment
 from experiments.errors import user_errors
 from experiments.records import (
     FORMAT,
@@ -48,6 +48,7 @@ from experiments.records import (
     write_json,
 )
 from experiments.summary import count, print_summary
+from experiments.values import flatten
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.config import Experiment, compose, from_dotlist, merge, parse, read_yaml
+from experiments.config import Experiment, compose, parse
+from experiments.values import from_dotlist, merge, read_yaml
 from sweeps.schema import CellSpec, PlotSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
 
 SWEEPS = Path(__file__).resolve().parent

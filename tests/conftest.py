@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import experiments.classifier
 import experiments.codebook_estimate
 import experiments.extraction
-from experiments.config import Experiment, from_dotlist, merge, parse
+from experiments.config import Experiment, parse
+from experiments.values import from_dotlist, merge
 from lightning_modules.losses import perceptual
 from lightning_modules.metrics import extractors
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder

@@ -103,7 +103,8 @@ def test_the_digest_is_of_all_but_runtime(tiny: TinyExperiment) -> None:
 
 
 def test_the_recipe_and_changes_of_its_upstream() -> None:
-    experiment = load_experiment(RECIPE, ["upstream.model.quantizer.name=fsq", "upstream.model.codebook_size=1000"])
+    changes = ["quantizer.name=fsq", "codebook_size=1000", "code_dim=4"]
+    experiment = load_experiment(RECIPE, [f"upstream.model.{change}" for change in changes])
     assert isinstance(experiment, Downstream) and experiment.upstream_name == "vit_vqgan_cifar10"
     assert experiment.upstream.model.quantizer.name == "fsq" and experiment.upstream.model.code_dim == 4
     assert experiment.model.generation.acceptance == [0.5, 0.25]
@@ -122,7 +123,7 @@ def test_the_recipe_and_changes_of_its_upstream() -> None:
             {"upstream": {"recipe": "vqgan_cifar10.yaml", "model": {"cod_dim": 1}}},
             r"upstream \(vqgan_cifar10.yaml\): .*c",
         ),
-        ({"upstream": {"recipe": RECIPE.name}}, "'vim' is no tokenizer, which 'vim' needs"),
+        ({"upstream": {"recipe": RECIPE.name}}, "'vim' needs a tokenizer's recipe upstream, not vim's"),
         ({"recipe": "x.yaml"}, "unknown key 'recipe'; did you mean 'upstream.recipe'"),
         ({"model": {"name": "vqgan"}}, "model 'vqgan' stands on no other model: leave out `upstream`"),
         ({"data": {"image_size": 64}}, "data.image_size=64, but upstream.data.image_size=32"),

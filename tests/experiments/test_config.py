@@ -10,15 +10,14 @@ from conftest import TinyExperiment
 
 from experiments import config as config_module
 from experiments.build import resolve_data
-from experiments.config import Experiment, compose, from_dotlist, load_experiment, merge, parse, without_defaults
+from experiments.config import Experiment, compose, load_experiment, parse
 from experiments.records import find_records, read_record, record_path, same_experiment, write_json
+from experiments.values import from_dotlist, merge, without_defaults
 from lightning_modules.optimizer import OptimizerConfig
 from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.vit_vqgan import ViTVQGANConfig
 
-TOKENIZERS = [
-    path for path in sorted(config_module.RECIPES.glob("*.yaml")) if not path.stem.startswith(("vim_", "probe_"))
-]
+TOKENIZERS = [path for path in sorted(config_module.RECIPES.glob("*.yaml")) if "upstream:" not in path.read_text()]
 RECIPE = """
 data: {name: shapes}
 model:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from experiments.build import load_checkpoint, resolve_data, restore
 from experiments.chain import prepare, run_dir
-from experiments.config import RECIPES, Downstream, Experiment, from_dotlist, load_experiment, merge, parse
+from experiments.config import RECIPES, Downstream, Experiment, load_experiment, parse
 from experiments.records import read_record, same_experiment
 from experiments.train import train
+from experiments.values import from_dotlist, merge
 from lightning_modules.linear_probe import LinearProbe
 
 SHAPES = {"name": "shapes", "image_size": 16, "train_size": 40, "val_size": 12, "flip": True}
@@ -90,7 +91,7 @@ def test_a_recipe_says_what_it_is(path: Path) -> None:
 
 
 def test_recipes_share_their_tokenizer_and_leave_the_perceptual_loss_out() -> None:
-    of_vim, of_tokenizer = (load_experiment(RECIPES / f"probe_{name}vit_vqgan_cifar10.yaml") for name in ("vim_", ""))
+    of_vim, of_tokenizer = (load_experiment(RECIPES / f"probe_{name}_cifar10.yaml") for name in ("vim", "vit_vqgan"))
     assert isinstance(of_vim, Downstream) and isinstance(of_tokenizer, Downstream)
     assert of_vim.upstream.upstream.digest() == of_tokenizer.upstream.digest()
     assert of_tokenizer.upstream.model.loss.perceptual == 0
@@ -178,7 +179,7 @@ def test_the_whole_chain(
         "weight": (2, 16, 10),
         "bias": (2, 1, 10),
     }
-    with pytest.raises(ValueError, match=r"of model 'linear_probe', but here a tokenizer's checkpoint is needed"):
+    with pytest.raises(ValueError, match="of model 'linear_probe', which is nothing without"):
         restore(folder(experiment) / "checkpoints/final.ckpt")
     assert (folder(experiment) / "accuracy_by_block.png").stat().st_size > 5000
     tags = EventAccumulator(str(folder(experiment)), size_guidance={"images": 0}).Reload().Tags()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import read_yaml
+from experiments.values import read_yaml
 from sweeps import grid as grid_module
 from sweeps.grid import SWEEPS, load_grid, parse_seeds, scale_names
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.config import read_yaml
 from experiments.records import record_path, write_json
+from experiments.values import read_yaml
 from sweeps import grid as grid_module
 from sweeps import plots
 from sweeps import table as table_module
