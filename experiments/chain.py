@@ -121,6 +121,7 @@ def prepare_probe(experiment: Downstream, train: Train) -> Prepared:
     else:
         _, tokenizer = restore_tokenizer(checkpoint, {"runtime": vars(experiment.runtime)})
         features = TokenizerFeatures(tokenizer, config.features)
+        assert images.train_set is not None
         held_out = HeldOutDataModule(build_data(experiment), images.train_set, labels, num_heldout)
     L.seed_everything(experiment.seed, workers=True, verbose=False)
     return Prepared(LinearProbe(config, features, images.num_classes), held_out, images)
@@ -176,7 +177,7 @@ def lend(experiment: Downstream, module: VIM, train: Train, path: str | None = N
 
 def plain_images(experiment: Experiment) -> ImageDataModule:
     """The experiment's images without augmentation."""
-    plain = {key: False for key in ("flip", "random_crop") if hasattr(experiment.data, key)}
+    plain: dict[str, Any] = {key: False for key in ("flip", "random_crop") if hasattr(experiment.data, key)}
     return build_data(replace(experiment, data=replace(experiment.data, **plain)))
 
 

@@ -5,7 +5,6 @@ python -m experiments.evaluate runs/experiments/RUN/checkpoints/final.ckpt --dat
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -40,7 +39,8 @@ def main() -> None:
         experiment, module = restore(arguments.checkpoint, merge(where, from_dotlist(arguments.overrides)))
         resolved = resolve_data(experiment, arguments.data)
         if isinstance(experiment, Downstream):
-            resolved = replace(resolved, upstream=experiment.upstream)  # whose data is a matter of the past
+            assert isinstance(resolved, Downstream)
+            resolved.upstream = experiment.upstream  # whose data is a matter of the past
         module, data, images = prepare_evaluation(resolved, module, train, arguments.tokenizer)
         trainer = L.Trainer(
             accelerator=experiment.runtime.accelerator,

@@ -79,7 +79,7 @@ def probe_rows(experiment: Experiment, module: LinearProbe, data_id: str) -> dic
         "model": f"{experiment.model.name} of {upstream}",
         "features": f"{features.name}, mean of {features.num_tokens} tokens, {features.width} wide",
         "blocks": f"{len(features.blocks)}, each with a head for {module.bias.shape[-1]} classes",
-        "data": f"{data_id}, batch {experiment.data.batch_size}, {experiment.model.heldout:.0%} of training held out",
+        "data": f"{data_id}, batch {experiment.data.batch_size}, {module.config.heldout:.0%} of training held out",
         "parameters": f"{count(module):,} trained, {sum(p.numel() for p in features.model.parameters()):,} frozen",
         "steps": f"{experiment.trainer.max_steps:,}, {experiment.trainer.precision}",
     }

@@ -149,6 +149,9 @@ class LinearProbe(L.LightningModule):
     The heads start from zero: the loss is convex, and a head's start does not depend on which others there are.
     """
 
+    correct: Tensor  # (2, n) int64, hits of a validation
+    seen: Tensor  # (2,) int64
+
     def __init__(self, config: LinearProbeConfig, features: FrozenFeatures, num_classes: int) -> None:
         super().__init__()
         self.config, self.features = config, features
@@ -210,7 +213,7 @@ class LinearProbe(L.LightningModule):
         self.by_block, self.num_seen = accuracy.tolist(), seen.tolist()
         best = int(accuracy[HELDOUT].argmax())
         self.best_block = self.features.blocks[best]
-        values = {"probe/accuracy": accuracy[VAL, best], "probe/best_block": float(self.best_block)}
+        values: dict[str, Any] = {"probe/accuracy": accuracy[VAL, best], "probe/best_block": float(self.best_block)}
         for block, heldout, val in zip(self.features.blocks, *accuracy, strict=True):
             values |= {f"probe/accuracy/block{block:02}": val, f"probe/heldout/block{block:02}": heldout}
         self.log_dict(values)

@@ -108,10 +108,10 @@ class GenerationMetrics(nn.Module):
         parts: dict[str, list[Tensor]] = {
             name: [] for name in ("number", "feature", "logit", "token", "label", "score")
         }
-        for numbers, images, tokens, labels in samples:
+        for ids, images, tokens, labels in samples:
             features, logits = self.fidelity.extract(images)
             scores = classifier(images, labels) if classifier is not None and rates else torch.zeros(len(labels))
-            found = (torch.tensor(numbers), features, logits, tokens, labels, scores)
+            found = (torch.tensor(ids), features, logits, tokens, labels, scores)
             for part, value in zip(parts.values(), found, strict=True):
                 part.append(value.cpu())
         number, feature, logit, token, label, score = (gather(torch.cat(part)) for part in parts.values())
@@ -124,12 +124,12 @@ class GenerationMetrics(nn.Module):
             if rate < 1:
                 kept = best_of_each_class(score[candidates], label[candidates], self.config.num_samples)
             suffix = "" if rate == 1 else f"/accept-{rate:g}"
-            found = fidelity_values(
+            numbers = fidelity_values(
                 self.fidelity.real_features().cpu(), feature[kept], logit[kept], prc=self.config.precision_recall
             )
             usage = CodebookUsage(self.codebook_size)
             usage.update(token[kept])
-            values |= {f"{NAMES.get(name, name)}{suffix}": torch.tensor(value) for name, value in found.items()}
+            values |= {f"{NAMES.get(name, name)}{suffix}": torch.tensor(value) for name, value in numbers.items()}
             values[f"usage/generated{suffix}"] = usage.compute()["usage"]
         self.measured = list(values)
         return values
