@@ -124,7 +124,7 @@ def lend(experiment: Downstream, module: VIM, train: Train, path: str | None = N
 
 def plain_images(experiment: Experiment) -> ImageDataModule:
     """The experiment's images without augmentation."""
-    plain = {key: False for key in ("flip", "random_crop") if hasattr(experiment.data, key)}
+    plain: dict[str, Any] = {key: False for key in ("flip", "random_crop") if hasattr(experiment.data, key)}
     return build_data(replace(experiment, data=replace(experiment.data, **plain)))
 
 

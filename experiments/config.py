@@ -101,7 +101,7 @@ class Downstream(Experiment):
     `upstream: {recipe: vit_vqgan_cifar10.yaml, model: {code_dim: 4}}`. Data and seed of the two are independent.
     """
 
-    model: Any = field(default_factory=VIMConfig)  # type: ignore[assignment]
+    model: Any = field(default_factory=VIMConfig)
     upstream: Any = None  # the other Experiment; `parse` sets it
     recipe: str = ""  # its file
 

@@ -38,7 +38,7 @@ def main() -> None:
         where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
         experiment, module = restore(arguments.checkpoint, merge(where, from_dotlist(arguments.overrides)))
         resolved = resolve_data(experiment, arguments.data)
-        if isinstance(experiment, Downstream):
+        if isinstance(experiment, Downstream) and isinstance(resolved, Downstream):
             resolved = replace(resolved, upstream=experiment.upstream)  # whose data is a matter of the past
         module, data, images = prepare_evaluation(resolved, module, train, arguments.tokenizer)
         trainer = L.Trainer(

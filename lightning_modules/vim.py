@@ -16,6 +16,7 @@ from lightning_modules.metrics.generation import Classifier, GenerationConfig, G
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
 from lightning_modules.optimizer import StageTwoOptimizerConfig, build_stage_two_optimizer, warmup_decay
+from lightning_modules.quantizers.base import all_reduce_sum
 from lightning_modules.tokenizer import Tokenizer
 
 NATS_PER_BIT = 0.6931471805599453
@@ -65,6 +66,9 @@ class VIM(L.LightningModule):
     The tokenizer, needed only to turn sampled tokens into images, and the classifier of acceptance rates are lent by
     `use_tokenizer` and `use_classifier` and are not part of the module's weights.
     """
+
+    nats: Tensor  # (T,), of all validation images so far
+    num_images: Tensor
 
     def __init__(
         self, config: VIMConfig, codebook_size: int, grid_size: tuple[int, int], num_classes: int, image_size: int
@@ -148,9 +152,7 @@ class VIM(L.LightningModule):
         self.num_images += len(tokens)
 
     def on_validation_epoch_end(self) -> None:
-        nats, num_images = self.all_gather(self.nats), self.all_gather(self.num_images)
-        if self.trainer.world_size > 1:
-            nats, num_images = nats.sum(0), num_images.sum()
+        nats, num_images = (all_reduce_sum(value.clone()) for value in (self.nats, self.num_images))
         by_position = nats / num_images / NATS_PER_BIT  # (T,)
         values = {"bits_per_token/val": by_position.mean().float()}
         self.metric_values = {"bits_per_token/val": f"bits-per-token/teacher-forced/n{int(num_images)}"}

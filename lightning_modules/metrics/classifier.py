@@ -87,7 +87,7 @@ def fit_head(features: Tensor, labels: Tensor, num_classes: int, steps: int = 10
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)
     head = nn.utils.skip_init(nn.Linear, x.shape[1], num_classes)
     with torch.no_grad():
         head.weight.copy_(weight / std)

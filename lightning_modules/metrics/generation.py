@@ -124,12 +124,12 @@ class GenerationMetrics(nn.Module):
             if rate < 1:
                 kept = best_of_each_class(score[candidates], label[candidates], self.config.num_samples)
             suffix = "" if rate == 1 else f"/accept-{rate:g}"
-            found = fidelity_values(
+            judged = fidelity_values(
                 self.fidelity.real_features().cpu(), feature[kept], logit[kept], prc=self.config.precision_recall
             )
             usage = CodebookUsage(self.codebook_size)
             usage.update(token[kept])
-            values |= {f"{NAMES.get(name, name)}{suffix}": torch.tensor(value) for name, value in found.items()}
+            values |= {f"{NAMES.get(name, name)}{suffix}": torch.tensor(value) for name, value in judged.items()}
             values[f"usage/generated{suffix}"] = usage.compute()["usage"]
         self.measured = list(values)
         return values
