@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.config import Experiment, load_experiment
+from experiments.config import Downstream, Experiment, load_experiment
 from experiments.cost import Cost, count_cost, memory_bytes, training_hours
 from experiments.errors import user_errors
 from experiments.paper_counts import TOLERANCE, PaperCount, paper_counts
@@ -136,6 +136,10 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
         experiment = load_experiment(arguments.file, arguments.overrides)
+        if isinstance(experiment, Downstream):
+            raise ValueError(
+                f"{arguments.file}: only tokenizers can be previewed yet; here that is {experiment.recipe}, or below it"
+            )
         devices = num_devices(experiment) if arguments.devices is None else arguments.devices
         Console().print(preview(experiment, Path(arguments.file).stem, devices, arguments.tflops))
 

@@ -29,9 +29,19 @@ from experiments.paper_counts import PaperCount, paper_counts
 from experiments.preview import main, preview
 
 FOLDER = Path(__file__).parents[2] / "experiments"
-PAPER_SCALE = [path for path in sorted(FOLDER.glob("*.yaml")) if not path.stem.endswith("_cifar10")]
+PAPER_SCALE = [
+    path
+    for path in sorted(FOLDER.glob("*.yaml"))
+    if not path.stem.endswith("_cifar10") and "upstream:" not in path.read_text()
+]
 LC = FOLDER / "vqgan_lc_imagenet.yaml"
 MODELS = ["vqgan", "vqgan_ema", "vqgan_fc", "vqgan_lc", "vit_vqgan"]
+
+
+def test_a_recipe_of_stage_2_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, str(FOLDER / "vim_imagenet.yaml"))
+    assert "only tokenizers can be previewed yet" in capsys.readouterr().err
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
