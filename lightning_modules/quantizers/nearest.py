@@ -81,7 +81,7 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
         z, codebook = z.float(), codebook.float()
         is_sparse = z.shape[1] <= cells.MAX_DIMS and len(z) * len(codebook) >= cells.MIN_PAIRS
         if is_sparse and z.device.type == "cpu":
-            indices = cells.search_cells(z, codebook, CPU_TOKENS, CPU_CODES)
+            indices = cells.search_cells(z, codebook, 2 * CPU_TOKENS, 2 * CPU_CODES)  # cells are few: larger tiles
             if indices is not None:
                 return indices
         return _search(z, codebook)
