@@ -26,6 +26,7 @@ from optuna.storages import (
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from experiments.config import Downstream
 from experiments.records import Record
 from sweeps.grid import Run
 
@@ -123,7 +124,10 @@ class Queue:
     def finish(self, trial: Trial, run: Run, record: Record, objective: str) -> None:
         """Stores the record's numbers with the trial, for optuna-dashboard."""
         experiment = run.experiment
-        for name, number in (("codebook_size", experiment.model.codebook_size), ("seed", experiment.seed)):
+        tokenizer = experiment
+        while isinstance(tokenizer, Downstream):
+            tokenizer = tokenizer.upstream
+        for name, number in (("codebook_size", tokenizer.model.codebook_size), ("seed", experiment.seed)):
             trial.suggest_int(name, number, number)
         for metric, value in record["metrics"].items():
             trial.set_user_attr(metric, value)

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 import sweeps.run as run_module
+from experiments import config as config_module
 from experiments.config import Experiment
 from experiments.records import Record, record_path, write_json
+from experiments.values import read_yaml
 from sweeps import grid as grid_module
 from sweeps import study as study_module
+from sweeps.grid import SWEEPS
 from sweeps.study import Queue
 
 SWEEP = """
@@ -90,6 +93,30 @@ def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, 
     assert [(t.state.name, t.value, t.params["codebook_size"]) for t in done] == [
         ("COMPLETE", 100 / size, size) for size in (16, 32, 64)
     ]
+
+
+def test_a_cell_on_top_of_another_model(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A VIM: its trial shows the tokenizer's codebook, and the scale's overlay reaches the tokenizer."""
+    recipe = "upstream: {recipe: vqgan_cifar10.yaml}\nmodel: {name: vim}\ndata: {name: shapes, image_size: 32}\n"
+    (tmp_path / "vim_cifar10.yaml").write_text(recipe)
+    monkeypatch.setattr(config_module, "RECIPES", tmp_path)
+    cells = SWEEP.replace("experiment: vqgan,", "experiment: vim,").replace("model.codebook", "upstream.model.codebook")
+    (tmp_path / "sweep.yaml").write_text(cells)
+    sizes, train_sizes = [], []
+
+    def train(experiment: Experiment, name: str, run_dir: Path) -> Record:
+        upstream = experiment.upstream  # type: ignore[attr-defined]
+        sizes.append(upstream.model.codebook_size)
+        train_sizes.append(upstream.data.train_size)
+        content = {"format": 1, "name": name, "config": experiment.identity(), "data_id": "shapes"}
+        record = content | {"metrics": {"rfid": 1.0}, "protocols": {"rfid": "p"}}
+        write_json(record_path(Path(experiment.runtime.output_dir) / "records", experiment, "shapes"), record)
+        return record
+
+    monkeypatch.setattr(run_module, "train", train)
+    assert command(tmp_path) == 0
+    assert sizes == [trial.params["codebook_size"] for trial in trials(tmp_path)] == [16, 32, 64]
+    assert set(train_sizes) == {read_yaml(SWEEPS / "scales/quick.yaml")["overrides"]["data.train_size"]}
 
 
 def test_a_failed_cell_does_not_stop_the_others_and_is_tried_again(
