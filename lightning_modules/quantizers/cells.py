@@ -82,8 +82,9 @@ class Cells:
                 codes = self.table[self.starts[cell] : self.starts[cell + 1]]
                 if len(codes):
                     minimum = self.minimum(tokens[members], codes)
-                    best_cell[members] = torch.where(minimum < best[members], cell, best_cell[members])
-                    best[members] = torch.minimum(minimum, best[members])
+                    nearer = (minimum < best[members]).nonzero()[:, 0]  # few, once its own cell is searched
+                    tokens_nearer = members[nearer]
+                    best[tokens_nearer], best_cell[tokens_nearer] = minimum[nearer], cell
 
         compare(*own.sort())
         norms = z.square().sum(1)
