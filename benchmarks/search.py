@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--codes", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=7, help="timed calls of each side")
-    parser.add_argument("--dense-runs", type=int, default=2, help="the same for the dense formula, 24 s a call")
+    parser.add_argument("--dense-runs", type=int, default=5, help="the same for the dense formula, about 7 s a call")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
     arguments = parser.parse_args()

@@ -23,6 +23,7 @@ CODES_A_CELL = 800
 MAX_SHARE = 0.5  # of the pairs: above, comparing all of them in order is quicker
 TOKENS = 8192  # searched together: bounds the N x C matrix
 SLACK = 1e-5  # of the squared norms: bounds and distances are rounded
+BLOCK = 32  # of codes: a cell is filled up to whole blocks, see `first_minimum`
 
 
 def search_cells(z: Tensor, codebook: Tensor, tile_tokens: int, tile_codes: int) -> Tensor | None:
@@ -54,11 +55,16 @@ class Cells:
         self.cuts = sample[:, self.dims].median(0).values
         self.bits = (torch.arange(2**num_cuts)[:, None] >> torch.arange(num_cuts)) & 1  # (C, b)
         cell = self.cell_of(codebook[:, self.dims] > self.cuts)  # (K,)
-        self.order = cell.sort(stable=True).indices  # stable: of equal codes the lowest index stays first
-        self.sizes = torch.bincount(cell, minlength=2**num_cuts)
+        order = cell.sort(stable=True).indices  # stable: of equal codes the lowest index stays first
+        sizes = torch.bincount(cell, minlength=2**num_cuts)
+        self.sizes = (sizes + BLOCK - 1) // BLOCK * BLOCK
         self.starts = [0, *self.sizes.cumsum(0).tolist()]
         half_norms = codebook.square().sum(1, keepdim=True) / 2
-        self.table = torch.cat([codebook, half_norms], 1)[self.order]  # (K, d+1)
+        filled = torch.arange(K) + (self.sizes - sizes).cumsum(0).sub(self.sizes - sizes).repeat_interleave(sizes)
+        self.order = torch.zeros(self.starts[-1], dtype=torch.int64).index_copy_(0, filled, order)
+        never = F.pad(codebook.new_zeros(1, d), (0, 1), value=torch.inf)  # the score of what fills up a cell is inf
+        self.table = never.repeat(self.starts[-1], 1)  # (K', d+1)
+        self.table[filled] = torch.cat([codebook, half_norms], 1)[order]
         self.max_norm = 2 * half_norms.max()
 
     @staticmethod
@@ -99,7 +105,7 @@ class Cells:
             start, end = self.starts[cell], self.starts[cell + 1]
             for some in members.split(max(1, len(self.buffer) // max(1, end - start))):
                 if end > start:
-                    indices[some] = self.order[start + (tokens[some] @ self.table[start:end].T).min(1).indices]
+                    indices[some] = self.order[start + first_minimum(tokens[some] @ self.table[start:end].T)]
         return indices
 
     def minimum(self, tokens: Tensor, codes: Tensor) -> Tensor:
@@ -118,6 +124,16 @@ class Cells:
             assert best is not None
             found.append(best.flatten()[: len(rows)])
         return torch.cat(found)
+
+
+def first_minimum(scores: Tensor) -> Tensor:
+    """(n, w), w a multiple of BLOCK -> index of each row's first minimum (n,).
+
+    `min` that keeps the index is not vectorised: `amin` finds the block, and only that block is searched.
+    """
+    blocks = scores.view(len(scores), -1, BLOCK)
+    block = blocks.amin(2).min(1).indices
+    return block * BLOCK + blocks[torch.arange(len(scores)), block].min(1).indices
 
 
 def grouped(cells: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
