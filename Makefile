@@ -14,10 +14,10 @@ DEVICES  ?=
 
 PY    := .venv/bin/python
 READY := .venv/.ready
-SWEEP  = $(PY) -m sweeps.run --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" \
-         --storage "$(STORAGE)" --workers $(WORKERS) $(if $(SEEDS),--seeds $(SEEDS))
-TABLE  = $(PY) -m sweeps.table --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" \
-         $(if $(SEEDS),--seeds $(SEEDS))
+CELLS  = --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" $(if $(SEEDS),--seeds $(SEEDS))
+SWEEP  = $(PY) -m sweeps.run $(CELLS) --storage "$(STORAGE)" --workers $(WORKERS)
+TABLE  = $(PY) -m sweeps.table $(CELLS)
+SAMPLES = $(PY) -m sweeps.samples $(CELLS)
 SIZES  = $(PY) -m sweeps.sizes --out "$(OUT)/tables"
 SIZES_2 := vit_vqgan/table2
 SIZES_8 := vqgan_lc/table8
@@ -27,9 +27,9 @@ $(if $(filter yes,$(TRAIN)),$(SWEEP) $(1))
 $(TABLE) $(1)
 
 endef
-BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache
+BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache probe
 
-.PHONY: help setup preview ablation-codebook factorized-codes tables dashboard bench check format test clean
+.PHONY: help setup preview ablation-codebook factorized-codes generate probe tables dashboard bench check format test clean
 .DEFAULT_GOAL := help
 
 help: ## list targets and variables
@@ -69,6 +69,13 @@ table%: $(READY) ## table1 ... table11: that table of both papers, where they ha
 figure%: $(READY) ## figure3, figure5: utilisation by epoch, PSNR with the M-th nearest code (VQGAN-LC)
 	$(if $(wildcard sweeps/*/figure$*.yaml),,$(error no paper has a figure $* that this suite makes))
 	$(foreach file,$(wildcard sweeps/*/figure$*.yaml),$(call show,$(file)))
+
+generate: $(READY) ## tokenizer -> tokens -> VIM -> images with FID and IS (A-Table 6), and strips of the images
+	$(call show,sweeps/vit_vqgan/table6.yaml)
+	$(SAMPLES) sweeps/vit_vqgan/table6.yaml
+
+probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-Table 7, A-Figure 3)
+	$(call show,sweeps/vit_vqgan/table7.yaml)
 
 tables: $(READY) ## render every table and figure from finished records; trains nothing
 	$(TABLE) $(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml))

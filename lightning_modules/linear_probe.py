@@ -230,7 +230,7 @@ class LinearProbe(L.LightningModule):
     def history(self) -> dict[str, list[float]]:
         """A-Figure 3: by block, not by time."""
         heldout, val = self.by_block
-        return {"probe/accuracy/by_block": val, "probe/heldout/by_block": heldout}
+        return {"probe/accuracy": val, "probe/heldout": heldout}
 
     def protocols(self) -> dict[str, str]:
         """How each metric was made."""

@@ -1,4 +1,4 @@
-"""Pictures of a table's records: against a row head, over the epochs, or across its columns."""
+"""Pictures of a table's records: against a row head, over epochs or blocks, or across its columns."""
 
 import statistics
 from collections import Counter
@@ -62,7 +62,7 @@ def draw_rows(figure: Figure, table: Table, found: Found, columns: Sequence[Colu
     return num_points
 
 
-def draw_epochs(figure: Figure, table: Table, found: Found, columns: Sequence[ColumnSpec]) -> int:
+def draw_history(figure: Figure, table: Table, found: Found, columns: Sequence[ColumnSpec]) -> int:
     """The history of each metric, one line a row: the mean over seeds, and a band from the lowest to the highest."""
     figure.set_size_inches(6.4 * len(columns), 3.6)
     num_points = 0
@@ -79,7 +79,7 @@ def draw_epochs(figure: Figure, table: Table, found: Found, columns: Sequence[Co
                     low, high = zip(*((min(values), max(values)) for values in epochs), strict=True)
                     axes.fill_between(at, low, high, color=f"C{number}", alpha=0.15, lw=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        finish(axes, "training epoch", column)
+        finish(axes, table.spec.plot.x, column)
     return num_points
 
 
@@ -123,6 +123,6 @@ def finish(axes: Axes, x: str, column: ColumnSpec) -> None:
 
 DRAW: dict[str, Callable[[Figure, Table, Found, Sequence[ColumnSpec]], int]] = {
     "rows": draw_rows,
-    "epochs": draw_epochs,
+    "history": draw_history,
     "columns": draw_columns,
 }

@@ -28,11 +28,11 @@ class PlotSpec:
     """A picture of the same records. `kind`:
 
     - rows: `metrics` against the row value `x`, one line for each value of `line`;
-    - epochs: the history of `metrics` against the training epoch, one line a row;
+    - history: all values of `metrics` in the order in which they were measured, by what `x` says, one line a row;
     - columns: `metrics` of one row side by side, one line a row.
     """
 
-    kind: str = ""  # rows | epochs | columns; empty = no picture
+    kind: str = ""  # rows | history | columns; empty = no picture
     x: str = ""
     line: str = ""
     metrics: list[str] = field(default_factory=list)
@@ -83,7 +83,7 @@ class ScaleSpec:
     experiment_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-PLOT_KINDS = ("rows", "epochs", "columns")
+PLOT_KINDS = ("rows", "history", "columns")
 SPECS = (SweepSpec, TableSpec, CellSpec, ColumnSpec, PlotSpec, ScaleSpec)
 Spec = TypeVar("Spec", SweepSpec, ScaleSpec)
 

@@ -170,7 +170,7 @@ def test_the_block_is_chosen_on_held_out_images_and_reported_on_the_test(monkeyp
     expected |= {f"probe/accuracy/block{i:02}": 100 * n / 10 for i, n in enumerate([1, 2, 10], 1)}
     expected |= {"probe/accuracy": 20, "probe/best_block": 2}
     assert {name: pytest.approx(float(value)) for name, value in logged.items()} == expected
-    assert probe.history == {"probe/accuracy/by_block": [10, 20, 100], "probe/heldout/by_block": [25, 75, 37.5]}
+    assert probe.history == {"probe/accuracy": [10, 20, 100], "probe/heldout": [25, 75, 37.5]}
     protocols = probe.protocols()
     assert set(protocols) == set(logged)
     how = "linear-probe/given/mean-of-6-tokens"

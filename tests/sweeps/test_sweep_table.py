@@ -167,7 +167,7 @@ def figure_of(sweep_file: Path, monkeypatch: pytest.MonkeyPatch, plot: str, reco
 def test_a_plot_over_epochs_draws_each_history(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     histories = [[10.0, 20.0, 30.0], [5.0, 5.0]]
     records = [record(METRICS) | {"history": {"usage/epoch": history}} for history in histories]
-    figure = figure_of(sweep_file, monkeypatch, "{kind: epochs, metrics: [usage/epoch]}", records)
+    figure = figure_of(sweep_file, monkeypatch, "{kind: history, x: training epoch, metrics: [usage/epoch]}", records)
     (axes,) = figure.axes
     assert [list(line.get_ydata()) for line in axes.lines] == histories
     assert list(axes.lines[0].get_xdata()) == [1, 2, 3] and axes.get_xlabel() == "training epoch"

@@ -1,0 +1,93 @@
+"""Draws images that the trained models of a sweep generate, one strip a model; never trains.
+
+python -m sweeps.samples sweeps/vit_vqgan/table6.yaml --scale reduced
+
+Images 0, 1, ... of seed 0, classes in turn, with the recipe's sampling: nothing is selected. Tables are made of records,
+which hold no weights, so this needs the runs themselves under the output folder.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.build import restore
+from experiments.callbacks import sample_grid
+from experiments.chain import lend, run_dir
+from experiments.config import Downstream
+from experiments.errors import user_errors
+from experiments.extraction import build_device
+from experiments.train import train
+from sweeps.grid import Grid, Run, load_grid
+from sweeps.render import replace_file
+from sweeps.run import add_common_arguments, data_id, data_resolver
+
+
+def sampled(run: Run, num: int) -> Tensor | None:
+    """(3, height, width) in [0, 1]; None where the run has no final checkpoint here or is not of a VIM."""
+    experiment = run.experiment
+    checkpoint = run_dir(experiment, run.name) / "checkpoints" / "final.ckpt"
+    if not isinstance(experiment, Downstream) or experiment.model.name != "vim" or not checkpoint.is_file():
+        return None
+    restored, module = restore(checkpoint, {"runtime": vars(experiment.runtime)})
+    assert isinstance(restored, Downstream)
+    lend(restored, module, train)
+    module.to(build_device(restored)).eval()
+    with torch.no_grad():
+        return sample_grid(module, num)
+
+
+def draw(grid: Grid, num: int) -> Figure | None:
+    """One strip of `num` images a run, the row's name above it."""
+    strips = [(run.label, strip) for run in grid.runs if (strip := sampled(run, num)) is not None]
+    if not strips:
+        return None
+    heights = [strip.shape[1] / strip.shape[2] for _, strip in strips]
+    figure = Figure(figsize=(6.4, sum(6.4 * height + 0.3 for height in heights) + 0.3), layout="constrained")
+    rows = figure.subplots(len(strips), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (label, strip) in zip(rows, strips, strict=True):
+        axes.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_title(label, fontsize=8)
+        axes.set_axis_off()
+    figure.suptitle(f"{data_id(grid.runs[0].experiment)}, scale {grid.scale}: images 0 to {num - 1} of seed 0", fontsize=9)
+    return figure
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sweeps.samples",
+        description="Draw what the trained models of a sweep generate, one strip a model, into one PNG. Trains nothing.",
+    )
+    parser.add_argument("file", help="sweep, for example sweeps/vit_vqgan/table6.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
+    add_common_arguments(parser)
+    parser.add_argument("--num", type=int, default=20, help="images of each model (default: 20)")
+    parser.add_argument("--out", help="folder of the picture (default: OUTPUT_DIR/tables)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = build_parser().parse_intermixed_args(arguments)
+    with user_errors():
+        if options.num < 1:
+            raise ValueError(f"--num {options.num} must be at least 1")
+        resolve = data_resolver(options.data, options.data_dir, options.output_dir)
+        grid = load_grid(options.file, options.scale, options.seeds, options.overrides).prepared(resolve)
+        if (figure := draw(grid, options.num)) is None:
+            raise ValueError(
+                f"{options.file}: no trained VIM at scale {options.scale} under {options.output_dir}/experiments; "
+                f"run `python -m sweeps.run {options.file} --scale {options.scale}`"
+            )
+        out = Path(options.out) if options.out else Path(options.output_dir) / "tables"
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"{grid.name}_samples_{grid.scale}_{data_id(grid.runs[0].experiment)}.png"
+        replace_file(path, figure)
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
