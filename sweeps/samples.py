@@ -2,8 +2,8 @@
 
 python -m sweeps.samples sweeps/vit_vqgan/table6.yaml --scale reduced
 
-Images 0, 1, ... of seed 0, classes in turn, with the recipe's sampling: nothing is selected. Tables are made of records,
-which hold no weights, so this needs the runs themselves under the output folder.
+Images 0, 1, ... of seed 0, classes in turn, with the recipe's sampling: nothing is selected. Tables are made
+of records, which hold no weights, so this needs the runs themselves under the output folder.
 """
 
 import argparse
@@ -52,14 +52,16 @@ def draw(grid: Grid, num: int) -> Figure | None:
         axes.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(label, fontsize=8)
         axes.set_axis_off()
-    figure.suptitle(f"{data_id(grid.runs[0].experiment)}, scale {grid.scale}: images 0 to {num - 1} of seed 0", fontsize=9)
+    figure.suptitle(
+        f"{data_id(grid.runs[0].experiment)}, scale {grid.scale}: images 0 to {num - 1} of seed 0", fontsize=9
+    )
     return figure
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sweeps.samples",
-        description="Draw what the trained models of a sweep generate, one strip a model, into one PNG. Trains nothing.",
+        description="Draw what the trained models of a sweep generate, a strip a model, into one PNG. Trains nothing.",
     )
     parser.add_argument("file", help="sweep, for example sweeps/vit_vqgan/table6.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
