@@ -2,6 +2,7 @@
 
     python -m experiments.preview experiments/vqgan_lc_imagenet.yaml --devices 32 --tflops 8
     python -m experiments.preview experiments/vit_vqgan_imagenet.yaml model.backbone.decoder_size=large
+    python -m experiments.preview experiments/vim_imagenet.yaml --devices 128 --tflops 100
 
 Counted on the meta device: needs no data, no weights and no GPU, and takes seconds at any size.
 """
@@ -16,35 +17,31 @@ from rich.table import Table
 
 from experiments.config import Downstream, Experiment, load_experiment
 from experiments.cost import Cost, count_cost, memory_bytes, training_hours
+from experiments.cost_vim import count_vim, vim_hours, vim_memory_bytes
 from experiments.errors import user_errors
-from experiments.paper_counts import TOLERANCE, PaperCount, paper_counts
+from experiments.paper_counts import TOLERANCE, PaperCount, paper_counts, vim_paper_counts
 from experiments.summary import num_devices
 
 TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
 
 
 def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> Table:
-    """The table that the command prints. Raises ValueError when the global batch does not divide over the devices."""
-    batch = experiment.data.batch_size
+    """The table that the command prints. Raises ValueError for what cannot be previewed, or run on so many devices."""
+    batch, config = experiment.data.batch_size, experiment.trainer
     if devices < 1 or batch % devices:
         raise ValueError(
             f"--devices {devices}: data.batch_size={batch} is the global batch and must divide evenly over the devices"
         )
     if tflops <= 0:
         raise ValueError(f"--tflops {tflops} must be above 0")
-    cost, model, config = count_cost(experiment), experiment.model, experiment.trainer
-    grid, size = round(cost.tokens**0.5), experiment.data.image_size
+    if isinstance(experiment, Downstream) and experiment.model.name != "vim":
+        raise ValueError(f"a {experiment.model.name} costs little beside what it stands on: {experiment.recipe}")
+    size = experiment.data.image_size
+    describe = vim_rows if isinstance(experiment, Downstream) else tokenizer_rows
     table = Table(title=name, show_header=False, title_justify="left")
     rows = [
-        ("model", f"{model.name}: {model.backbone.name} backbone, {model.quantizer.name} quantizer"),
         ("data", f"{experiment.data.name}, {size} x {size} pixels, batch {batch:,}: {batch // devices:,} a device"),
-        ("tokens per image", f"{cost.tokens:,} ({grid} x {grid})"),
-        ("codebook", f"{model.codebook_size:,} codes of {model.code_dim} dimensions"),
-        *parameter_rows(cost),
-        *mac_rows(cost),
-        *((count.source, against_paper(count, cost)) for count in paper_counts(experiment)),
-        ("memory a device", memory_row(memory_bytes(experiment, devices), devices)),
-        ("training", training_row(experiment, cost, devices, tflops)),
+        *describe(experiment, devices, tflops),
     ]
     if config.precision != "32-true":
         rows.append(("precision", f"{config.precision}; memory is counted in fp32, so an upper bound"))
@@ -53,34 +50,61 @@ def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> T
     return table
 
 
-def parameter_rows(cost: Cost) -> list[tuple[str, str]]:
-    rows = [(part, millions(number)) for part, number in cost.parameters.items() if number]
-    return [("trained parameters", ""), *indented(rows), ("  generator", millions(cost.totals["generator parameters"]))]
+def tokenizer_rows(experiment: Experiment, devices: int, tflops: float) -> list[tuple[str, str]]:
+    cost, model = count_cost(experiment), experiment.model
+    grid, hours = round(cost.tokens**0.5), training_hours(experiment, cost, devices, tflops)
+    return [
+        ("model", f"{model.name}: {model.backbone.name} backbone, {model.quantizer.name} quantizer"),
+        ("tokens per image", f"{cost.tokens:,} ({grid} x {grid})"),
+        ("codebook", f"{model.codebook_size:,} codes of {model.code_dim} dimensions"),
+        *parameter_rows(cost, ("generator", cost.totals["generator parameters"])),
+        *mac_rows(cost),
+        ("  reconstruction", f"{billions(cost.totals['generator MACs'])}: all above but the search and the losses"),
+        *((count.source, against_paper(count, cost.totals[count.quantity])) for count in paper_counts(experiment)),
+        ("memory a device", memory_row(memory_bytes(experiment, devices), devices, "Adam")),
+        ("training", training_row(experiment, hours, devices, tflops)),
+    ]
+
+
+def vim_rows(experiment: Downstream, devices: int, tflops: float) -> list[tuple[str, str]]:
+    cost, model, gpt = count_vim(experiment), experiment.model, experiment.model.gpt.resolved()
+    total, hours = sum(cost.parameters.values()), vim_hours(experiment, cost, devices, tflops)
+    optimizer = f"{model.optimizer.name}'s moments"
+    return [
+        ("model", f"{model.name}: {gpt.blocks} blocks, {gpt.heads} heads, width {gpt.width:,}, MLP {gpt.mlp_width:,}"),
+        ("tokens per image", f"{cost.tokens:,} of {experiment.upstream.model.codebook_size:,} codes"),
+        ("tokenizer", experiment.recipe),
+        *parameter_rows(cost, ("transformer", total)),
+        *mac_rows(cost),
+        *((count.source, against_paper(count, total)) for count in vim_paper_counts(experiment)),
+        ("memory a device", memory_row(vim_memory_bytes(experiment, devices), devices, optimizer)),
+        ("training", training_row(experiment, hours, devices, tflops)),
+    ]
+
+
+def parameter_rows(cost: Cost, total: tuple[str, int]) -> list[tuple[str, str]]:
+    rows = [*cost.parameters.items(), total]
+    return [("trained parameters", ""), *((f"  {part}", millions(number)) for part, number in rows if number)]
 
 
 def mac_rows(cost: Cost) -> list[tuple[str, str]]:
     """The search stands apart: papers leave it out."""
     names = {"projector": "projector, once a batch", "perceptual": "perceptual loss, two images"}
-    rows = [(names.get(part, part), billions(number)) for part, number in cost.macs.items() if number]
-    total = ("  reconstruction", f"{billions(cost.totals['generator MACs'])}: all above but the search and the losses")
-    return [("MACs, one image forward", ""), *indented(rows), total]
+    names["tokenizer"] = "tokenizer, which encodes at every step"
+    rows = [(f"  {names.get(part, part)}", billions(number)) for part, number in cost.macs.items() if number]
+    return [("MACs, one image forward", ""), *rows]
 
 
-def indented(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(f"  {head}", text) for head, text in rows]
-
-
-def against_paper(count: PaperCount, cost: Cost) -> str:
+def against_paper(count: PaperCount, ours: int) -> str:
     """ "generator MACs: paper 195.70 G, ours 196.17 G, +0.2 %", and the reason where they are far apart."""
-    ours = cost.totals[count.quantity]
     shown = billions if count.quantity.endswith("MACs") else millions
     text = f"{count.quantity}: paper {shown(count.value)}, ours {shown(ours)}, {count.difference(ours):+.1%}"
     return f"{text}: {count.reason}" if abs(count.difference(ours)) > TOLERANCE else text
 
 
-def memory_row(needed: int, devices: int) -> str:
+def memory_row(needed: int, devices: int, optimizer: str) -> str:
     here, what = machine_memory()
-    text = f"{needed / 2**30:.1f} GiB: weights, gradients, Adam, activations in fp32"
+    text = f"{needed / 2**30:.1f} GiB: weights, gradients, {optimizer}, activations in fp32"
     if needed <= here:
         return text
     return (
@@ -97,10 +121,10 @@ def machine_memory() -> tuple[int, str]:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine's memory"
 
 
-def training_row(experiment: Experiment, cost: Cost, devices: int, tflops: float) -> str:
-    hours = training_hours(experiment, cost, devices, tflops)
+def training_row(experiment: Experiment, hours: float, devices: int, tflops: float) -> str:
+    time = f"{hours:,.0f} h" if hours >= 10 else f"{60 * hours:,.1f} min"
     return (
-        f"about {hours:,.3g} h for {experiment.trainer.max_steps:,} steps on {devices} device(s) at {tflops:g} TFLOP/s "
+        f"about {time} for {experiment.trainer.max_steps:,} steps on {devices} device(s) at {tflops:g} TFLOP/s "
         "sustained each; forward and backward of all networks, no loading, no communication, no validation"
     )
 
@@ -136,10 +160,6 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
         experiment = load_experiment(arguments.file, arguments.overrides)
-        if isinstance(experiment, Downstream):
-            raise ValueError(
-                f"{arguments.file}: only tokenizers can be previewed yet; here that is {experiment.recipe}, or below it"
-            )
         devices = num_devices(experiment) if arguments.devices is None else arguments.devices
         Console().print(preview(experiment, Path(arguments.file).stem, devices, arguments.tflops))
 

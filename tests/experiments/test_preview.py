@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from conftest import TinyExperiment
 from rich.console import Console
 from torch import Tensor, nn
+from vim_cases import build, tiny_vim
 
 from experiments import preview as module
 from experiments.build import build_model
-from experiments.config import load_experiment
+from experiments.config import Downstream, load_experiment
 from experiments.cost import (
     activation_bytes,
     count,
@@ -25,7 +26,8 @@ from experiments.cost import (
     training_hours,
     training_macs,
 )
-from experiments.paper_counts import PaperCount, paper_counts
+from experiments.cost_vim import count_vim, vim_hours, vim_memory_bytes
+from experiments.paper_counts import PaperCount, paper_counts, vim_paper_counts
 from experiments.preview import main, preview
 
 FOLDER = Path(__file__).parents[2] / "experiments"
@@ -38,10 +40,10 @@ LC = FOLDER / "vqgan_lc_imagenet.yaml"
 MODELS = ["vqgan", "vqgan_ema", "vqgan_fc", "vqgan_lc", "vit_vqgan"]
 
 
-def test_a_recipe_of_stage_2_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_probe_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run(monkeypatch, str(FOLDER / "vim_imagenet.yaml"))
-    assert "only tokenizers can be previewed yet" in capsys.readouterr().err
+        run(monkeypatch, str(FOLDER / "probe_vim_imagenet.yaml"))
+    assert "costs little beside what it stands on: vim_imagenet.yaml" in capsys.readouterr().err
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -159,6 +161,51 @@ def test_a_count_without_a_reason_must_be_near() -> None:
 @pytest.mark.parametrize("override", ["model.codebook_size=50000", "data.image_size=128", "model.code_dim=4"])
 def test_other_networks_are_not_held_against_the_paper(override: str) -> None:
     assert paper_counts(load_experiment(LC, [override])) == []
+
+
+# ---- stage 2
+
+
+def test_vim_by_hand(tiny: TinyExperiment) -> None:
+    """One block of width 16 with an MLP of 32, 64 tokens of 32 codes, 10 classes, on the tokens of `tiny`."""
+    experiment = tiny_vim(tiny, "trainer.max_steps=10", "model.gpt.dropout=0")
+    cost, (trained, _) = count_vim(experiment), build(experiment)
+    assert sum(cost.parameters.values()) == count(trained)
+    linear = 4 * 16 * 16 + 2 * 16 * 32  # queries, keys, values, output; MLP
+    assert cost.macs == {"blocks": 64 * linear + 2 * 64 * 64 * 16, "head": 64 * 16 * 32, "tokenizer": 0}
+    image = 3 * (cost.macs["blocks"] + cost.macs["head"])
+    assert vim_hours(experiment, cost, 2, 0.5) == pytest.approx(2 * 10 * 4 * image / (2 * 0.5e12) / 3600)
+
+    encoding = count_vim(tiny_vim(tiny, "model.encode_on_the_fly=true")).macs["tokenizer"]
+    below = count_cost(experiment.upstream).macs
+    assert encoding == below["encoder"] + below["search"]
+
+
+def test_memory_of_a_vim(tiny: TinyExperiment) -> None:
+    one, two = (tiny_vim(tiny, f"model.gpt.dims=[{blocks},2,16,32]") for blocks in (1, 2))
+    share = vim_memory_bytes(one, 1) - vim_memory_bytes(one, 2)
+    assert share % (4 * 2 * 64) == 0 and share > 2 * 64 * 4 * (
+        4 * 16 + 32
+    )  # of two images; at least what the MLP keeps
+    assert vim_memory_bytes(two) > vim_memory_bytes(one)
+    adafactor = tiny_vim(tiny, "model.optimizer.name=adafactor")
+    assert vim_memory_bytes(one) - vim_memory_bytes(adafactor) == 8 * sum(count_vim(one).parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "source"),
+    [
+        ("vim_imagenet", "model.gpt.size=large", "A-Table 2, VIM-Large"),
+        ("vim_imagenet", "model.gpt.size=base", "A-Table 2, VIM-Base"),
+        ("gpt_vim_imagenet", "seed=0", "B, appendix A"),
+    ],
+)
+def test_transformers_of_the_papers(recipe: str, override: str, source: str) -> None:
+    experiment = load_experiment(FOLDER / f"{recipe}.yaml", [override])
+    assert isinstance(experiment, Downstream)
+    (printed,) = vim_paper_counts(experiment)
+    ours = sum(count_vim(experiment).parameters.values())
+    assert printed.source == source and printed.is_explained(ours) and abs(printed.difference(ours)) < 0.3
 
 
 # ---- the command
