@@ -18,7 +18,7 @@ from experiments.config import Downstream, Experiment, load_experiment
 from experiments.cost import Cost, count_cost, memory_bytes, training_hours
 from experiments.errors import user_errors
 from experiments.paper_counts import TOLERANCE, PaperCount, paper_counts
-from experiments.summary import num_devices
+from experiments.ranks import num_devices
 
 TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
 
@@ -140,7 +140,7 @@ def main() -> None:
             raise ValueError(
                 f"{arguments.file}: only tokenizers can be previewed yet; here that is {experiment.recipe}, or below it"
             )
-        devices = num_devices(experiment) if arguments.devices is None else arguments.devices
+        devices = num_devices(experiment.runtime) if arguments.devices is None else arguments.devices
         Console().print(preview(experiment, Path(arguments.file).stem, devices, arguments.tflops))
 
 
