@@ -78,7 +78,10 @@ def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
 
 @contextmanager
 def own_random_numbers(device: torch.device) -> Iterator[None]:
-    """Within, each rank draws numbers of its own, as dropout should; the common stream goes on by one number."""
+    """Within, each rank draws numbers of its own, as dropout should; the common stream goes on by one number.
+
+    So what follows is no longer what one process would draw: for what cannot equal it anyway.
+    """
     if world_size() == 1:
         yield
         return

@@ -4,6 +4,7 @@ Letters: B images, T tokens of an image, D width, V codes.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,7 +124,7 @@ class VIM(L.LightningModule):
             uniform = draw_rows(lambda n: torch.rand(n, device=labels.device), len(labels))
             labels = labels.masked_fill(uniform < self.config.label_dropout, self.gpt.no_class)
         inputs = self.corrupt(tokens[:, :-1])
-        with own_random_numbers(self.device):  # dropout
+        with own_random_numbers(self.device) if self.config.gpt.dropout else nullcontext():
             hidden = self.gpt(inputs, labels)  # (B, T, D)
         loss = token_loss(hidden, self.gpt.head.weight, tokens).mean
         mean = mean_over_ranks(loss.detach())
