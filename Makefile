@@ -27,7 +27,7 @@ $(if $(filter yes,$(TRAIN)),$(SWEEP) $(1))
 $(TABLE) $(1)
 
 endef
-BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache
+BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache ddp
 
 .PHONY: help setup preview ablation-codebook factorized-codes tables dashboard bench check format test clean
 .DEFAULT_GOAL := help

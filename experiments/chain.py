@@ -59,8 +59,11 @@ def prepare(experiment: Experiment, train: Train) -> Prepared:
 
 
 def upstream_of(experiment: Downstream) -> Any:
-    """The experiment that it stands on, to run where it runs."""
-    return replace(experiment.upstream, runtime=experiment.runtime)
+    """The experiment that it stands on, to run where it runs; a tokenizer is not sharded."""
+    runtime, upstream = experiment.runtime, experiment.upstream
+    if not isinstance(upstream.model, VIMConfig):
+        runtime = replace(runtime, strategy="auto")
+    return replace(upstream, runtime=runtime)
 
 
 def upstream_checkpoint(experiment: Downstream, train: Train) -> Path:

@@ -94,13 +94,12 @@ def build_strategy(experiment: Experiment) -> Strategy | str:
     """How gradients are exchanged.
 
     DDP broadcasts no buffers: an EMA codebook is kept equal by its own exchange, and a validation's sums are a rank's
-    own. FSDP is of VIM alone; what stands below it is trained with DDP. One file a checkpoint, which any number of
-    processes can load.
+    own. FSDP (of VIM alone) writes one file a checkpoint, which any number of processes can load.
     """
     devices, runtime = num_devices(experiment.runtime), experiment.runtime
     if devices == 1:
         return "auto"
-    if runtime.strategy == "fsdp" and isinstance(experiment.model, VIMConfig):
+    if runtime.strategy == "fsdp":
         return ModelParallelStrategy(devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
     return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_modules.sharding import ShardedAdafactor
 
 
 @dataclass
@@ -122,7 +125,8 @@ def build_stage_two_optimizer(module: nn.Module, config: StageTwoOptimizerConfig
         {"params": [p for p in parameters if id(p) not in matrices], "weight_decay": 0.0},
     ]
     if config.name == "adafactor":
-        return torch.optim.Adafactor(groups, lr=config.lr)
+        is_sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
+        return (ShardedAdafactor if is_sharded else torch.optim.Adafactor)(groups, lr=config.lr)
     beta1, beta2 = config.betas
     return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps)
 
