@@ -4,7 +4,7 @@
 
 Each run is a whole `experiments.train` of its own, on rendered shapes, and its images a second are those of its record:
 all steps but the first, loading included. The runs alternate. The last line, `ddp RATIO`, is the speed of two processes
-over that of one, so 0.87 is a loss of 15 %; exchanging gradients, codebook statistics and logged losses is what they pay.
+over that of one, so 0.87 is a loss of 15 %; they pay for exchanging gradients, codebook statistics and logged losses.
 """
 
 import argparse
@@ -32,7 +32,9 @@ def images_per_second(processes: int, threads: int, steps: int, batch: int) -> f
         keys = [*(f"runtime.{key}={value}" for key, value in where.items()), f"trainer.max_steps={steps}"]
         command = ["-m", "experiments.train", RECIPE, *CHANGES, f"data.batch_size={batch}", *keys]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        result = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
+        )
         if result.returncode:
             raise RuntimeError(f"{' '.join(command)}: {result.stderr[-2000:]}")
         (record,) = Path(folder).glob("records/*.json")
@@ -51,7 +53,9 @@ def main() -> None:
             speeds.append(images_per_second(*side, arguments.steps, arguments.batch))
     for (processes, threads), speeds in sides.items():
         name = f"{processes} process(es) x {threads} thread(s)"
-        print(f"{name:32} median {statistics.median(speeds):8.1f} images/s, min {min(speeds):.1f}, max {max(speeds):.1f}")
+        print(
+            f"{name:32} median {statistics.median(speeds):8.1f} images/s, min {min(speeds):.1f}, max {max(speeds):.1f}"
+        )
     two, one = (statistics.median(speeds) for speeds in sides.values())
     print(f"ddp {two / one:.3g}", flush=True)
 

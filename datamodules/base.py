@@ -151,8 +151,8 @@ class BatchDataModule(LightningDataModule):
     """Order and loaders of finished batches; a subclass implements ``load``, ``num_classes`` and ``data_id``.
 
     Order: epoch e's permutation depends on (seed, e) alone, so a run that restarts at epoch e sees the batches it would
-    have seen. Rank r of W takes every W-th image of it, so a global batch holds the same images for any W; the same goes
-    for validation, where each image is seen once and ranks may have unequal numbers. Flips and crops use torch's global
+    have seen. Rank r of W takes every W-th image of it, so a global batch holds the same images for any W; so it goes
+    in validation, where each image is seen once and ranks may have unequal numbers. Flips and crops use torch's global
     generator, which ``seed_everything(workers=True)`` governs.
 
     Args:

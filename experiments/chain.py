@@ -67,7 +67,7 @@ def upstream_of(experiment: Downstream) -> Any:
 
 
 def upstream_checkpoint(experiment: Downstream, train: Train) -> Path:
-    """The final checkpoint of the upstream model, trained now if it is not there: by one run at a time, all ranks of it."""
+    """The final checkpoint of the upstream model, trained now if it is not there: by one run at a time."""
     upstream = upstream_of(experiment)
     folder = run_dir(upstream, experiment.upstream_name)
     path = folder / "checkpoints" / "final.ckpt"

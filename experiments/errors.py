@@ -33,8 +33,14 @@ def user_errors() -> Iterator[None]:
         fail(DISK_FULL)
 
 
+def first_words() -> str:
+    """ "rank 3: ", and nothing for rank 0 or a process alone."""
+    rank = getattr(rank_zero_only, "rank", None)  # of torchrun's or SLURM's environment until the processes are joined
+    return f"rank {rank}: " if rank else ""
+
+
 def is_first() -> bool:
-    return not rank_zero_only.rank
+    return not first_words()
 
 
 DISK_FULL = (
@@ -43,6 +49,5 @@ DISK_FULL = (
 
 
 def fail(message: str) -> NoReturn:
-    where = "" if is_first() else f"rank {rank_zero_only.rank}: "
-    print(f"error: {where}{' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {first_words()}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)

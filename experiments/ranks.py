@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from experiments.config import Downstream, Experiment, RuntimeConfig
+from experiments.config import Experiment, RuntimeConfig
 from lightning_modules.distributed import rank, world_size
 from lightning_modules.vim import VIMConfig
 
@@ -52,8 +52,8 @@ def placement(runtime: RuntimeConfig) -> tuple[int | str, int]:
     devices, nodes = found
     if given not in ("auto", devices) or runtime.num_nodes not in (1, nodes):
         raise ValueError(
-            f"runtime.devices={given} on runtime.num_nodes={runtime.num_nodes}, but {devices} process(es) were started on "
-            f"each of {nodes} node(s): leave both keys out, or start as many as they say"
+            f"runtime.devices={given} on runtime.num_nodes={runtime.num_nodes}, but {devices} process(es) were started "
+            f"on each of {nodes} node(s): leave both keys out, or start as many as they say"
         )
     return devices, nodes
 
@@ -132,7 +132,7 @@ def join(experiment: Experiment) -> None:
 
 def is_main() -> bool:
     """Whether this process is the one that prints and writes; known before the processes are joined."""
-    return (rank() if dist.is_initialized() else rank_zero_only.rank or 0) == 0
+    return (rank() if dist.is_initialized() else getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 @functools.cache

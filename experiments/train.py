@@ -171,7 +171,9 @@ def quiet() -> None:
     # Both optimizers follow one schedule; the discriminator's rests until its start step.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data in memory needs none
-    warnings.filterwarnings("ignore", message=".*It is recommended to use .*sync_dist=True")  # they are all ranks' already
+    warnings.filterwarnings(
+        "ignore", message=".*It is recommended to use .*sync_dist=True"
+    )  # they are all ranks' already
     warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # what newer torch calls it, older does not know
 
 

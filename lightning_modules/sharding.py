@@ -13,8 +13,8 @@ from lightning_modules.networks.gpt import GPT
 
 
 def shard(gpt: GPT, mesh: DeviceMesh) -> None:
-    """Block by block: a block's weights are whole only while it computes. The rest, the tables and the head, stays whole
-    from the forward to the backward pass, because the loss reads the head's weight outside of `gpt.forward`."""
+    """Block by block: a block's weights are whole only while it computes. The rest, tables and head, stays whole from
+    the forward to the backward pass, because the loss reads the head's weight outside of `gpt.forward`."""
     for block in gpt.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(gpt, mesh=mesh, reshard_after_forward=False)
@@ -41,8 +41,8 @@ def full(value: Tensor) -> Tensor:
 class ShardedAdafactor(torch.optim.Adafactor):
     """torch's over sharded parameters, with its numbers: one after the other is made whole for its step.
 
-    Its second moments are those of the rows and columns of whole matrices (torch's own fails on a part of them), and each
-    rank keeps all of these, a few numbers beside the weights.
+    Its second moments are those of the rows and columns of whole matrices (torch's own fails on a part of them), and
+    each rank keeps all of these, a few numbers beside the weights.
     """
 
     @torch.no_grad()

@@ -72,8 +72,8 @@ class VIM(L.LightningModule):
     """p(tokens | class) and the images that it generates.
 
     The tokenizer, needed only to turn sampled tokens into images, and the classifier of acceptance rates are lent by
-    `use_tokenizer` and `use_classifier` and are not part of the module's weights. Under FSDP (runtime.strategy=fsdp) the
-    transformer is sharded for training, and made whole on every rank for each validation.
+    `use_tokenizer` and `use_classifier` and are not part of the module's weights. Under FSDP (runtime.strategy=fsdp)
+    the transformer is sharded for training, and made whole on every rank for each validation.
     """
 
     nats: Tensor  # (T,) float64, summed over the images of a validation
@@ -121,7 +121,7 @@ class VIM(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         tokens, labels = batch["tokens"], self.labels(batch)  # (B, T), (B,)
         if labels is not None and self.config.label_dropout:
-            uniform = draw_rows(lambda n: torch.rand(n, device=labels.device), len(labels))
+            uniform = draw_rows(lambda n: torch.rand(n, device=self.device), len(labels))
             labels = labels.masked_fill(uniform < self.config.label_dropout, self.gpt.no_class)
         inputs = self.corrupt(tokens[:, :-1])
         with own_random_numbers(self.device) if self.config.gpt.dropout else nullcontext():

@@ -109,5 +109,5 @@ class BatchUsage(Metric):
         """Percent, 0 to 100, a scalar."""
         used, group = dim_zero_cat(self.used), dim_zero_cat(self.group)  # (g, K), (g,)
         num_groups = max(1, int(self.num_images) // self.batch_images)
-        num_used = sum(used[group == index].any(0).count_nonzero() for index in range(num_groups))
-        return 100 * num_used / (num_groups * self.codebook_size)
+        by_group = [used[group == index].any(0).count_nonzero() for index in range(num_groups)]
+        return 100 * torch.stack(by_group).sum() / (num_groups * self.codebook_size)

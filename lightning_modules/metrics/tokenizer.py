@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.distributed import rank, world_size
+from lightning_modules import distributed
 from lightning_modules.losses.reconstruction import logit_laplace_loss
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
 from lightning_modules.metrics.fidelity import Fidelity, first_images
@@ -76,7 +76,9 @@ class TokenizerMetrics(nn.Module):
 
     def num_wanted(self, batch_size: int) -> int:
         """How many images of the next batch are to be reconstructed; the tokens of all are counted."""
-        wanted = len(range(rank(), self.limit, world_size()))  # of the first `limit`, this process's
+        wanted = len(
+            range(distributed.rank(), self.limit, distributed.world_size())
+        )  # of the first `limit`, this process's
         return batch_size if not self.limit else max(0, min(batch_size, wanted - self.num_seen))
 
     def update(

@@ -17,27 +17,27 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 sys.path += [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
-from conftest import ENCODER_USERS, load_once, tiny_experiment  # noqa: E402
-from vim_cases import tiny_vim  # noqa: E402
+from conftest import ENCODER_USERS, load_once, tiny_experiment
+from vim_cases import tiny_vim
 
-import experiments.train as train_module  # noqa: E402
-from experiments import token_writer  # noqa: E402
-from experiments.chain import prepare, run_dir  # noqa: E402
-from experiments.config import Experiment  # noqa: E402
-from experiments.ranks import join  # noqa: E402
-from experiments.train import build_trainer, evaluate, quiet, train  # noqa: E402
-from lightning_modules.distributed import all_reduce_sum, rank, world_size  # noqa: E402
-from lightning_modules.quantizers.ema import EMAQuantizer  # noqa: E402
-from lightning_modules.sharding import full  # noqa: E402
-from lightning_modules.tokenizer import Tokenizer  # noqa: E402
-from lightning_modules.vim import VIM  # noqa: E402
+import experiments.train as train_module
+from experiments import token_writer
+from experiments.chain import prepare, run_dir
+from experiments.config import Experiment
+from experiments.ranks import join, main_first
+from experiments.train import build_trainer, evaluate, quiet, train
+from lightning_modules.distributed import all_reduce_sum, rank, world_size
+from lightning_modules.quantizers.ema import EMAQuantizer
+from lightning_modules.sharding import full
+from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.vim import VIM
 
 Result = dict[str, Any]
 
-# Adam divides a gradient that is rounding alone by its size, unless eps is larger. 24 images in batches of 8, so an epoch is three steps; 13 validation images, of which rank 0 has two batches and rank 1
-# one and a half.
+# Adam divides a gradient that is rounding alone by its size, unless eps is larger. 24 images in batches of 8: an epoch
+# is three steps. Of 17 validation images rank 0 has three batches, rank 1 two.
 SIZES = ("model.optimizer.eps=1e-3", "data.batch_size=8", "data.train_size=24", "data.flip=true", "trainer.max_steps=5")
-UNEVEN = ("data.val_size=13", "data.val_batch_size=4")
+UNEVEN = ("data.val_size=17", "data.val_batch_size=4")
 GAME = ("model.loss.adversarial=0.5",)
 LARGE = (
     "model.quantizer={name: large_codebook, feature_dim: 40, source: {method: normal}}",
@@ -56,13 +56,27 @@ TOKENIZERS: dict[str, tuple[str, ...]] = {
     "rotation": ("vqgan", "model.quantizer={name: rotation}", "data.val_size=11"),
     "fsq": ("vqgan", *UNEVEN, "model.quantizer={name: fsq}", "model.codebook_size=240", "model.code_dim=3"),
     # at the default temperature, 0.01, its loss turns differences of 1e-7 into 1e-3 within three steps
-    "lfq": ("vqgan", *UNEVEN, "model.quantizer={name: lfq, temperature: 1}", "model.codebook_size=64", "model.code_dim=6"),
-    "vit": ("vit_vqgan", *UNEVEN, *GAME, "model.loss={r1: 10, r1_every: 2, logit_laplace: 0.1, adaptive_weight: false}"),
+    "lfq": (
+        "vqgan",
+        *UNEVEN,
+        "model.quantizer={name: lfq, temperature: 1}",
+        "model.codebook_size=64",
+        "model.code_dim=6",
+    ),
+    "vit": (
+        "vit_vqgan",
+        *UNEVEN,
+        *GAME,
+        "model.loss={r1: 10, r1_every: 2, logit_laplace: 0.1, adaptive_weight: false}",
+    ),
     "accumulated": ("vqgan", *UNEVEN, *MICRO),
     "accumulated_not": ("vqgan", *UNEVEN, "trainer.max_steps=3"),
     "accumulated_ema": ("vqgan_ema", *NO_PICKS, *MICRO),
     "accumulated_ema_not": ("vqgan_ema", *NO_PICKS, "trainer.max_steps=3"),
 }
+
+
+LOGGED = ("loss/", "weight/", "discriminator/", "bits_per_token/train")
 
 
 class Notes(Callback):
@@ -84,7 +98,7 @@ class Notes(Callback):
         if not isinstance(module, self.kind):
             return
         logged = trainer.callback_metrics
-        self.losses.append({name: float(value) for name, value in logged.items() if "/" in name and "usage" not in name})
+        self.losses.append({name: float(value) for name, value in logged.items() if name.startswith(LOGGED)})
         if (batch_idx + 1) % module.config.optimizer.accumulate == 0:  # before, a rank has its own
             self.gradients.append({n: full(p.grad).clone() for n, p in module.named_parameters() if p.grad is not None})
         if isinstance(module, Tokenizer):
@@ -170,10 +184,27 @@ def failure(folder: Path, name: str) -> Result:
     return {"error": ""}
 
 
+def lead(folder: Path, name: str) -> Result:
+    """Rank 0 makes a file while the others wait; where it cannot, they end as well."""
+    path, found = folder / f"made.{world_size()}", []
+    with main_first():
+        found.append(path.exists())
+        path.touch()
+    try:
+        with main_first():
+            found.append(True)
+            if rank() == 0:
+                raise ValueError("the disk")
+    except (ValueError, SystemExit) as error:
+        return {"found": found, "error": repr(error)}
+    return {"found": found, "error": ""}
+
+
 CASES: dict[str, Callable[[Path, str], Result]] = {
     **dict.fromkeys(TOKENIZERS, tokenizer),
     **dict.fromkeys(("vim", "vim_fsdp", "vim_adafactor"), chain),
     "failure": failure,
+    "lead": lead,
 }
 
 

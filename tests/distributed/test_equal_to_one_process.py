@@ -1,8 +1,8 @@
 """Two CPU processes (gloo) against one with the same global batch and seed: what `cases.py` leaves behind.
 
 Tolerances. Sums over images are added in another order, and kernels round by batch size, so nothing but codes and
-counts can be bit-equal: after five steps losses and metrics agree to 1e-4, gradients and weights to 1e-3 of their largest
-value (Adam divides small differences by small numbers). The ranks among themselves are bit-equal.
+counts can be bit-equal: after five steps losses and metrics agree to 1e-4, gradients and weights to 1e-3 of their
+largest value. The ranks among themselves are bit-equal.
 """
 
 import subprocess
@@ -99,19 +99,19 @@ def test_dead_codes_get_the_latents_that_one_process_would_give_them(results: Re
 
 
 def test_uneven_validation_counts_every_image_once(results: Results) -> None:
-    for name, num_images in {"vq": 13, "simvq": 12, "rotation": 11}.items():
+    for name, num_images in {"vq": 17, "simvq": 12, "rotation": 11}.items():
         protocols = results[name][0]["protocols"]
         assert protocols["psnr"].endswith(f"/n{num_images}") and protocols["usage/val"].endswith(f"/n{num_images}")
     limited = results["factorized"][0]["protocols"]
-    assert limited["psnr"].endswith("/n9") and limited["usage/val"].endswith("/n13")
+    assert limited["psnr"].endswith("/n9") and limited["usage/val"].endswith("/n17")
 
 
 @pytest.mark.parametrize("name", ["accumulated", "accumulated_ema"])
 def test_accumulation_equals_the_larger_batch(results: Results, name: str) -> None:
     """Both micro-batches of a step against one batch of both; EMA's counts and sums are of the step as well.
 
-    Not with what is a statistic of a micro-batch: BatchNorm, adaptive weight, entropy of codes (LFQ), StyleGAN's groups,
-    the first scale of a large codebook, the first and the revived codes of EMA.
+    Not with what is a statistic of a micro-batch: BatchNorm, adaptive weight, entropy of codes (LFQ), StyleGAN's
+    groups, the first scale of a large codebook, the first and the revived codes of EMA.
     """
     first, _, alone = results[name]
     whole = results[f"{name}_not"][2]
@@ -166,6 +166,12 @@ def test_a_checkpoint_of_fsdp_is_one_file_that_one_process_samples(results: Resu
     trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     metrics = evaluate(trainer, module, prepared.data, prepared.images, Path(experiment.runtime.output_dir))
     assert_close(metrics, first["record"]["metrics"], 1e-3)
+
+
+def test_the_others_wait_for_rank_0_and_end_when_it_fails(results: Results) -> None:
+    first, second, _ = results["lead"]
+    assert first["found"] == [False, True] and second["found"] == [True], "nothing of the body is run after a failure"
+    assert first["error"] == "ValueError('the disk')" and second["error"] == "SystemExit(1)"
 
 
 def test_a_loss_that_is_not_a_number_on_one_rank_stops_all(results: Results) -> None:
