@@ -257,18 +257,17 @@ class BatchDataModule(LightningDataModule):
     def ordered_train_dataloader(self, first: int = 0) -> DataLoader[Batch]:
         """All training images from number `first` on, once, in their stored order, the last batch as it comes."""
         assert self.train_set is not None, "call setup() first"
-        size = len(self.train_set)  # type: ignore[arg-type]
-        return self._loader(Subset(self.train_set, range(first, size)) if first else self.train_set, None)
+        rest = range(first, len(self.train_set))  # type: ignore[arg-type]
+        return self._loader(Subset(self.train_set, rest) if first else self.train_set, None)
 
     def ordered_dataloader(self, dataset: Dataset[Batch], size_key: str) -> DataLoader[Batch]:
         """This rank's images of `dataset`, whose number `size_key` sets, in a fixed order, each of them once.
-
-        Raises ValueError when there are fewer than ranks.
+        Raises ValueError when there are fewer of them than ranks.
         """
-        size, ranks = len(dataset), self.world_size  # type: ignore[arg-type]
+        ranks = self.world_size
         if ranks == 1:
             return self._loader(dataset, None)
-        if size < ranks:
+        if (size := len(dataset)) < ranks:  # type: ignore[arg-type]
             raise ValueError(f"{size} validation images for {ranks} devices: raise {size_key} or use fewer devices")
         return self._loader(dataset, UnrepeatedDistributedSampler(dataset, ranks, self.rank, shuffle=False))
 
