@@ -27,7 +27,7 @@ $(if $(filter yes,$(TRAIN)),$(SWEEP) $(1))
 $(TABLE) $(1)
 
 endef
-BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache probe
+BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache probe ddp
 
 .PHONY: help setup preview ablation-codebook factorized-codes generate probe tables dashboard bench check format test clean
 .DEFAULT_GOAL := help

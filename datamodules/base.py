@@ -3,7 +3,6 @@
 Shapes: B images a batch, N images in all, H = W = image_size.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,8 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+
+from lightning_modules.distributed import draw_rows
 
 Batch = dict[str, Tensor]
 
@@ -25,7 +27,7 @@ class DataConfig:
 
     name: str = "shapes"
     image_size: int = 32
-    batch_size: int = 64  # global: shared out over all devices
+    batch_size: int = 64  # global: shared out over all devices; `optimizer.accumulate` of them make a step
     val_batch_size: int = 64  # per device; changes no number, only speed and memory
     train_size: int | None = None  # class-balanced subset; None = all images
     val_size: int | None = None
@@ -75,7 +77,7 @@ class ArrayDataset(Dataset[Batch]):
     Args:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64.
-        flip: mirror each image with probability 1/2, drawn from torch's global generator.
+        flip: mirror each image with probability 1/2, by torch's global generator, drawn for the global batch.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, flip: bool = False):
@@ -89,7 +91,7 @@ class ArrayDataset(Dataset[Batch]):
         # numpy, not torch: one thread is enough, and torch's would wait for each other here when cores are shared
         images = self.images.numpy()[indices]  # (B, 3, H, W), a copy
         if self.flip:
-            chosen = (torch.rand(len(indices)) < 0.5).numpy()  # (B,)
+            chosen = (draw_rows(torch.rand, len(indices)) < 0.5).numpy()  # (B,)
             images[chosen] = images[chosen, ..., ::-1]
         pixels = images.astype(np.float32)
         pixels /= 127.5
@@ -149,8 +151,9 @@ class BatchDataModule(LightningDataModule):
     """Order and loaders of finished batches; a subclass implements ``load``, ``num_classes`` and ``data_id``.
 
     Order: epoch e's permutation depends on (seed, e) alone, so a run that restarts at epoch e sees the batches it would
-    have seen. Rank r of W takes every W-th image of it, so a global batch holds the same images for any W. Flips and
-    crops use torch's global generator, which ``seed_everything(workers=True)`` governs.
+    have seen. Rank r of W takes every W-th image of it, so a global batch holds the same images for any W; so it goes
+    in validation, where each image is seen once and ranks may have unequal numbers. Flips and crops use torch's global
+    generator, which ``seed_everything(workers=True)`` governs.
 
     Args:
         config: the dataset's options.
@@ -211,13 +214,17 @@ class BatchDataModule(LightningDataModule):
             )
         return self.config.batch_size // self.world_size
 
+    @property
+    def rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
     def _loader(self, dataset: Dataset[Batch], sampler: DistributedSampler[Batch] | None) -> DataLoader[Batch]:
-        kind = DataLoader if sampler is None else ResumableLoader
-        return kind(
+        trains = isinstance(sampler, ResumableSampler)
+        return (ResumableLoader if trains else DataLoader)(
             dataset,
-            batch_size=self.config.val_batch_size if sampler is None else self.device_batch_size,
+            batch_size=self.device_batch_size if trains else self.config.val_batch_size,
             sampler=sampler,
-            drop_last=sampler is not None,
+            drop_last=trains,
             num_workers=self.num_workers,
             collate_fn=keep_batch,
             pin_memory=torch.cuda.is_available(),
@@ -238,8 +245,7 @@ class BatchDataModule(LightningDataModule):
         assert self.train_set is not None, "call setup() first"
         # torch seeds with seed + epoch; spread out, so that seed 1 at epoch 0 is not seed 0 at epoch 1. Lightning
         # calls set_epoch, and leaves a DistributedSampler (here also of one process) as it is.
-        rank = self.trainer.global_rank if self.trainer else 0
-        sampler = self.train_sampler(self.world_size, rank, self.seed << 20)
+        sampler = self.train_sampler(self.world_size, self.rank, self.seed << 20)
         size = len(sampler.dataset)  # type: ignore[arg-type]
         if size < self.config.batch_size:
             raise ValueError(
@@ -251,24 +257,29 @@ class BatchDataModule(LightningDataModule):
     def ordered_train_dataloader(self, first: int = 0) -> DataLoader[Batch]:
         """All training images from number `first` on, once, in their stored order, the last batch as it comes."""
         assert self.train_set is not None, "call setup() first"
-        size = len(self.train_set)  # type: ignore[arg-type]
-        return self._loader(Subset(self.train_set, range(first, size)) if first else self.train_set, None)
+        rest = range(first, len(self.train_set))  # type: ignore[arg-type]
+        return self._loader(Subset(self.train_set, rest) if first else self.train_set, None)
 
     def ordered_dataloader(self, dataset: Dataset[Batch], size_key: str) -> DataLoader[Batch]:
-        """All images of `dataset`, whose number `size_key` sets, in a fixed order. Lightning shares them out."""
-        size = len(dataset)  # type: ignore[arg-type]
-        if extra := -size % self.world_size:
-            warnings.warn(
-                f"the {size} validation images do not divide by {self.world_size} devices, {extra} count twice: "
-                f"choose {size_key} so that they are a multiple of {self.world_size}",
-                stacklevel=3,
-            )
-        return self._loader(dataset, None)
+        """This rank's images of `dataset`, whose number `size_key` sets, in a fixed order, each of them once.
+        Raises ValueError when there are fewer of them than ranks.
+        """
+        ranks = self.world_size
+        if ranks == 1:
+            return self._loader(dataset, None)
+        if (size := len(dataset)) < ranks:  # type: ignore[arg-type]
+            raise ValueError(f"{size} validation images for {ranks} devices: raise {size_key} or use fewer devices")
+        return self._loader(dataset, UnrepeatedDistributedSampler(dataset, ranks, self.rank, shuffle=False))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """All validation images in a fixed order."""
+        """This rank's validation images in a fixed order."""
         assert self.val_set is not None, "call setup() first"
         return self.ordered_dataloader(self.val_set, "data.val_size")
+
+    def ordered_val_dataloader(self) -> DataLoader[Batch]:
+        """All validation images, whatever the number of ranks."""
+        assert self.val_set is not None, "call setup() first"
+        return self._loader(self.val_set, None)
 
 
 class ImageDataModule(BatchDataModule):

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from datamodules.base import Batch, DataConfig, ImageDataModule, to_unit_range
 from datamodules.folders import class_names, list_images, read_image
+from lightning_modules.distributed import own_random_numbers
 
 
 @dataclass
@@ -54,7 +55,8 @@ class FileDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The DataLoader's batched fetch: {"image": (B, 3, H, W) in [-1, 1], "label": (B,)}."""
-        images = torch.stack([self.transform(read_image(self.paths[i])) for i in indices])  # (B, 3, H, W)
+        with own_random_numbers(torch.device("cpu")):  # how many are drawn depends on the images
+            images = torch.stack([self.transform(read_image(self.paths[i])) for i in indices])  # (B, 3, H, W)
         return {"image": to_unit_range(images), "label": self.labels[torch.as_tensor(indices)]}
 
     def __getitem__(self, index: int) -> Batch:

@@ -24,7 +24,7 @@ class TokensConfig:
 
     name: str = "tokens"
     path: str = ""
-    batch_size: int = 64  # global: shared out over all devices
+    batch_size: int = 64  # global: shared out over all devices; `optimizer.accumulate` of them make a step
     val_batch_size: int = 64  # per device
     train_size: int | None = None  # class-balanced subset; None = all images
     val_size: int | None = None

@@ -10,6 +10,7 @@ import torch
 from datamodules import DATAMODULES, ImageDataModule
 from datamodules.cifar10 import find_cifar10
 from experiments.config import DOWNSTREAM, MODULES, Downstream, Experiment, parse
+from experiments.ranks import is_main
 from experiments.values import merge
 from lightning_modules.tokenizer import Tokenizer
 
@@ -57,7 +58,8 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
             build_data(experiment)  # downloads
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            print(f"\n!!! NO CIFAR-10: {reason}\n!!! DATA=auto trains on rendered shapes instead.\n", flush=True)
+            if is_main():
+                print(f"\n!!! NO CIFAR-10: {reason}\n!!! DATA=auto trains on rendered shapes instead.\n", flush=True)
             name = "shapes"
     if name == experiment.data.name:
         return experiment

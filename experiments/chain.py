@@ -4,6 +4,7 @@ Only what is missing is made: the upstream model is trained when it has no check
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from experiments.classifier import classifier_for
 from experiments.config import Downstream, Experiment, RuntimeConfig
 from experiments.encode import EncodedImages, tokenizer_digest
 from experiments.extraction import build_device
+from experiments.ranks import from_main, is_main, main_first
 from experiments.token_writer import Job, is_finished, make_job, write_tokens
 from experiments.tokenize import view_names
 from lightning_modules.linear_probe import BlockFeatures, FrozenFeatures, LinearProbe, TokenizerFeatures
@@ -48,45 +50,52 @@ def prepare(experiment: Experiment, train: Train) -> Prepared:
     """Data and module of the experiment; `train` trains a model that it stands on. Raises ValueError or OSError."""
     if isinstance(experiment, Downstream):
         return PREPARE[experiment.model.name](experiment, train)
-    images = build_data(experiment)
-    module = build_model(experiment)
-    if isinstance(module.quantizer, LargeCodebook):
-        module.quantizer.fill(codebook_for(experiment, images.data_id))
+    with main_first():  # caches, codebook
+        images = build_data(experiment)
+        module = build_model(experiment)
+        if isinstance(module.quantizer, LargeCodebook):
+            module.quantizer.fill(codebook_for(experiment, images.data_id))
     return Prepared(module, images, images)
 
 
 def upstream_of(experiment: Downstream) -> Any:
-    """The experiment that it stands on, to run where it runs."""
-    return replace(experiment.upstream, runtime=experiment.runtime)
+    """The experiment that it stands on, to run where it runs; a tokenizer is not sharded."""
+    runtime, upstream = experiment.runtime, experiment.upstream
+    if not isinstance(upstream.model, VIMConfig):
+        runtime = replace(runtime, strategy="auto")
+    return replace(upstream, runtime=runtime)
 
 
 def upstream_checkpoint(experiment: Downstream, train: Train) -> Path:
-    """The final checkpoint of the upstream model, trained now if it is not there; one process at a time."""
+    """The final checkpoint of the upstream model, trained now if it is not there: by one run at a time."""
     upstream = upstream_of(experiment)
     folder = run_dir(upstream, experiment.upstream_name)
     path = folder / "checkpoints" / "final.ckpt"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".upstream.lock"):
-        if not path.is_file():
-            print(f"{experiment.recipe} is trained first: {folder}", flush=True)
+    with FileLock(folder / ".upstream.lock") if is_main() else nullcontext():
+        if from_main(not path.is_file()):
+            if is_main():
+                print(f"{experiment.recipe} is trained first: {folder}", flush=True)
             train(upstream, experiment.upstream_name, folder, True)
     return path
 
 
 def prepare_vim(experiment: Downstream, train: Train) -> Prepared:
     """What can go wrong with images and classifier does so before the tokenizer is trained."""
-    images = plain_images(experiment)
     generation = experiment.model.generation
-    classifier = classifier_for(generation.classifier, experiment, images) if generation.acceptance else None
+    with main_first():
+        images = plain_images(experiment)
+        classifier = classifier_for(generation.classifier, experiment, images) if generation.acceptance else None
     checkpoint = upstream_checkpoint(experiment, train)
     upstream, tokenizer = restore_tokenizer(checkpoint, {"runtime": vars(experiment.runtime)})
     digest = tokenizer_digest(checkpoint)
     data: TokensDataModule | EncodedImages
-    if experiment.model.encode_on_the_fly:
-        data = EncodedImages(build_data(experiment), tokenizer, digest, upstream.trainer.precision)
-    else:
-        data = token_data(experiment, upstream, tokenizer, digest, images)
-    data.setup("fit")
+    with main_first():
+        if experiment.model.encode_on_the_fly:
+            data = EncodedImages(build_data(experiment), tokenizer, digest, upstream.trainer.precision)
+        else:
+            data = token_data(experiment, upstream, tokenizer, digest, images)
+        data.setup("fit")
     L.seed_everything(experiment.seed, workers=True, verbose=False)  # whatever has been trained before
     sizes = data.codebook_size, data.grid_size, data.num_classes
     module = VIM(experiment.model, *sizes, image_size=experiment.data.image_size)
@@ -98,7 +107,9 @@ def prepare_vim(experiment: Downstream, train: Train) -> Prepared:
 
 def prepare_probe(experiment: Downstream, train: Train) -> Prepared:
     """Of VIM's blocks on cached tokens, or of the tokenizer's features on images; held-out images are plain ones."""
-    config, images = experiment.model, plain_images(experiment)
+    config = experiment.model
+    with main_first():
+        images = plain_images(experiment)
     labels = images.train_set.labels  # type: ignore[union-attr]
     num_heldout = round(config.heldout * len(labels))
     if images.num_classes < 2 or not num_heldout:
@@ -111,8 +122,9 @@ def prepare_probe(experiment: Downstream, train: Train) -> Prepared:
     if config.features == "vim":
         tokenizer_checkpoint = upstream_checkpoint(upstream_of(experiment), train)
         upstream, tokenizer = restore_tokenizer(tokenizer_checkpoint, {"runtime": vars(experiment.runtime)})
-        data = token_data(experiment, upstream, tokenizer, tokenizer_digest(tokenizer_checkpoint), images)
-        data.setup("fit")
+        with main_first():
+            data = token_data(experiment, upstream, tokenizer, tokenizer_digest(tokenizer_checkpoint), images)
+            data.setup("fit")
         features = BlockFeatures(restore_gpt(checkpoint, experiment.upstream.model, data), config.blocks)
         tokens = data.train_set
         assert isinstance(tokens, TokenDataset)

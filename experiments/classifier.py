@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datamodules import ImageDataModule
 from experiments.config import Experiment
 from experiments.extraction import build_device
+from experiments.ranks import is_main
 from lightning_modules.metrics.classifier import DECAY, LabelClassifier, TimmClassifier, fit_head
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 
@@ -55,10 +56,11 @@ def classifier_for(name: str, experiment: Experiment, images: ImageDataModule) -
         head.load_state_dict({"weight": saved["weight"], "bias": saved["bias"]})
     classifier = LabelClassifier(encoder, head)
     classifier.set_accuracy(saved["accuracy"])
-    print(
-        f"classifier {classifier.id}: {saved['accuracy']:.1%} of {saved['num_images']:,} validation images right",
-        flush=True,
-    )
+    if is_main():
+        print(
+            f"classifier {classifier.id}: {saved['accuracy']:.1%} of {saved['num_images']:,} validation images right",
+            flush=True,
+        )
     return classifier.to(device)
 
 
@@ -100,7 +102,7 @@ def make(encoder: PretrainedEncoder, images: ImageDataModule, needs_head: bool, 
         content |= {name: value.cpu() for name, value in head.state_dict().items()}
     classifier = LabelClassifier(encoder, head).to(encoder.mean.device)
     right = total = 0
-    for batch in images.val_dataloader():
+    for batch in images.ordered_val_dataloader():
         logits = classifier.logits(batch["image"].to(encoder.mean.device))
         right += int((logits.argmax(1).cpu() == batch["label"]).sum())
         total += len(logits)

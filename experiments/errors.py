@@ -6,17 +6,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from lightning.pytorch.utilities import rank_zero_only
+
 
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turns the errors that name what to do (ValueError, missing files, a full disk, a non-finite loss) into one line
-    and exit status 1 (130 for an interrupt); anything else is a defect and keeps its traceback."""
+    and exit status 1 (130 for an interrupt); anything else is a defect and keeps its traceback.
+
+    Of several processes rank 0 speaks; another one only of what it alone may have met, such as a full disk.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
+        if is_first():
+            print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except (OSError, ValueError, FloatingPointError) as error:
+        if not is_first() and not isinstance(error, OSError):  # all ranks find the same
+            sys.exit(1)
         is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         fail(DISK_FULL if is_full else str(error))
     except RuntimeError as error:
@@ -25,11 +33,21 @@ def user_errors() -> Iterator[None]:
         fail(DISK_FULL)
 
 
+def first_words() -> str:
+    """ "rank 3: ", and nothing for rank 0 or a process alone."""
+    rank = getattr(rank_zero_only, "rank", None)  # of torchrun's or SLURM's environment until the processes are joined
+    return f"rank {rank}: " if rank else ""
+
+
+def is_first() -> bool:
+    return not first_words()
+
+
 DISK_FULL = (
     "a file could not be written, the disk is full: free space and run the same command again; nothing finished is lost"
 )
 
 
 def fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {first_words()}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)

@@ -20,7 +20,7 @@ from experiments.cost import Cost, count_cost, memory_bytes, training_hours
 from experiments.cost_vim import count_vim, vim_hours, vim_memory_bytes
 from experiments.errors import user_errors
 from experiments.paper_counts import TOLERANCE, PaperCount, paper_counts, vim_paper_counts
-from experiments.summary import num_devices
+from experiments.ranks import num_devices
 
 TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
 
@@ -160,7 +160,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
         experiment = load_experiment(arguments.file, arguments.overrides)
-        devices = num_devices(experiment) if arguments.devices is None else arguments.devices
+        devices = num_devices(experiment.runtime) if arguments.devices is None else arguments.devices
         Console().print(preview(experiment, Path(arguments.file).stem, devices, arguments.tflops))
 
 

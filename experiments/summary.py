@@ -10,17 +10,11 @@ from rich.table import Table
 
 from experiments.config import Experiment
 from experiments.cost import count, memory_bytes
+from experiments.ranks import num_devices
 from lightning_modules.linear_probe import LinearProbe
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM
-
-
-def num_devices(experiment: Experiment) -> int:
-    """Devices that the run is spread over: as the recipe says, or where it says nothing all GPUs of this machine."""
-    runtime = experiment.runtime
-    gpus = 0 if runtime.accelerator == "cpu" else torch.cuda.device_count()
-    return (int(runtime.devices) if runtime.devices.isdigit() else gpus or 1) * runtime.num_nodes
 
 
 def seconds_per_step(experiment: Experiment, module: Tokenizer) -> float:
@@ -90,6 +84,7 @@ def tokenizer_rows(experiment: Experiment, module: Tokenizer, data_id: str) -> d
     grid = module.encoder.grid_size
     minutes = seconds_per_step(experiment, module) * trainer.max_steps / 60
     generator = count(module) - count(module.discriminator)
+    memory = memory_bytes(experiment, num_devices(experiment.runtime)) / 2**30
     size = experiment.data.image_size
     return {
         "model": f"{model.name}: {model.backbone.name} backbone, {model.quantizer.name} quantizer",
@@ -97,7 +92,7 @@ def tokenizer_rows(experiment: Experiment, module: Tokenizer, data_id: str) -> d
         "data": f"{data_id}, {size} x {size} pixels, batch {experiment.data.batch_size}",
         "tokens per image": f"{grid * grid} ({grid} x {grid})",
         "parameters": f"{generator / 1e6:.2f} M trained, discriminator {count(module.discriminator) / 1e6:.2f} M",
-        "peak memory, estimate": f"{memory_bytes(experiment, num_devices(experiment)) / 2**30:.2f} GiB a device",
+        "peak memory, estimate": f"{memory:.2f} GiB a device",
         "expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps here, {trainer.precision}",
     }
 

@@ -5,6 +5,7 @@ python -m experiments.train experiments/vqgan_lc_cifar10.yaml model.codebook_siz
 
 import argparse
 import logging
+import subprocess
 import sys
 import time
 import warnings
@@ -37,6 +38,17 @@ from experiments.callbacks import (
 from experiments.chain import prepare, run_dir
 from experiments.config import Downstream, Experiment, load_experiment
 from experiments.errors import user_errors
+from experiments.ranks import (
+    SameStart,
+    build_strategy,
+    check_devices,
+    from_main,
+    is_main,
+    join,
+    main_first,
+    num_devices,
+    placement,
+)
 from experiments.records import (
     FORMAT,
     Record,
@@ -59,24 +71,30 @@ def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bo
     """Trains `experiment` in `run_dir`, from its last checkpoint if there is one, evaluates it and writes its record.
 
     Returns the record, also found at <runtime.output_dir>/records/<digest>.<data_id>.json. A finished run is not
-    trained again, unless its checkpoint is needed and gone.
+    trained again, unless its checkpoint is needed and gone. Several processes have been joined before (`join`); they
+    return the same record, and rank 0 has written it.
     """
     start = time.time()
     quiet()
+    check_devices(experiment)
     checkpoints, output_dir = run_dir / "checkpoints", Path(experiment.runtime.output_dir)
     path = record_path(output_dir / "records", experiment, data_module(experiment).data_id)
-    is_enough = not needs_checkpoint or (checkpoints / "final.ckpt").is_file()
-    if is_enough and path.is_file() and same_experiment(record := read_record(path), experiment):
-        return record
+    with main_first():
+        known = finished(path, experiment, checkpoints / "final.ckpt" if needs_checkpoint else None)
+        resumed = resume_point(checkpoints, experiment) if known is None else None
+    known, resumed = from_main((known, resumed))  # a shared disk may show others less
+    if known is not None:
+        return known
     L.seed_everything(experiment.seed, workers=True, verbose=False)
     module, data, images = prepare(experiment, train)
-    print_summary(experiment, module, name, images.data_id)
+    if is_main():
+        print_summary(experiment, module, name, images.data_id)
 
     throughput = Throughput()
-    trainer = build_trainer(experiment, run_dir, throughput)
     if experiment.trainer.validate_every:
         use_reference(module, images, output_dir)
-    trainer.fit(module, data, ckpt_path=resume_point(checkpoints, experiment), weights_only=True)
+    trainer = build_trainer(experiment, run_dir, throughput)
+    trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.save_checkpoint(checkpoints / "final.ckpt")
@@ -97,6 +115,7 @@ def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bo
         "wall_seconds": time.time() - start,
         "peak_memory_bytes": peak_memory_bytes(),
         "device": str(trainer.strategy.root_device),
+        "num_devices": trainer.world_size,
         "environment": environment(),
     }
     if trainer.is_global_zero:
@@ -104,6 +123,30 @@ def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bo
         write_json(path, record)
         (checkpoints / "last.ckpt").unlink(missing_ok=True)  # final.ckpt holds the same and more
     return record
+
+
+def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Record | None:
+    """The record at `path`, if there is one of this experiment, and the checkpoint if one is needed."""
+    if not path.is_file() or (checkpoint is not None and not checkpoint.is_file()):
+        return None
+    record = read_record(path)
+    return record if same_experiment(record, experiment) else None
+
+
+def train_apart(experiment: Experiment, name: str, run_dir: Path) -> Record:
+    """`train`, for a process that must stay alone: a run on several devices gets processes of its own.
+
+    Raises RuntimeError when they fail; their messages are on the terminal.
+    """
+    if num_devices(experiment.runtime) == 1:
+        return train(experiment, name, run_dir)
+    file = run_dir / f"{name}.json"
+    write_json(file, experiment.identity() | {"runtime": vars(experiment.runtime)})
+    command = [sys.executable, "-m", "experiments.train", str(file), "--run-dir", str(run_dir)]
+    if status := subprocess.run(command, check=False).returncode:
+        raise RuntimeError(f"training on several devices ended with status {status}: {' '.join(command)}")
+    records = Path(experiment.runtime.output_dir) / "records"
+    return read_record(record_path(records, experiment, data_module(experiment).data_id))
 
 
 def resume_point(checkpoints: Path, experiment: Experiment) -> Path | None:
@@ -128,6 +171,10 @@ def quiet() -> None:
     # Both optimizers follow one schedule; the discriminator's rests until its start step.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data in memory needs none
+    warnings.filterwarnings(
+        "ignore", message=".*It is recommended to use .*sync_dist=True"
+    )  # they are all ranks' already
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # what newer torch calls it, older does not know
 
 
 def evaluate(
@@ -144,12 +191,13 @@ def use_reference(module: Any, images: ImageDataModule, output_dir: Path) -> Non
     config = images.config
     val = f"{images.data_id}/val{config.val_size or ''}/seed{config.data_seed}/{config.image_size}px"
     train = f"{images.data_id}/train{config.train_size or ''}/seed{config.data_seed}/{config.image_size}px"
-    if isinstance(module, Tokenizer):
-        module.metrics.use_reference(output_dir / "references", pixels(images.val_dataloader()), val)
-    elif isinstance(module, VIM) and module.config.generation.num_samples:
-        uses_train = module.config.generation.reference == "train"
-        loader = images.ordered_train_dataloader() if uses_train else images.val_dataloader()
-        module.generation.use_reference(output_dir / "references", pixels(loader), train if uses_train else val)
+    with main_first():
+        if isinstance(module, Tokenizer):
+            module.metrics.use_reference(output_dir / "references", pixels(images.ordered_val_dataloader()), val)
+        elif isinstance(module, VIM) and module.config.generation.num_samples:
+            uses_train = module.config.generation.reference == "train"
+            loader = images.ordered_train_dataloader() if uses_train else images.ordered_val_dataloader()
+            module.generation.use_reference(output_dir / "references", pixels(loader), train if uses_train else val)
 
 
 def pixels(loader: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
@@ -172,6 +220,7 @@ def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.
         ),
         LearningRateMonitor("step"),
         DISPLAYS.get(experiment.model.name, Dashboard)(),
+        SameStart(),
         RandomState(),
         RichProgressBar() if on_terminal else ProgressLines(),
         *extra,
@@ -183,11 +232,12 @@ def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.
     if isinstance(experiment, Downstream):
         automatic["accumulate_grad_batches"] = accumulate
         automatic["gradient_clip_val"] = experiment.model.optimizer.gradient_clip or None
+    devices, num_nodes = placement(runtime)
     return L.Trainer(
         accelerator=runtime.accelerator,
-        devices=int(runtime.devices) if runtime.devices.isdigit() else runtime.devices,
-        num_nodes=runtime.num_nodes,
-        strategy=runtime.strategy,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=build_strategy(experiment),
         precision=config.precision,  # type: ignore[arg-type]
         max_steps=config.max_steps,
         max_epochs=-1,
@@ -227,13 +277,19 @@ def main() -> None:
     parser.add_argument("--run-dir", help="default: OUTPUT_DIR/experiments/NAME_DIGEST")
     arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
-        experiment = resolve_data(load_experiment(arguments.file, arguments.overrides), arguments.data)
+        experiment = load_experiment(arguments.file, arguments.overrides)
+        quiet()
+        join(experiment)
+        with main_first():  # may download
+            experiment = resolve_data(experiment, arguments.data)
+        experiment = from_main(experiment)
         name = Path(arguments.file).stem
         folder = Path(arguments.run_dir) if arguments.run_dir else run_dir(experiment, name)
         record = train(experiment, name, folder)
-        print(f"finished: {folder}")
-        for metric, value in sorted(record["metrics"].items()):
-            print(f"  {metric:22} {value:12.4f}   {record['protocols'].get(metric, '')}")
+        if is_main():
+            print(f"finished: {folder}")
+            for metric, value in sorted(record["metrics"].items()):
+                print(f"  {metric:22} {value:12.4f}   {record['protocols'].get(metric, '')}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.distributed import all_reduce_sum, mean_over_ranks
+from lightning_modules.networks.batch_norm import BatchNorm1d
 from lightning_modules.networks.gpt import GPT
 from lightning_modules.optimizer import OptimizerConfig, build_optimizer, warmup_cosine
-from lightning_modules.quantizers.base import all_reduce_sum
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
 from lightning_modules.vim import VIMConfig
 
@@ -158,7 +159,7 @@ class LinearProbe(L.LightningModule):
         num_blocks = len(features.blocks)
         self.weight = nn.Parameter(torch.zeros(num_blocks, features.width, num_classes))
         self.bias = nn.Parameter(torch.zeros(num_blocks, 1, num_classes))
-        self.norm = nn.BatchNorm1d(num_blocks * features.width, affine=False) if config.normalize else nn.Identity()
+        self.norm = BatchNorm1d(num_blocks * features.width, affine=False) if config.normalize else nn.Identity()
         self.register_buffer("correct", torch.zeros(2, num_blocks, dtype=torch.int64), persistent=False)
         self.register_buffer("seen", torch.zeros(2, dtype=torch.int64), persistent=False)
         self.num_seen = [0, 0]
@@ -187,12 +188,13 @@ class LinearProbe(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         losses = self.losses(batch)
-        if not torch.isfinite(losses).all():
+        means = mean_over_ranks(losses.detach())
+        if not torch.isfinite(means).all():
             raise FloatingPointError(
-                f"step {self.trainer.global_step}: the losses of the blocks are {losses.tolist()}; lower "
+                f"step {self.trainer.global_step}: the losses of the blocks are {means.tolist()}; lower "
                 "model.optimizer.lr, use precision=32-true, or set model.normalize=true"
             )
-        self.log("loss/probe", losses.mean(), prog_bar=True)
+        self.log("loss/probe", means.mean(), prog_bar=True)
         return losses.sum()  # each head has the gradient of its own loss
 
     def configure_optimizers(self) -> Any:

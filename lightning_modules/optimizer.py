@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_modules.sharding import ShardedAdafactor
 
 
 @dataclass
@@ -46,6 +51,20 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, max
         return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
     return LambdaLR(optimizer, factor)
+
+
+def without_exchange(model: Any) -> AbstractContextManager[None]:
+    """Within, backward passes leave gradients where they are, should `model`, a trainer's, be wrapped in DDP."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def leave_out(module: nn.Module, part: str) -> None:
+    """DDP neither averages the gradients of the submodule `part` nor waits for them: its own optimizer step does.
+
+    Without it each of two optimizers' backward passes would exchange the gradients of both (find_unused_parameters).
+    """
+    names = [name for name, _ in module.named_parameters() if name.startswith(f"{part}.")]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
 
 
 def as_list(one_or_many: Any) -> list[Any]:
@@ -106,7 +125,8 @@ def build_stage_two_optimizer(module: nn.Module, config: StageTwoOptimizerConfig
         {"params": [p for p in parameters if id(p) not in matrices], "weight_decay": 0.0},
     ]
     if config.name == "adafactor":
-        return torch.optim.Adafactor(groups, lr=config.lr)
+        is_sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
+        return (ShardedAdafactor if is_sharded else torch.optim.Adafactor)(groups, lr=config.lr)
     beta1, beta2 = config.betas
     return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps)
 

@@ -3,6 +3,7 @@
 Letters: B images, H x W pixels, h x w tokens, D backbone width, d code dimension, K codes.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.distributed import all_reduce_sum, average_gradients, mean_values
 from lightning_modules.finite import check_finite
 from lightning_modules.losses import (
     ADVERSARIAL_LOSSES,
+    LossConfig,
     adaptive_weight,
     build_perceptual,
     l1_loss,
@@ -24,36 +27,17 @@ from lightning_modules.losses import (
 from lightning_modules.metrics import MetricsConfig, TokenizerMetrics
 from lightning_modules.metrics.codebook import CodebookUsage
 from lightning_modules.networks import BACKBONES, BackboneConfig, DiscriminatorConfig, build_discriminator
-from lightning_modules.optimizer import OptimizerConfig, as_list, build_optimizer, warmup_cosine
+from lightning_modules.optimizer import (
+    OptimizerConfig,
+    as_list,
+    build_optimizer,
+    leave_out,
+    warmup_cosine,
+    without_exchange,
+)
 from lightning_modules.quantizers import QUANTIZERS, QuantizerConfig, QuantizerOutput
-from lightning_modules.quantizers.base import all_reduce_sum
 
 EPOCH_STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch")  # kept in checkpoints
-
-
-@dataclass
-class LossConfig:
-    """Weights of the generator's loss; 0 leaves a term out. Steps count generator updates.
-
-    `adversarial` is multiplied by taming's gradient-norm ratio when `adaptive_weight`. The discriminator is trained
-    from `discriminator_start`, and the generator feels it from `adversarial_start`. `quantizer` multiplies the two
-    VQ terms together (paper B's code: 0.1). With `logit_laplace` the decoder predicts a mean and a scale on the
-    logit axis, and its image is the sigmoid of the mean (paper A).
-    """
-
-    l1: float = 0.0
-    l2: float = 1.0
-    logit_laplace: float = 0.0
-    perceptual: float = 0.0
-    perceptual_network: str = "auto"  # auto | lpips-vgg | lpips-alex | efficientnet-lite0
-    quantizer: float = 1.0
-    adversarial: float = 0.0
-    adversarial_loss: str = "hinge"  # hinge | non_saturating
-    adaptive_weight: bool = True
-    discriminator_start: int = 0
-    adversarial_start: int = 0
-    r1: float = 0.0  # gamma of gamma / 2 * |grad|^2, applied every r1_every-th step and scaled up by it
-    r1_every: int = 16
 
 
 @dataclass
@@ -81,8 +65,8 @@ class TokenizerOutput(NamedTuple):
 class Tokenizer(L.LightningModule):
     """Encoder, quantizer, decoder, discriminator, their losses and metrics.
 
-    Optimization is manual, with one generator forward a step: its detached reconstruction
-    feeds the discriminator (public code runs the autoencoder twice).
+    Optimization is manual, with one generator forward a step: its detached reconstruction feeds the discriminator
+    (public code runs the autoencoder twice). DDP averages the generator's gradients, `update` the discriminator's.
     """
 
     step: int  # generator updates made; drives the loss's start steps. trainer.global_step agrees with it
@@ -107,6 +91,7 @@ class Tokenizer(L.LightningModule):
         quantizer = QUANTIZERS[config.quantizer.name][0]
         self.quantizer = quantizer(config.quantizer, config.codebook_size, config.code_dim)
         self.discriminator = build_discriminator(config.discriminator, image_size) if self.is_adversarial else None
+        leave_out(self, "discriminator")
 
         loss = config.loss
         self.perceptual = build_perceptual(loss.perceptual_network, image_size) if loss.perceptual else None
@@ -152,6 +137,8 @@ class Tokenizer(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image, config = batch["image"], self.config.loss
+        if batch_idx % self.config.optimizer.accumulate == 0:
+            self.quantizer.start_step(self.config.optimizer.accumulate)
         output = self(image)
         self.train_usage.update(output.indices)
         trains_discriminator = self.is_adversarial and self.step >= config.discriminator_start
@@ -161,7 +148,7 @@ class Tokenizer(L.LightningModule):
         if trains_discriminator:
             # Lightning adds every optimizer's step to trainer.global_step; only the generator's may count.
             optimizers[1]._on_before_step = optimizers[1]._on_after_step = lambda: None
-            self.update(optimizers[1], self.critic_loss(image, output.reconstruction.detach()), batch_idx)
+            self.update(optimizers[1], self.critic_loss(image, output.reconstruction.detach()), batch_idx, False)
         if self.is_last_micro_batch(batch_idx):
             for scheduler in as_list(self.lr_schedulers()):
                 scheduler.step()
@@ -170,7 +157,7 @@ class Tokenizer(L.LightningModule):
             self.take_epoch_usage()
 
     def generator_loss(self, image: Tensor, output: TokenizerOutput) -> Tensor:
-        """The weighted sum of all terms; each is logged unweighted as loss/NAME."""
+        """The weighted sum of all terms; each is logged unweighted, of the global batch, as loss/NAME."""
         config = self.config.loss
         terms = {"quantizer": output.quantizer_loss}
         if config.l1:
@@ -195,9 +182,10 @@ class Tokenizer(L.LightningModule):
                 weight = weight * adaptive_weight(reconstruction, terms["adversarial"], self.decoder.last_layer)
             loss = loss + weight * terms["adversarial"]
             self.log("weight/adversarial", weight)
-        self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()})
-        self.log("loss/generator", loss.detach(), prog_bar=True)
-        check_finite(self.step, {**terms, "generator": loss})
+        means = mean_values({**terms, "generator": loss})
+        self.log("loss/generator", means["generator"], prog_bar=True)
+        self.log_dict({f"loss/{name}": means[name] for name in terms})
+        check_finite(self.step, means)
         return loss
 
     def critic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -212,19 +200,23 @@ class Tokenizer(L.LightningModule):
         if uses_r1:
             terms["r1"] = r1_penalty(logits_real, real)
             loss = loss + config.r1 / 2 * config.r1_every * terms["r1"]
-        self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()})
         accuracy = ((logits_real > 0).float().mean() + (logits_fake < 0).float().mean()) / 2
-        self.log("discriminator/accuracy", accuracy)
-        check_finite(self.step, terms)
+        means = mean_values({**terms, "accuracy": accuracy})
+        self.log("discriminator/accuracy", means.pop("accuracy"))
+        self.log_dict({f"loss/{name}": mean for name, mean in means.items()})
+        check_finite(self.step, means)
         return loss
 
-    def update(self, optimizer: Any, loss: Tensor, batch_idx: int) -> None:
-        """Backward, and at the last micro-batch an optimizer step."""
-        config = self.config.optimizer
+    def update(self, optimizer: Any, loss: Tensor, batch_idx: int, by_ddp: bool = True) -> None:
+        """Backward, and at the last micro-batch an optimizer step; without `by_ddp` of the discriminator."""
+        config, is_last = self.config.optimizer, self.is_last_micro_batch(batch_idx)
         if batch_idx % config.accumulate == 0:  # here, because the last epoch may have ended between two steps
             optimizer.zero_grad()
-        self.manual_backward(loss / config.accumulate)
-        if self.is_last_micro_batch(batch_idx):
+        with nullcontext() if is_last and by_ddp else without_exchange(self.trainer.model):
+            self.manual_backward(loss / config.accumulate)
+        if is_last:
+            if self.discriminator is not None and not by_ddp:
+                average_gradients(self.discriminator.parameters())
             if config.gradient_clip:
                 self.clip_gradients(optimizer, config.gradient_clip, "norm")
             optimizer.step()

@@ -4,6 +4,7 @@ Letters: B images, T tokens of an image, D width, V codes.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +12,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_modules.distributed import all_reduce_sum, draw_rows, mean_over_ranks, own_random_numbers
 from lightning_modules.finite import check_finite
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
 from lightning_modules.optimizer import StageTwoOptimizerConfig, build_stage_two_optimizer, warmup_decay
-from lightning_modules.quantizers.base import all_reduce_sum
+from lightning_modules.sharding import is_sharded, shard, whole
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
 
 NATS_PER_BIT = 0.6931471805599453
@@ -70,7 +72,8 @@ class VIM(L.LightningModule):
     """p(tokens | class) and the images that it generates.
 
     The tokenizer, needed only to turn sampled tokens into images, and the classifier of acceptance rates are lent by
-    `use_tokenizer` and `use_classifier` and are not part of the module's weights.
+    `use_tokenizer` and `use_classifier` and are not part of the module's weights. Under FSDP (runtime.strategy=fsdp)
+    the transformer is sharded for training, and made whole on every rank for each validation.
     """
 
     nats: Tensor  # (T,) float64, summed over the images of a validation
@@ -87,6 +90,7 @@ class VIM(L.LightningModule):
         self.generation = GenerationMetrics(config.generation, codebook_size, image_size)
         self.tokenizer: Tokenizer | None = None
         self.classifier: Classifier | None = None
+        self.whole: tuple[GPT, ...] = ()  # during a validation under FSDP; in a tuple: not a submodule
         self.tokenizer_digest = ""  # of the tokenizer that made the tokens; "" until it is known
         self.metric_values: dict[str, str] = {}
         self.register_buffer("nats", torch.zeros(self.gpt.num_tokens, dtype=torch.float64), persistent=False)
@@ -117,13 +121,16 @@ class VIM(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         tokens, labels = batch["tokens"], self.labels(batch)  # (B, T), (B,)
         if labels is not None and self.config.label_dropout:
-            dropped = torch.rand(labels.shape, device=labels.device) < self.config.label_dropout
-            labels = labels.masked_fill(dropped, self.gpt.no_class)
-        hidden = self.gpt(self.corrupt(tokens[:, :-1]), labels)  # (B, T, D)
+            uniform = draw_rows(lambda n: torch.rand(n, device=self.device), len(labels))
+            labels = labels.masked_fill(uniform < self.config.label_dropout, self.gpt.no_class)
+        inputs = self.corrupt(tokens[:, :-1])
+        with own_random_numbers(self.device) if self.config.gpt.dropout else nullcontext():
+            hidden = self.gpt(inputs, labels)  # (B, T, D)
         loss = token_loss(hidden, self.gpt.head.weight, tokens).mean
-        check_finite(self.global_step, {"token": loss})
-        self.log("loss/generator", loss, prog_bar=True)
-        self.log("bits_per_token/train", loss / NATS_PER_BIT)
+        mean = mean_over_ranks(loss.detach())
+        check_finite(self.global_step, {"token": mean})
+        self.log("loss/generator", mean, prog_bar=True)
+        self.log("bits_per_token/train", mean / NATS_PER_BIT)
         return loss * self.share_of_step(batch_idx)
 
     def share_of_step(self, batch_idx: int) -> float:
@@ -136,8 +143,14 @@ class VIM(L.LightningModule):
         """Replaces 1 - keep_tokens of the input tokens (B, s) by random ones."""
         if self.config.keep_tokens == 1:
             return tokens
-        noise = torch.randint_like(tokens, self.gpt.vocab_size)
-        return torch.where(torch.rand(tokens.shape, device=tokens.device) < self.config.keep_tokens, tokens, noise)
+        length, vocab_size, device = tokens.shape[1], self.gpt.vocab_size, tokens.device
+        noise = draw_rows(lambda n: torch.randint(vocab_size, (n, length), device=device), len(tokens))
+        uniform = draw_rows(lambda n: torch.rand(n, length, device=device), len(tokens))
+        return torch.where(uniform < self.config.keep_tokens, tokens, noise)
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None and not is_sharded(self.gpt):
+            shard(self.gpt, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         optimizer = build_stage_two_optimizer(self.gpt, self.config.optimizer)
@@ -146,10 +159,22 @@ class VIM(L.LightningModule):
 
     # ---- validation
 
+    @property
+    def network(self) -> GPT:
+        """The transformer to evaluate: ranks may call it independently of each other."""
+        return self.whole[0] if self.whole else self.gpt
+
+    def on_validation_start(self) -> None:
+        if is_sharded(self.gpt):
+            self.whole = (whole(self.gpt),)
+
+    def on_validation_end(self) -> None:
+        self.whole = ()
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         tokens = batch["tokens"]
-        hidden = self.gpt(tokens[:, :-1], self.labels(batch))
-        per_token = token_loss(hidden, self.gpt.head.weight, tokens).per_token.view(tokens.shape)
+        hidden = self.network(tokens[:, :-1], self.labels(batch))
+        per_token = token_loss(hidden, self.network.head.weight, tokens).per_token.view(tokens.shape)
         self.nats += per_token.sum(0)
         self.num_images += len(tokens)
 
@@ -185,7 +210,7 @@ class VIM(L.LightningModule):
             labels = torch.tensor(ids) % max(1, self.num_classes)
         labels = labels.to(self.device)
         given = labels if self.config.class_conditional else None
-        tokens = generate(self.gpt, ids, given, sampling or self.config.sampling, seed)
+        tokens = generate(self.network, ids, given, sampling or self.config.sampling, seed)
         return self.decode(tokens), tokens, labels
 
     @torch.no_grad()

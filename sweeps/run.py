@@ -20,7 +20,7 @@ from experiments.chain import run_dir
 from experiments.config import Experiment
 from experiments.errors import user_errors
 from experiments.records import PUBLISHED, Record, find_records
-from experiments.train import train
+from experiments.train import train_apart as train
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.schema import ColumnSpec
 from sweeps.study import Queue

@@ -58,42 +58,43 @@ def load_once(name: str, input_size: int = 224) -> PretrainedEncoder:
         return load_encoder(name, input_size)
 
 
+ENCODER_USERS = extractors, perceptual, experiments.extraction, experiments.codebook_estimate, experiments.classifier
+
+
 @pytest.fixture
 def shared_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics, losses and codebooks share one frozen encoder instead of reading its weights again and again."""
-    monkeypatch.setattr(extractors, "load_encoder", load_once)
-    monkeypatch.setattr(perceptual, "load_encoder", load_once)
-    monkeypatch.setattr(experiments.extraction, "load_encoder", load_once)
-    monkeypatch.setattr(experiments.codebook_estimate, "load_encoder", load_once)
-    monkeypatch.setattr(experiments.classifier, "load_encoder", load_once)
+    for module in ENCODER_USERS:
+        monkeypatch.setattr(module, "load_encoder", load_once)
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, shared_encoders: None) -> TinyExperiment:
     """tiny(model name, "key=value", ...) -> a checked Experiment that trains three steps of four images."""
+    return functools.partial(tiny_experiment, tmp_path)
 
-    def build(name: str = "vqgan", *overrides: str) -> Experiment:
-        is_vit = name == "vit_vqgan"
-        model: dict[str, Any] = {
-            "name": name,
-            "codebook_size": 32,
-            "code_dim": 8,
-            "backbone": TINY_BACKBONES["vit" if is_vit else "cnn"],
-            "discriminator": TINY_DISCRIMINATORS["vit_vqgan" if is_vit else "vqgan"],
-            "optimizer": {"lr": 3e-3},
-            "metrics": {"extractor": "efficientnet-lite0", "extractor_image_size": 32, "lpips": "none"},
-        }
-        if name == "vqgan_lc":
-            model["quantizer"] = TINY_LARGE_CODEBOOK
-        values = {
-            "data": {"name": "shapes", "image_size": 16, "batch_size": 4, "train_size": 16, "val_size": 12},
-            "model": model,
-            "trainer": {"max_steps": 3, "checkpoint_every": 1000, "log_every": 1},
-            "runtime": {"output_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path / "data"), "accelerator": "cpu"},
-        }
-        return parse(merge(copy.deepcopy(values), from_dotlist(overrides)), "tiny")
 
-    return build
+def tiny_experiment(folder: Path, name: str = "vqgan", *overrides: str) -> Experiment:
+    """As the fixture `tiny`, with its output in `folder`."""
+    is_vit = name == "vit_vqgan"
+    model: dict[str, Any] = {
+        "name": name,
+        "codebook_size": 32,
+        "code_dim": 8,
+        "backbone": TINY_BACKBONES["vit" if is_vit else "cnn"],
+        "discriminator": TINY_DISCRIMINATORS["vit_vqgan" if is_vit else "vqgan"],
+        "optimizer": {"lr": 3e-3},
+        "metrics": {"extractor": "efficientnet-lite0", "extractor_image_size": 32, "lpips": "none"},
+    }
+    if name == "vqgan_lc":
+        model["quantizer"] = TINY_LARGE_CODEBOOK
+    values = {
+        "data": {"name": "shapes", "image_size": 16, "batch_size": 4, "train_size": 16, "val_size": 12},
+        "model": model,
+        "trainer": {"max_steps": 3, "checkpoint_every": 1000, "log_every": 1},
+        "runtime": {"output_dir": str(folder / "runs"), "data_dir": str(folder / "data"), "accelerator": "cpu"},
+    }
+    return parse(merge(copy.deepcopy(values), from_dotlist(overrides)), "tiny")
 
 
 class LargestResult(TorchDispatchMode):

@@ -9,6 +9,7 @@ from lightning_modules.losses.adversarial import (
     non_saturating_g_loss,
     r1_penalty,
 )
+from lightning_modules.losses.config import LossConfig
 from lightning_modules.losses.perceptual import (
     PERCEPTUAL_NETWORKS,
     EncoderFeatureLoss,
@@ -24,6 +25,7 @@ __all__ = [
     "PERCEPTUAL_NETWORKS",
     "EncoderFeatureLoss",
     "LPIPSLoss",
+    "LossConfig",
     "PerceptualLoss",
     "TokenLoss",
     "adaptive_weight",

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_modules.distributed import mean_over_ranks
+
 
 def hinge_d_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Discriminator's hinge loss, 0.5 * (mean relu(1 - real) + mean relu(1 + fake)). taming, B."""
@@ -62,10 +64,12 @@ def adaptive_weight(
     """|grad of reconstruction loss| / (|grad of adversarial loss| + 1e-4) at the decoder's last layer.
 
     Multiplying the adversarial loss by it gives both losses gradients of one size there (Esser et al. 2021,
-    equation 7, with taming's constants). Detached, in [0, `max_weight`]; the graphs are kept.
+    equation 7, with taming's constants). Of the global batch: the ranks' gradients are averaged.
+    Detached, in [0, `max_weight`]; the graphs are kept.
     """
     gradients = [
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction_loss, adversarial_loss)
+        mean_over_ranks(torch.autograd.grad(loss, last_layer, retain_graph=True)[0])
+        for loss in (reconstruction_loss, adversarial_loss)
     ]
     reconstruction_norm, adversarial_norm = (gradient.norm() for gradient in gradients)
     return (reconstruction_norm / (adversarial_norm + 1e-4)).clamp(0, max_weight).detach()

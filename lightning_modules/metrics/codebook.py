@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from lightning_modules.distributed import rank, world_size
 
 
 def count_codes(indices: Tensor, codebook_size: int) -> Tensor:
@@ -70,41 +73,41 @@ class CodebookUsage(Metric):
 class BatchUsage(Metric):
     """Percent of the codes that 256 test images use, averaged over the test set (A-Table 4, `usage/batch`).
 
-    Consecutive images are regrouped into groups of exactly `batch_images`, whatever the loader's batch size.
-    An incomplete last group is left out, unless there is no complete one: then the images seen are the one
-    group. With several processes each groups its own images, and the mean is over all groups.
+    Consecutive images are regrouped into groups of exactly `batch_images`, whatever the loader's batch size and the
+    number W of processes, each of which has every W-th image. An incomplete last group is left out, unless there is no
+    complete one: then the images seen are the one group.
     """
 
     full_state_update = True  # forward() must not split a group
-    pending_used: Tensor
-    num_pending: Tensor
-    usage_sum: Tensor
-    num_groups: Tensor
+    used: list[Tensor]
+    group: list[Tensor]
+    num_images: Tensor
 
     def __init__(self, codebook_size: int, batch_images: int = 256, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.codebook_size = codebook_size
         self.batch_images = batch_images
-        # The group being filled: which codes it uses (K,), and how many images are in it.
-        self.add_state("pending_used", torch.zeros(codebook_size, dtype=torch.bool), dist_reduce_fx="max")
-        self.add_state("num_pending", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("usage_sum", torch.tensor(0), dist_reduce_fx="sum")  # codes used, summed over complete groups
-        self.add_state("num_groups", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("used", [], dist_reduce_fx="cat")  # [(1, K)] bool, which codes a group uses here, and
+        self.add_state("group", [], dist_reduce_fx="cat")  # [(1,)] int64, which group that is
+        self.add_state("num_images", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, indices: Tensor) -> None:
         """Adds the images' indices (B, h, w) int64, or any (B, ...). ValueError: an index outside [0, K)."""
-        while len(indices):
-            group, indices = indices.tensor_split([self.batch_images - int(self.num_pending)])
-            self.pending_used = self.pending_used | (count_codes(group, self.codebook_size) > 0)  # (K,)
-            self.num_pending = self.num_pending + len(group)
-            if int(self.num_pending) == self.batch_images:
-                self.usage_sum = self.usage_sum + self.pending_used.count_nonzero()
-                self.num_groups = self.num_groups + 1
-                self.pending_used = torch.zeros_like(self.pending_used)
-                self.num_pending = torch.zeros_like(self.num_pending)
+        first = int(self.num_images)
+        places = (first + torch.arange(len(indices))) * world_size() + rank()  # (B,) in the data set
+        self.num_images = self.num_images + len(indices)
+        for group, size in zip(*torch.unique_consecutive(places // self.batch_images, return_counts=True), strict=True):
+            some, indices = indices.tensor_split([int(size)])
+            used = (count_codes(some, self.codebook_size) > 0)[None]  # (1, K)
+            if self.group and int(self.group[-1]) == int(group):
+                self.used[-1] = self.used[-1] | used
+            else:
+                self.used.append(used)
+                self.group.append(group[None].to(used.device))
 
     def compute(self) -> Tensor:
         """Percent, 0 to 100, a scalar."""
-        if self.num_groups == 0:
-            return 100 * self.pending_used.count_nonzero() / self.codebook_size
-        return 100 * self.usage_sum / (self.num_groups * self.codebook_size)
+        used, group = dim_zero_cat(self.used), dim_zero_cat(self.group)  # (g, K), (g,)
+        num_groups = max(1, int(self.num_images) // self.batch_images)
+        by_group = [used[group == index].any(0).count_nonzero() for index in range(num_groups)]
+        return 100 * torch.stack(by_group).sum() / (num_groups * self.codebook_size)

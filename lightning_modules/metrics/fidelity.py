@@ -17,6 +17,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_modules.distributed import in_order
 from lightning_modules.metrics.extractors import build_extractor, to_uint8
 
 
@@ -28,9 +29,8 @@ class Fidelity(Metric):
     images that are not real, 10 splits), with `kid` also `kid`, with `prc` also `precision` and `recall`.
     When N is not much larger than D, FID is biased upward: compare numbers of one `protocol_id` only.
 
-    With several processes the features are gathered, so FID is that of all images; IS depends slightly on
-    their order, through its splits. A sampler that repeats images to fill the last batch changes every
-    number.
+    With several processes, each of which has every W-th image, the features are gathered and put back in the order
+    of the data set, on which the splits of IS and the subsets of KID depend.
 
     Args:
         image_size: H = W of the images.
@@ -98,7 +98,12 @@ class Fidelity(Metric):
             return self._given_real
         if len(self.real) == 0:
             raise ValueError("Fidelity: no real images. Call update(images, real=True) or set_real_features first.")
-        return dim_zero_cat(self.real)
+        return self.gathered(self.real)
+
+    def gathered(self, parts: list[Tensor]) -> Tensor:
+        """The rows of all updates and processes, in the order of the data set."""
+        rows = dim_zero_cat(parts)
+        return in_order(rows) if self._is_synced else rows
 
     def load_or_compute_real(self, path: str | Path, key: str, images: Iterable[Tensor]) -> Tensor:
         """Sets real features from a file, or from `images` when the file is missing or of another key.
@@ -127,7 +132,7 @@ class Fidelity(Metric):
         real = self.real_features().cpu()  # (N, D)
         if len(self.fake) == 0:
             raise ValueError("Fidelity: no images to judge. Call update(images, real=False) first.")
-        fake, logits = dim_zero_cat(self.fake).cpu(), dim_zero_cat(self.fake_logits).cpu()  # (N, D), (N, C)
+        fake, logits = self.gathered(self.fake).cpu(), self.gathered(self.fake_logits).cpu()  # (N, D), (N, C)
         values = fidelity_values(real, fake, logits, self.kid, self.prc)
         return {name: torch.tensor(value) for name, value in values.items()}
 

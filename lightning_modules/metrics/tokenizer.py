@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lightning_modules import distributed
 from lightning_modules.losses.reconstruction import logit_laplace_loss
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
 from lightning_modules.metrics.fidelity import Fidelity, first_images
@@ -21,8 +22,8 @@ class MetricsConfig:
     """`extractor`: auto | inception-v3-compat | efficientnet-lite0, at `extractor_image_size` pixels (0 = its default).
 
     `lpips`: auto | vgg | alex | none. auto takes what is on disk and is recorded in the protocol id. `num_images`:
-    code usage is counted over all validation images, the metrics of reconstructions over the first this many of each
-    process (the data modules deal the classes out in turn, so they are class-balanced), 0 = all. `code_ranks`: also
+    code usage is counted over all validation images, the metrics of reconstructions over the first this many
+    (the data modules deal the classes out in turn, so they are class-balanced), 0 = all. `code_ranks`: also
     PSNR with every token replaced by its M-th nearest code, for each M (B-Figure 5).
     """
 
@@ -75,7 +76,10 @@ class TokenizerMetrics(nn.Module):
 
     def num_wanted(self, batch_size: int) -> int:
         """How many images of the next batch are to be reconstructed; the tokens of all are counted."""
-        return batch_size if not self.limit else max(0, min(batch_size, self.limit - self.num_seen))
+        wanted = len(
+            range(distributed.rank(), self.limit, distributed.world_size())
+        )  # of the first `limit`, this process's
+        return batch_size if not self.limit else max(0, min(batch_size, wanted - self.num_seen))
 
     def update(
         self, indices: Tensor, image: Tensor, reconstruction: Tensor, logit_laplace: Tensor | None = None
@@ -107,8 +111,7 @@ class TokenizerMetrics(nn.Module):
         usage = self.usage.compute()
         self.last_counts = self.usage.counts.clone()
         self.num_counted = int(self.last_counts.sum()) // self.tokens_per_image
-        share = min(self.limit or self.num_seen, self.num_seen)
-        self.num_measured = self.num_counted * share // self.num_seen
+        self.num_measured = min(self.limit or self.num_counted, self.num_counted)
         values = {f"{name}/val": value.float() for name, value in usage.items()}
         values["usage/batch"] = self.batch_usage.compute()
         values |= self.reconstruction.compute()

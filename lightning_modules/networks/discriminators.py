@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import DiscriminatorConfig
+from .batch_norm import BatchNorm2d
 
 
 @dataclass
@@ -43,7 +44,7 @@ class PatchGAN(nn.Module):
             stride = 2 if index < num_layers else 1
             layers += [
                 nn.Conv2d(before, width, 4, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(width),
+                BatchNorm2d(width),
                 nn.LeakyReLU(0.2),
             ]
         layers.append(nn.Conv2d(width, 1, 4, padding=1))
@@ -119,7 +120,8 @@ class ResBlock(nn.Module):
 def append_minibatch_stddev(x: Tensor) -> Tensor:
     """Appends one channel to (B, C, h, w): the mean standard deviation within groups of about four images.
 
-    Group g is the images g, g + B/group, ... The group grows where four does not divide B, so any B works.
+    Group g is the images g, g + B/group, ... The group grows where four does not divide B, so any B works. Of
+    W ranks, each of which has every W-th image, the groups are those of the global batch if four divides a rank's B.
     """
     num_groups = max(len(x) // 4, 1)
     while len(x) % num_groups:

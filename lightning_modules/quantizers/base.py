@@ -62,6 +62,9 @@ class Quantizer(nn.Module, ABC):
         self.codebook_size = codebook_size
         self.code_dim = code_dim
 
+    def start_step(self, num_forwards: int) -> None:
+        """Called before the `num_forwards` training forwards, one a micro-batch, of an optimizer step."""
+
     @abstractmethod
     def codebook(self) -> Tensor:
         """The (K, d) table that latents are compared with and decoding looks up."""
@@ -113,10 +116,3 @@ def straight_through(z: Tensor, codes: Tensor) -> Tensor:
     the usual z + sg(e - z) differs from it by rounding.
     """
     return codes.detach() + (z - z.detach())
-
-
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum of `tensor` over all ranks, in place; itself when nothing is distributed."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor)
-    return tensor

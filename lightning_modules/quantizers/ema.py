@@ -2,7 +2,8 @@
 
 van den Oord et al. 2017, appendix A.1: N_i <- g N_i + (1 - g) n_i, m_i <- g m_i + (1 - g) sum of z, e_i = m_i / N_i,
 with Laplace smoothing of N. Counts and sums are added up over all ranks before they enter the averages, so every
-rank holds the same codebook (public image code leaves this out, and its ranks drift apart).
+rank holds the same codebook (public image code leaves this out, and its ranks drift apart), and the one that a single
+process would hold. The micro-batches of an optimizer step are added up as well, and update the codes once.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput, all_reduce_sum
+from lightning_modules.distributed import all_reduce_sum, rank, world_size
+from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput
 
 
 @dataclass
@@ -39,13 +41,15 @@ class EMAConfig(QuantizerConfig):
 
 
 class EMAQuantizer(Quantizer):
-    """Buffers only, no parameters. Updated once per training forward; evaluation changes nothing."""
+    """Buffers only, no parameters. Updated once per optimizer step, which is every training forward unless `start_step`
+    says otherwise; evaluation changes nothing. Latents are (B, ..., d), B images or whatever a batch is split into."""
 
     config: EMAConfig
     codes: Tensor  # (K, d) = sums / smoothed counts
     counts: Tensor  # (K,) averaged number of latents a step
     sums: Tensor  # (K, d) averaged sum of latents a step
     is_placed: Tensor  # () bool: the codes have their first values
+    added: tuple[Tensor, Tensor]  # counts (K,) and sums (K, d) of the micro-batches of an unfinished step
 
     def __init__(self, config: EMAConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__(config, codebook_size, code_dim)
@@ -54,23 +58,39 @@ class EMAQuantizer(Quantizer):
         self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", codes.clone())
         self.register_buffer("is_placed", torch.tensor(config.init == "normal"))
+        self.start_step(1)
+
+    def start_step(self, num_forwards: int) -> None:
+        """Forgets what an unfinished step has added up."""
+        self.num_forwards, self.num_added = num_forwards, 0
 
     def codebook(self) -> Tensor:
         return self.codes
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         if self.training and not self.is_placed:
-            self.place(z.detach().float().flatten(0, -2))
+            self.place(z.detach().float())
         output = super().forward(z)
         if self.training:
-            self.update(z.detach().float().flatten(0, -2), output.indices.flatten())
+            self.update(z.detach().float(), output.indices.flatten())
         return output
 
     @torch.no_grad()
     def update(self, z: Tensor, indices: Tensor) -> None:
-        """One step of the averages from latents z (N, d) and their codes (N,)."""
-        counts = all_reduce_sum(torch.bincount(indices, minlength=self.codebook_size).to(z.dtype))  # (K,)
-        sums = all_reduce_sum(torch.zeros_like(self.sums).index_add_(0, indices, z))  # (K, d)
+        """One step of the averages from latents z (B, ..., d) and their codes (N,), or a part of it.
+
+        Dead codes are replaced by latents of the last micro-batch.
+        """
+        counts = torch.bincount(indices, minlength=self.codebook_size).to(z.dtype)  # (K,)
+        sums = torch.zeros_like(self.sums).index_add_(0, indices, z.flatten(0, -2))  # (K, d)
+        if self.num_added:
+            counts, sums = counts + self.added[0], sums + self.added[1]
+        self.added, self.num_added = (counts, sums), self.num_added + 1
+        if self.num_added < self.num_forwards:
+            return
+        self.start_step(self.num_forwards)
+        del self.added
+        counts, sums = all_reduce_sum(counts), all_reduce_sum(sums)
         self.counts.lerp_(counts, 1 - self.config.decay)
         self.sums.lerp_(sums, 1 - self.config.decay)
         if self.config.dead_code_threshold > 0:
@@ -82,8 +102,9 @@ class EMAQuantizer(Quantizer):
     def reseed(self, z: Tensor) -> None:
         """Gives every dead code a random latent of the batch, with the average count 1 and the sum that fits it."""
         dead = self.counts < self.config.dead_code_threshold  # (K,)
-        self.counts[dead] = 1.0  # `counts` agree over ranks, so `dead` does too
-        self.sums[dead] = self.draw(z, int(dead.sum()))
+        if num_dead := int(dead.sum()):  # `counts` agree over ranks, so `dead` does too
+            self.counts[dead] = 1.0
+            self.sums[dead] = self.draw(z, num_dead)
 
     @torch.no_grad()
     def place(self, z: Tensor) -> None:
@@ -95,9 +116,34 @@ class EMAQuantizer(Quantizer):
 
     @staticmethod
     def draw(z: Tensor, size: int) -> Tensor:
-        """`size` random rows of z (N, d), the same on all ranks: (size, d)."""
-        picks = z[torch.randint(len(z), (size,), device=z.device)]
-        picks = picks + 0.01 * z.std(0, correction=0) * torch.randn_like(picks)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(picks, src=0)
-        return picks
+        """`size` random latents of the global batch, of which z (B, ..., d) is this rank's share: (size, d).
+
+        The same on all ranks, and the ones that a single process draws of the whole batch.
+        """
+        rows = z.flatten(0, -2)  # (n, d)
+        picks = torch.randint(len(rows) * world_size(), (size,), device=z.device)
+        if world_size() == 1:
+            chosen, deviation = rows[picks], rows.std(0, correction=0)
+        else:
+            torch.distributed.broadcast(picks, src=0)  # should the ranks' random numbers have drifted apart
+            chosen, deviation = chosen_rows(rows, picks, len(rows) // len(z)), global_deviation(rows)
+        chosen = chosen + 0.01 * deviation * torch.randn_like(chosen)
+        if world_size() > 1:
+            torch.distributed.broadcast(chosen, src=0)
+        return chosen
+
+
+def chosen_rows(rows: Tensor, picks: Tensor, per_image: int) -> Tensor:
+    """Rows (size, d) of the global batch by their numbers there; `rows` (n, d) are those of this rank's images."""
+    image, place = picks // per_image, picks % per_image
+    mine = image % world_size() == rank()
+    chosen = rows.new_zeros(len(picks), rows.shape[1])
+    chosen[mine] = rows[image[mine] // world_size() * per_image + place[mine]]
+    return all_reduce_sum(chosen)
+
+
+def global_deviation(rows: Tensor) -> Tensor:
+    """The standard deviation (d,) of all ranks' rows (n, d)."""
+    count = len(rows) * world_size()
+    mean = all_reduce_sum(rows.sum(0)) / count
+    return (all_reduce_sum((rows - mean).square().sum(0)) / count).sqrt()

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.quantizers.base import QuantizerConfig, QuantizerOutput, all_reduce_sum
+from lightning_modules.distributed import all_reduce_sum
+from lightning_modules.quantizers.base import QuantizerConfig, QuantizerOutput
 from lightning_modules.quantizers.projected import ProjectedCodebook
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_modules.distributed import mean_over_ranks
 from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput
 
 
@@ -66,7 +67,9 @@ class LFQ(Quantizer):
         return QuantizerOutput(self.pass_gradient(z, codes), indices, loss)
 
     def entropies(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """E[H(q(z))] and H(E[q(z)]) of latents z (N, d), in nats (equation 5). The mean is over this rank's latents.
+        """E[H(q(z))] and H(E[q(z)]) of latents z (N, d), in nats (equation 5).
+
+        The codes' entropy in training is that of the global batch: of the mean of q over all ranks.
 
         q(z) is the softmax of -||z - code||^2 / temperature over the K codes. It is the product of independent bits, so
         the first term is a sum over d, and the mean of the second, exact too, is one product of (N, 2^(d/2)) matrices:
@@ -77,6 +80,8 @@ class LFQ(Quantizer):
         half = self.code_dim // 2
         with torch.autocast(z.device.type, enabled=False):
             mean = joint(logits[:, half:]).T @ joint(logits[:, :half]) / len(z)  # (2^(d - half), 2^half)
+            if self.training:
+                mean = mean_over_ranks(mean)
         smallest = torch.finfo(mean.dtype).tiny  # the gradient of 0 log 0 would be infinite
         return of_latents, -(mean * mean.clamp_min(smallest).log()).sum()
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from datamodules import DATAMODULES, DataConfig, ImageDataModule, stratified_subset
 from datamodules.base import ArrayDataset, to_unit_range
+from lightning_modules import distributed
 
 NUM_IMAGES = 50
 
@@ -149,11 +150,36 @@ def test_batch_that_does_not_divide_is_an_error():
         data.train_dataloader()
 
 
-def test_validation_that_does_not_divide_warns():
-    data = numbered(val_size=49)
-    attach_trainer(data, 2)
-    with pytest.warns(UserWarning, match="1 count twice"):
+def test_validation_that_does_not_divide_is_shared_out_without_repeating_an_image():
+    parts = []
+    for rank in range(3):
+        data = numbered(val_size=49)
+        attach_trainer(data, 3, rank)
+        parts.append(torch.cat([batch["label"] for batch in data.val_dataloader()]).tolist())
+        assert len(torch.cat([batch["label"] for batch in data.ordered_val_dataloader()])) == 49
+    assert [len(part) for part in parts] == [17, 16, 16]
+    whole = torch.cat([batch["label"] for batch in numbered(val_size=49).val_dataloader()]).tolist()
+    assert [whole[rank::3] for rank in range(3)] == parts
+
+
+def test_fewer_validation_images_than_devices_are_an_error():
+    data = numbered(val_size=2)
+    attach_trainer(data, 4)
+    with pytest.raises(ValueError, match=r"2 validation images for 4 devices: raise data\.val_size"):
         data.val_dataloader()
+
+
+def test_a_rank_takes_its_rows_of_the_flips_of_the_global_batch(monkeypatch: pytest.MonkeyPatch):
+    data = numbered(flip=True)
+    images = torch.arange(4, dtype=torch.uint8).expand(16, 3, 2, 4).contiguous()
+    data.train_set = ArrayDataset(images, torch.arange(16), flip=True)
+    torch.manual_seed(0)
+    whole = data.train_set.__getitems__(list(range(16)))["image"]
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        assert torch.equal(data.train_set.__getitems__(list(range(rank, 16, 2)))["image"], whole[rank::2])
 
 
 def test_too_few_images_for_a_batch_is_an_error():

@@ -5,13 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
-from lightning_modules.metrics import BatchUsage, CodebookUsage
+from lightning_modules.metrics import BatchUsage, CodebookUsage, codebook
 
 
 def gathered(mine: Metric, other: Metric) -> Metric:
     """`mine` as rank 0 of two processes: torchmetrics' own sync, which gathers the states of `other`."""
-    states: Iterator[Tensor] = iter(other.metric_state.values())
+    values = (dim_zero_cat(value) if isinstance(value, list) else value for value in other.metric_state.values())
+    states: Iterator[Tensor] = iter(values)
     mine.distributed_available_fn = lambda: True
     mine.dist_sync_fn = lambda state, group=None: [state, next(states)]
     return mine
@@ -75,18 +77,16 @@ def test_batch_usage_equals_the_naive_one_for_any_loader(num_images: int, loader
     assert metric.compute().item() == pytest.approx(100 * len(indices[:2].unique()) / 300)
 
 
-def test_batch_usage_averages_the_groups_of_all_processes() -> None:
-    indices = torch.randint(300, (3 * 16 + 5, 2, 3), generator=torch.Generator().manual_seed(0))
-    one, rank0, rank1 = (BatchUsage(300, batch_images=16) for _ in range(3))
+@pytest.mark.parametrize("num_images", [3 * 16 + 5, 16, 7])
+def test_batch_usage_of_two_processes_is_of_the_groups_of_one(monkeypatch: pytest.MonkeyPatch, num_images: int) -> None:
+    """Each has every second image, and so a part of every group."""
+    indices = torch.randint(300, (num_images, 2, 3), generator=torch.Generator().manual_seed(0))
+    one, *ranks = (BatchUsage(300, batch_images=16) for _ in range(3))
     one.update(indices)
-    rank0.update(indices[:16])
-    rank1.update(indices[16:])
-    assert gathered(rank0, rank1).compute() == one.compute()
-
-
-def test_batch_usage_joins_the_processes_when_none_has_a_whole_group() -> None:
-    indices = torch.randint(300, (16, 2, 3), generator=torch.Generator().manual_seed(0))
-    rank0, rank1 = BatchUsage(300, batch_images=16), BatchUsage(300, batch_images=16)
-    rank0.update(indices[:8])
-    rank1.update(indices[8:])
-    assert gathered(rank0, rank1).compute().item() == pytest.approx(naive_batch_usage(indices, 300, 16))
+    monkeypatch.setattr(codebook, "world_size", lambda: 2)
+    for rank, metric in enumerate(ranks):
+        monkeypatch.setattr(codebook, "rank", lambda rank=rank: rank)
+        for batch in indices[rank::2].split(5):
+            metric.update(batch)
+    assert gathered(*ranks).compute() == one.compute()
+    assert one.compute().item() == pytest.approx(naive_batch_usage(indices, 300, 16))

@@ -1,0 +1,196 @@
+"""One run on several processes: how they are started and joined, and what one of them does for all.
+
+`torchrun` and SLURM's `srun` start the processes themselves and say how many there are; with `runtime.devices=2` alone
+this process starts the others. Either way each of them runs the same command. docs/distributed.md shows all three.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_only
+
+from experiments.config import Experiment, RuntimeConfig
+from lightning_modules.distributed import rank, world_size
+from lightning_modules.vim import VIMConfig
+
+STRATEGIES = ("auto", "ddp", "fsdp")
+WAIT = timedelta(days=30)  # for what one rank makes: tokens, a codebook, a model that another job trains
+
+
+# ---- how many processes
+
+
+def launched() -> tuple[int, int] | None:
+    """Processes of each node and nodes, as torchrun or srun has started them; None where neither has."""
+    if TorchElasticEnvironment.detect():
+        environment = TorchElasticEnvironment()
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", environment.world_size()))
+        return local, environment.world_size() // local
+    if SLURMEnvironment.detect() and (tasks := int(os.environ.get("SLURM_NTASKS", 1))) > 1:
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        return tasks // nodes, nodes
+    return None
+
+
+def placement(runtime: RuntimeConfig) -> tuple[int | str, int]:
+    """`devices` of each node and `num_nodes`, for Lightning. Raises ValueError when the launcher says otherwise."""
+    given: int | str = int(runtime.devices) if runtime.devices.isdigit() else runtime.devices
+    found = launched()
+    if found is None:
+        return given, runtime.num_nodes
+    devices, nodes = found
+    if given not in ("auto", devices) or runtime.num_nodes not in (1, nodes):
+        raise ValueError(
+            f"runtime.devices={given} on runtime.num_nodes={runtime.num_nodes}, but {devices} process(es) were started "
+            f"on each of {nodes} node(s): leave both keys out, or start as many as they say"
+        )
+    return devices, nodes
+
+
+def num_devices(runtime: RuntimeConfig) -> int:
+    """Devices that a run is spread over: as torchrun, srun or the recipe says, else all GPUs of this machine."""
+    devices, nodes = placement(runtime)
+    if isinstance(devices, str):
+        gpus = 0 if runtime.accelerator == "cpu" else torch.cuda.device_count()
+        devices = (gpus or 1) if devices in ("auto", "-1") else len(devices.strip(",").split(","))
+    return devices * nodes
+
+
+def check_devices(experiment: Experiment) -> None:
+    """Raises ValueError for what does not go together with so many devices, before any long work."""
+    devices, strategy = num_devices(experiment.runtime), experiment.runtime.strategy
+    if strategy not in STRATEGIES:
+        raise ValueError(f"runtime.strategy='{strategy}' is none of {', '.join(STRATEGIES)}")
+    if strategy == "fsdp" and not isinstance(experiment.model, VIMConfig):
+        raise ValueError(f"runtime.strategy=fsdp is for vim, not for {experiment.model.name}: leave it out")
+    if strategy == "fsdp" and experiment.trainer.weight_ema:
+        raise ValueError("runtime.strategy=fsdp cannot average weights: set trainer.weight_ema=0")
+    level: Any = experiment
+    while level is not None:
+        if level.data.batch_size % devices:
+            where = "upstream: " if level is not experiment else ""
+            raise ValueError(
+                f"{where}data.batch_size={level.data.batch_size} is the global batch and cannot be shared out evenly "
+                f"over {devices} devices: make it a multiple of {devices}"
+            )
+        level = getattr(level, "upstream", None)
+    wanted = getattr(getattr(experiment.model, "generation", None), "num_samples", 0)
+    if 0 < wanted < devices:
+        raise ValueError(f"model.generation.num_samples={wanted} is less than one image for each of {devices} devices")
+
+
+def build_strategy(experiment: Experiment) -> Strategy | str:
+    """How gradients are exchanged.
+
+    DDP broadcasts no buffers: an EMA codebook is kept equal by its own exchange, and a validation's sums are a rank's
+    own. FSDP (of VIM alone) writes one file a checkpoint, which any number of processes can load.
+    """
+    devices, runtime = num_devices(experiment.runtime), experiment.runtime
+    if devices == 1:
+        return "auto"
+    if runtime.strategy == "fsdp":
+        return ModelParallelStrategy(devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+# ---- joining them
+
+
+def join(experiment: Experiment) -> None:
+    """Starts the other processes where nobody has, and waits until all are there. Alone it does nothing.
+
+    Raises ValueError for a configuration that this number of devices cannot run.
+    """
+    check_devices(experiment)
+    runtime, (devices, nodes) = experiment.runtime, placement(experiment.runtime)
+    if num_devices(runtime) == 1 or dist.is_initialized():
+        return
+    trainer = L.Trainer(
+        accelerator=runtime.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=DDPStrategy(),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    assert trainer.strategy.launcher is not None
+    trainer.strategy.launcher.launch(trainer.strategy.setup_environment)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes; known before the processes are joined."""
+    return (rank() if dist.is_initialized() else getattr(rank_zero_only, "rank", None) or 0) == 0
+
+
+@functools.cache
+def control_group() -> Any:
+    """For short messages between CPUs, with time to wait for them: NCCL's own limit is ten minutes."""
+    return dist.new_group(backend="gloo", timeout=WAIT)
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value, on all ranks; the others wait for it."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=control_group())
+    return box[0]
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 runs the body first; then the others, which find what it has made.
+
+    When rank 0 fails the others end without a message of their own. The body must not exchange anything.
+    """
+    if world_size() == 1:
+        yield
+    elif rank() > 0:
+        if not from_main(None):
+            sys.exit(1)
+        yield
+    else:
+        is_done = False
+        try:
+            yield
+            is_done = True
+        finally:
+            from_main(is_done)
+
+
+class SameStart(Callback):
+    """All ranks begin with rank 0's weights, buffers and random numbers, which are those of a process alone.
+
+    Make it right before `fit`: joining the processes seeds them anew.
+    """
+
+    def __init__(self) -> None:
+        self.states = random_states()
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if world_size() == 1:
+            return
+        cpu, cuda = from_main(self.states)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
+        if isinstance(trainer.strategy, DDPStrategy):
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.data, src=0)
+
+
+def random_states() -> tuple[torch.Tensor, torch.Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None

@@ -1,0 +1,101 @@
+"""What a run on W processes needs to give the numbers of a run on one. Plain PyTorch; alone, a process pays nothing.
+
+Two conventions make that possible. Rank r has the images r, r + W, r + 2 W, ... of every global batch and of the
+validation set (`datamodules/base.py`), the same number of a batch on every rank. And all ranks draw the same random
+numbers: what a batch needs is drawn for the global batch, of which a rank takes its rows.
+
+Letters: B images of this rank, N of all ranks.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum of `tensor` over all ranks, in place; itself when nothing is distributed."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+class _Sum(torch.autograd.Function):
+    """torch.distributed.nn.functional.all_reduce, which torch 2.14 deprecates in favour of a private one."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_reduce_sum(tensor.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _Sum.apply(grads[0])
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of `tensor` over all ranks. Its gradient is that of the sum of all ranks' losses, which DDP averages:
+    a statistic of the global batch may so stand in a loss. Can be differentiated twice."""
+    return _Sum.apply(tensor) / world_size() if world_size() > 1 else tensor
+
+
+def mean_values(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars by name, detached: the means over all ranks, in one exchange. A NaN of one rank is a NaN on all."""
+    values = {name: value.detach() for name, value in values.items()}
+    if world_size() == 1:
+        return values
+    means = all_reduce_sum(torch.stack([value.float() for value in values.values()])) / world_size()
+    return dict(zip(values, means, strict=True))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """For parameters that DDP leaves alone: one exchange of all gradients, behind the backward pass."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if world_size() > 1 and gradients:
+        flat = all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
+    """`draw(n)` gives n rows of random numbers; of a draw for all ranks' images those of this rank's `rows`."""
+    return draw(rows * world_size())[rank() :: world_size()]
+
+
+@contextmanager
+def own_random_numbers(device: torch.device) -> Iterator[None]:
+    """Within, each rank draws numbers of its own, as dropout should; the common stream goes on by one number.
+
+    So what follows is no longer what one process would draw: for what cannot equal it anyway.
+    """
+    if world_size() == 1:
+        yield
+        return
+    seed = int(torch.randint(2**62, ()))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed + rank())
+        yield
+
+
+def in_order(gathered: Tensor) -> Tensor:
+    """(N, ...) gathered rank by rank -> in the order of the data set, of which rank r has every W-th from r on."""
+    ordered, start = torch.empty_like(gathered), 0
+    for index in range(world_size()):
+        places = ordered[index :: world_size()]
+        places.copy_(gathered[start : start + len(places)])
+        start += len(places)
+    return ordered

@@ -1,0 +1,122 @@
+"""How many processes a run has, what they refuse, and starting them without a launcher."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TinyExperiment
+from vim_cases import tiny_vim
+
+from experiments.config import RuntimeConfig
+from experiments.ranks import check_devices, num_devices, placement
+from experiments.records import read_record
+from experiments.train import train_apart
+from lightning_modules.networks.batch_norm import BatchNorm2d
+from lightning_modules.quantizers.ema import chosen_rows
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "16", "RANK": "0", "LOCAL_RANK": "0"}
+SLURM = {"SLURM_NTASKS": "12", "SLURM_NNODES": "3", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*TORCHRUN, *SLURM):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(("environment", "found"), [(TORCHRUN, (8, 2)), (SLURM, (4, 3)), ({}, ("auto", 1))])
+def test_the_launcher_says_how_many_processes_there_are(
+    alone: None, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], found: tuple[int | str, int]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert placement(RuntimeConfig()) == found
+    devices, nodes = found
+    assert num_devices(RuntimeConfig(accelerator="cpu")) == (1 if devices == "auto" else int(devices) * nodes)
+
+
+def test_keys_that_contradict_the_launcher_are_an_error(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert placement(RuntimeConfig(devices="8", num_nodes=2)) == (8, 2)
+    for runtime in (RuntimeConfig(devices="4"), RuntimeConfig(num_nodes=3)):
+        with pytest.raises(ValueError, match=r"8 process\(es\) were started on each of 2 node\(s\)"):
+            placement(runtime)
+
+
+def test_devices_by_number_or_by_name(alone: None) -> None:
+    assert num_devices(RuntimeConfig(devices="2", num_nodes=4)) == 8
+    assert num_devices(RuntimeConfig(devices="0,3,5")) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["runtime.devices=3"], "data.batch_size=4 is the global batch .* multiple of 3"),
+        (["runtime.strategy=deepspeed"], "runtime.strategy='deepspeed' is none of auto, ddp, fsdp"),
+        (["runtime.strategy=fsdp"], "fsdp is for vim, not for vqgan"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_first(
+    alone: None, tiny: TinyExperiment, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_devices(tiny("vqgan", *overrides))
+
+
+def test_the_model_below_must_be_shared_out_too(alone: None, tiny: TinyExperiment) -> None:
+    experiment = tiny_vim(tiny, "runtime.devices=2", upstream=["data.batch_size=5"])
+    with pytest.raises(ValueError, match=r"upstream: data\.batch_size=5"):
+        check_devices(experiment)
+    with pytest.raises(ValueError, match=r"num_samples=3 is less than one image for each of 4 devices"):
+        check_devices(tiny_vim(tiny, "runtime.devices=4", "model.generation.num_samples=3"))
+    with pytest.raises(ValueError, match="weight_ema"):
+        check_devices(tiny_vim(tiny, "runtime.strategy=fsdp", "trainer.weight_ema=0.5"))
+
+
+def test_one_process_starts_the_other(alone: None, tiny: TinyExperiment, tmp_path: Path) -> None:
+    """As a sweep's worker does; the digest, and so the cell, is that of one device."""
+    experiment = tiny("vqgan", "runtime.devices=2", "trainer.max_steps=1", "data.val_size=5")
+    record = train_apart(experiment, "pair", tmp_path / "run")
+    assert record["num_devices"] == 2 and record["name"] == "pair"
+    alone_experiment = replace(experiment, runtime=replace(experiment.runtime, devices="1"))
+    assert record["digest"] == alone_experiment.digest()
+    assert read_record(next((tmp_path / "runs/records").iterdir())) == record
+    assert record["protocols"]["psnr"].endswith("/n5")
+
+
+def test_batch_norm_of_one_process_is_torchs() -> None:
+    torch.manual_seed(0)
+    ours, theirs, x = BatchNorm2d(3), torch.nn.BatchNorm2d(3), torch.randn(4, 3, 5, 5)
+    assert torch.equal(ours(x), theirs(x)) and torch.equal(ours.running_var, theirs.running_var)  # type: ignore[arg-type]
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def test_batch_norm_by_hand_is_torchs() -> None:
+    """The formula that several processes use, on the whole batch; also differentiated twice."""
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm2d(3).double(), torch.nn.BatchNorm2d(3).double()
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    results = []
+    for norm, y in ((ours, ours.normalise(x)), (theirs, theirs(x))):
+        (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        results.append((y, first, second, norm.running_mean, norm.running_var, norm.num_batches_tracked))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_rows_of_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank r of two has images r, r + 2, ...; three tokens each."""
+    import lightning_modules.quantizers.ema as ema
+
+    whole = torch.randn(8 * 3, 2)
+    picks = torch.tensor([0, 4, 23, 11, 4])
+    monkeypatch.setattr(ema, "world_size", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(ema, "rank", lambda rank=rank: rank)
+        mine = whole.view(8, 3, 2)[rank::2].reshape(-1, 2)
+        parts.append(chosen_rows(mine, picks, 3))
+    assert torch.equal(parts[0] + parts[1], whole[picks])
