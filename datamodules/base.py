@@ -105,6 +105,26 @@ def keep_batch(batch: Any) -> Any:
     return batch
 
 
+class SeededBatches(Dataset[Batch]):
+    """For loader processes: each batch of `dataset` draws its random numbers from (seed, epoch, its first image) alone.
+
+    So flips and crops depend neither on which process makes the batch, of how many, nor on what that has made before:
+    a run that was stopped goes on with the same. Without loader processes torch's global generator serves, whose state
+    is in checkpoints.
+    """
+
+    def __init__(self, dataset: Dataset[Batch], seed: int):
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        seed = np.random.SeedSequence((self.seed, self.epoch, indices[0])).generate_state(1, np.uint64)
+        torch.manual_seed(int(seed[0]))
+        return self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
+
+
 class ResumableSampler(DistributedSampler):
     """Leaves out the first `skip` images of the next pass, and of that one only."""
 
@@ -124,12 +144,14 @@ class ResumableLoader(DataLoader[Batch]):
         assert isinstance(self.sampler, ResumableSampler) and self.batch_size is not None
         self.num_given, self.first = self.first, 0
         self.sampler.skip = self.num_given * self.batch_size
+        if isinstance(self.dataset, SeededBatches):
+            self.dataset.epoch = self.sampler.epoch
         for batch in super().__iter__():
             self.num_given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"num_given": self.num_given}
+        return {"num_given": (self.first or self.num_given) % len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.first = state["num_given"] % len(self)
@@ -150,7 +172,7 @@ class BatchDataModule(LightningDataModule):
 
     Order: epoch e's permutation depends on (seed, e) alone, so a run that restarts at epoch e sees the batches it would
     have seen. Rank r of W takes every W-th image of it, so a global batch holds the same images for any W. Flips and
-    crops use torch's global generator, which ``seed_everything(workers=True)`` governs.
+    crops use torch's global generator, which ``seed_everything`` governs; in loader processes see `SeededBatches`.
 
     Args:
         config: the dataset's options.
@@ -213,8 +235,9 @@ class BatchDataModule(LightningDataModule):
 
     def _loader(self, dataset: Dataset[Batch], sampler: DistributedSampler[Batch] | None) -> DataLoader[Batch]:
         kind = DataLoader if sampler is None else ResumableLoader
+        is_seeded = self.num_workers > 0 and sampler is not None
         return kind(
-            dataset,
+            SeededBatches(dataset, self.seed) if is_seeded else dataset,
             batch_size=self.config.val_batch_size if sampler is None else self.device_batch_size,
             sampler=sampler,
             drop_last=sampler is not None,

@@ -1,11 +1,14 @@
 """What a run shows: TensorBoard images, histograms and layout, and plain progress lines in a log."""
 
+import random
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
@@ -13,6 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
+
+from experiments.build import CHECKPOINT_FORMAT
 
 LAYOUT = {
     "training": {
@@ -58,32 +63,68 @@ PROBE_LAYOUT = {
 
 
 class ExperimentInCheckpoint(Callback):
-    """Puts the experiment's configuration into every checkpoint, as plain containers, so that it can be rebuilt."""
+    """Puts the experiment's configuration, as plain containers, and the format's version into every checkpoint."""
 
     def __init__(self, identity: dict[str, Any]) -> None:
         self.identity = identity
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["experiment"] = self.identity
+        checkpoint |= {"format": CHECKPOINT_FORMAT, "experiment": self.identity}
 
 
 class RandomState(Callback):
-    """Keeps torch's random numbers in checkpoints: flips, dropout and re-seeded codes go on as if never stopped."""
+    """Keeps all random numbers in checkpoints: flips, dropout and re-seeded codes go on as if never stopped.
+
+    Each rank has its own again, where there are as many as before; else all go on with the first one's.
+    """
 
     def __init__(self) -> None:
         self.saved: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        """Collective: Lightning calls it on every rank."""
+        own = random_state()
+        if not (dist.is_available() and dist.is_initialized()):
+            return own
+        ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, own)
+        return {"ranks": ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.saved = state
+        ranks = state.get("ranks", [state])
+        is_same = dist.is_available() and dist.is_initialized() and dist.get_world_size() == len(ranks)
+        self.saved = ranks[dist.get_rank() if is_same else 0]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.restore()
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.restore()  # where nothing was left to train
+
+    def restore(self) -> None:
         if self.saved:
-            torch.set_rng_state(self.saved["cpu"])
-            if len(self.saved["cuda"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(self.saved["cuda"])
+            set_random_state(self.saved)
+            self.saved = {}
+
+
+def random_state() -> dict[str, Any]:
+    """Of torch, NumPy and Python, as tensors and plain containers: `weights_only` loads it."""
+    numpy: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]
+    numpy = numpy | {"state": numpy["state"] | {"key": torch.from_numpy(numpy["state"]["key"].astype(np.int64))}}
+    torch_states = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    return torch_states | {"numpy": numpy, "python": random.getstate()}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Puts back what `random_state` gave; the GPUs' where there are as many. Older checkpoints have torch's alone."""
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "numpy" in state:
+        numpy = state["numpy"]
+        key = numpy["state"]["key"].numpy().astype(np.uint32)
+        np.random.set_state(numpy | {"state": numpy["state"] | {"key": key}})
+        random.setstate(state["python"])
 
 
 def tensorboard(trainer: L.Trainer) -> SummaryWriter | None:
@@ -194,7 +235,8 @@ def reconstruction_grid(module: Any, images: Tensor) -> Tensor:
 
 class AveragedWeights(EMAWeightAveraging):
     """Lightning takes the averaged weights away before the module's `on_validation_epoch_end`, in which a VIM generates
-    its images; here they stay until the validation is over."""
+    its images; here they stay until the validation is over. And they are the model's after `fit` also where that found
+    nothing left to train."""
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pass
@@ -202,12 +244,28 @@ class AveragedWeights(EMAWeightAveraging):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_epoch_end(trainer, pl_module)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._copy_average_to_current(pl_module)
+
 
 class Throughput(Callback):
-    """Images a second over all training steps but the first (which allocates and compiles), batch loading included."""
+    """Images a second over all training steps but a process's first (which allocates and compiles), batch loading
+    included; and the time since the run was begun, both without what a kill has undone."""
 
     def __init__(self) -> None:
         self.images, self.seconds, self.last = 0, 0.0, 0.0
+        self.start = time.monotonic()
+
+    @property
+    def wall_seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "seconds": self.seconds, "wall_seconds": self.wall_seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.images, self.seconds = state["images"], state["seconds"]
+        self.start -= state["wall_seconds"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
