@@ -63,6 +63,13 @@ class StopRequest(StopSignals):
         self.number = number
         os.write(2, STOPPING)  # print() must not be entered a second time from a handler
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if kind is None:
+            self.check()  # a signal behind the last moment to ask
+
     def check(self, saved: str = "") -> None:
         """Raises Stopped when a signal has come."""
         if self.number:

@@ -25,7 +25,6 @@ from experiments.callbacks import (
     Dashboard,
     ExperimentInCheckpoint,
     ProgressLines,
-    RandomState,
     Samples,
     Throughput,
 )
@@ -34,6 +33,7 @@ from experiments.checkpoints import AtomicCheckpointIO, ResumePoints
 from experiments.config import Downstream, Experiment, load_experiment
 from experiments.errors import user_errors
 from experiments.locks import require_writable, sole_run
+from experiments.random_state import RandomState
 from experiments.records import (
     FORMAT,
     Record,

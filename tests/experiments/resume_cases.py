@@ -1,4 +1,4 @@
-"""Shared by the tests of resuming: real commands, killed where a test says, and what they leave, compared to the bit."""
+"""Shared by the tests of resuming: real commands, killed where a test says, and what they leave, bit by bit."""
 
 import json
 import os
@@ -81,15 +81,13 @@ def differences(found: Any, expected: Any, where: str = "") -> list[str]:
     if type(found) is not type(expected):
         return [where]
     if isinstance(found, dict):
-        differ = [f"{where}.{key}" for key in found.keys() ^ expected.keys()]
-        return differ + [
-            d for k in found.keys() & expected.keys() for d in differences(found[k], expected[k], f"{where}.{k}")
-        ]
+        missing = [f"{where}.{key}" for key in found.keys() ^ expected.keys()]
+        both = [(key, found[key], expected[key]) for key in found.keys() & expected.keys()]
+        return missing + [d for key, a, b in both for d in differences(a, b, f"{where}.{key}")]
     if isinstance(found, (list, tuple)):
         pairs = enumerate(zip(found, expected, strict=False))
-        return [where] * (len(found) != len(expected)) + [
-            d for i, (a, b) in pairs for d in differences(a, b, f"{where}.{i}")
-        ]
+        inside = [d for i, (a, b) in pairs for d in differences(a, b, f"{where}.{i}")]
+        return [where] * (len(found) != len(expected)) + inside
     return [] if found == expected else [where]
 
 

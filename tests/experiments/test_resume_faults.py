@@ -77,15 +77,16 @@ def test_a_signal_saves_the_tokens(driver: Driver, tiny: TinyExperiment, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_request_waits_for_its_moment_and_the_second_does_not(number: int) -> None:
     before = signal.getsignal(number)
-    with StopRequest() as stop:
+    with pytest.raises(Stopped) as at_the_end, StopRequest() as stop:
         stop.check()
         os.kill(os.getpid(), number)
         assert stop.number == number, "and here we are"
         with pytest.raises(Stopped):
             os.kill(os.getpid(), number)
-        with pytest.raises(Stopped) as stopped:
+        with pytest.raises(Stopped) as asked:
             stop.check("all is saved")
-    assert stopped.value.code == 128 + number and stopped.value.saved == "all is saved"
+    assert asked.value.code == 128 + number and asked.value.saved == "all is saved"
+    assert at_the_end.value.code == 128 + number, "no signal is lost"
     assert signal.getsignal(number) is before
 
 
@@ -199,5 +200,5 @@ def test_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbe
 
     require_writable(tmp_path / "new")
     monkeypatch.setattr("experiments.locks.tempfile.TemporaryFile", refuse)
-    with pytest.raises(kind, match="Read-only file system|No space left"):
+    with pytest.raises(kind, match=r"Read-only file system|No space left"):
         require_writable(tmp_path / "new")

@@ -15,8 +15,8 @@ from torch import Tensor
 from datamodules.base import ArrayDataset, Batch, DataConfig, ImageDataModule
 from experiments import checkpoints
 from experiments.build import build_data, build_model, load_checkpoint, restore
-from experiments.callbacks import random_state, set_random_state
 from experiments.config import Experiment
+from experiments.random_state import random_state, set_random_state
 from experiments.stop import StopRequest
 from experiments.train import build_trainer, train
 from lightning_modules.tokenizer import Tokenizer
