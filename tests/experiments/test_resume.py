@@ -61,8 +61,10 @@ def curve(folder: Path, tag: str) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars(tag)}
 
 
-# 16 images in batches of 4: four steps an epoch. Checkpoints behind steps 2, 3 (a validation follows), 4, 6 (same), 8.
+# 16 images in batches of 4: four steps an epoch. Checkpoints behind steps 2, 3 (a validation follows, of three batches),
+# 4, 6 (again), 8 and 9 (again).
 STEPS = ["trainer.max_steps=9", "trainer.checkpoint_every=2", "trainer.validate_every=3", "data.flip=true"]
+STEPS += ["data.val_batch_size=5"]
 
 
 def test_killed_everywhere(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> None:
@@ -132,7 +134,8 @@ def test_stage_two(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> None
 
 def test_a_probe(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> None:
     below = tiny("vqgan", "trainer.max_steps=1")
-    data = {"name": "shapes", "image_size": 16, "train_size": 40, "val_size": 12, "batch_size": 10, "flip": True}
+    data: dict[str, Any] = {"name": "shapes", "image_size": 16, "train_size": 40, "val_size": 12, "flip": True}
+    data |= {"batch_size": 10, "val_batch_size": 5}
     values: dict[str, Any] = {
         "data": data,
         "model": {"name": "linear_probe", "features": "latents", "heldout": 0.25, "normalize": True},

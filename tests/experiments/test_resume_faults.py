@@ -42,6 +42,7 @@ sys.stdin.read()
 def test_a_signal_saves_and_ends_the_run(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> None:
     """In a training step, in a validation, and in the evaluation; checkpoint_every alone would have saved nothing."""
     options = ["trainer.max_steps=7", "trainer.validate_every=5", "trainer.weight_ema=0.5", "data.flip=true"]
+    options += ["data.val_batch_size=5"]
     runs = Runs(driver, tiny("vqgan", *options), tmp_path)
     last = tmp_path / "killed/checkpoints/last.ckpt"
 
