@@ -61,9 +61,17 @@ class ResumePoints(Checkpoint):
         self.resumes_validation = state_dict["is_before_validation"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """After `fit` Lightning counts an epoch that max_steps has cut off as finished; it is not."""
+        """Puts right how Lightning counts epochs.
+
+        After `fit` it counts one that max_steps has cut off as finished. And a run that goes on behind an epoch's last
+        batch does not count the next as begun: going on once more, it would see that epoch's order twice.
+        """
         if self.has_ended:
             checkpoint["loops"]["fit_loop"] = self.progress
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        for count in epochs.values():
+            count["ready"] = count["started"] = count["processed"] + 1
+        checkpoint["epoch"] = epochs["current"]["completed"]
 
     # ---- training
 

@@ -61,7 +61,7 @@ def curve(folder: Path, tag: str) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars(tag)}
 
 
-# 16 images in batches of 4: four steps an epoch. Checkpoints behind steps 2, 3 (a validation follows, of three batches),
+# 16 images in batches of 4: four steps an epoch. Checkpoints behind steps 2, 3 (a validation of three batches follows),
 # 4, 6 (again), 8 and 9 (again).
 STEPS = ["trainer.max_steps=9", "trainer.checkpoint_every=2", "trainer.validate_every=3", "data.flip=true"]
 STEPS += ["data.val_batch_size=5"]
