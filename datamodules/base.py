@@ -3,9 +3,8 @@
 Shapes: B images a batch, N images in all, H = W = image_size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +15,8 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
+from datamodules.resumable import Batch, ResumableLoader, ResumableSampler, SeededBatches
 from lightning_modules.distributed import draw_rows
-
-Batch = dict[str, Tensor]
 
 
 @dataclass
@@ -107,36 +105,6 @@ def keep_batch(batch: Any) -> Any:
     return batch
 
 
-class ResumableSampler(DistributedSampler):
-    """Leaves out the first `skip` images of the next pass, and of that one only."""
-
-    skip = 0
-
-    def __iter__(self) -> Iterator[int]:
-        skip, self.skip = self.skip, 0
-        return islice(super().__iter__(), skip, None)
-
-
-class ResumableLoader(DataLoader[Batch]):
-    """Counts its batches; Lightning keeps the count in checkpoints, so a run stopped in mid-epoch goes on behind it."""
-
-    first = num_given = 0
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        assert isinstance(self.sampler, ResumableSampler) and self.batch_size is not None
-        self.num_given, self.first = self.first, 0
-        self.sampler.skip = self.num_given * self.batch_size
-        for batch in super().__iter__():
-            self.num_given += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"num_given": self.num_given}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.first = state["num_given"] % len(self)
-
-
 class BatchConfig(Protocol):
     """What order and batches depend on; a config dataclass states the defaults."""
 
@@ -153,7 +121,7 @@ class BatchDataModule(LightningDataModule):
     Order: epoch e's permutation depends on (seed, e) alone, so a run that restarts at epoch e sees the batches it would
     have seen. Rank r of W takes every W-th image of it, so a global batch holds the same images for any W; so it goes
     in validation, where each image is seen once and ranks may have unequal numbers. Flips and crops use torch's global
-    generator, which ``seed_everything(workers=True)`` governs.
+    generator, which ``seed_everything`` governs; in loader processes see `SeededBatches`.
 
     Args:
         config: the dataset's options.
@@ -221,7 +189,7 @@ class BatchDataModule(LightningDataModule):
     def _loader(self, dataset: Dataset[Batch], sampler: DistributedSampler[Batch] | None) -> DataLoader[Batch]:
         trains = isinstance(sampler, ResumableSampler)
         return (ResumableLoader if trains else DataLoader)(
-            dataset,
+            SeededBatches(dataset, self.seed) if trains and self.num_workers > 0 else dataset,
             batch_size=self.device_batch_size if trains else self.config.val_batch_size,
             sampler=sampler,
             drop_last=trains,

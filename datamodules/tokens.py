@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import Batch, BatchDataModule, ResumableSampler
+from datamodules.base import Batch, BatchDataModule
+from datamodules.resumable import ResumableSampler
 from datamodules.token_files import TokenMeta, check_files, open_tokens, read_labels, read_meta
 
 

@@ -14,6 +14,8 @@ from experiments.ranks import is_main
 from experiments.values import merge
 from lightning_modules.tokenizer import Tokenizer
 
+CHECKPOINT_FORMAT = 1  # of files without this entry too
+
 
 def build_data(experiment: Experiment) -> ImageDataModule:
     """The data module, prepared and set up (`data_id` is known). Raises ValueError or FileNotFoundError."""
@@ -83,6 +85,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: not a checkpoint of this suite; a public one is first turned into one by "
             "`python -m experiments.import_checkpoint`"
+        )
+    if (found := checkpoint.get("format", 1)) != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"{path}: checkpoint format {found}, this version reads {CHECKPOINT_FORMAT}: use the version of the suite "
+            "that wrote it, or train again"
         )
     return checkpoint
 

@@ -29,6 +29,7 @@ from experiments.errors import user_errors
 from experiments.extraction import build_device, digest, features_for, images_id, large_codebook, sole_worker
 from experiments.features import require_space
 from experiments.kmeans import StateFile, load_state, make_table, new_state, split
+from experiments.stop import StopRequest
 
 
 def codebook_for(experiment: Experiment, data_id: str) -> Tensor:
@@ -115,8 +116,9 @@ def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
         device = build_device(experiment)
         state = load_state(partial, identity, device) if partial.is_file() else new_state(identity, source.seed)
         parts = split(features.labels(), K, source.per_class)
-        keep = StateFile(partial)
-        table = make_table(features, parts, source, state, device, keep)
+        with StopRequest() as stop:
+            keep = StateFile(partial, stop)
+            table = make_table(features, parts, source, state, device, keep)
         save_codebook(path, table, source_id(experiment), data_id, len(features), state.statistics())
         keep.remove()
     words = f", {state.passes} passes, {state.reseeded} empty clusters re-seeded" if source.method == "kmeans" else ""

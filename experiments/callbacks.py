@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
+from experiments.build import CHECKPOINT_FORMAT
+
 LAYOUT = {
     "training": {
         "loss": ["Multiline", ["loss/generator", "loss/l1", "loss/l2", "loss/perceptual", "loss/quantizer"]],
@@ -58,32 +60,13 @@ PROBE_LAYOUT = {
 
 
 class ExperimentInCheckpoint(Callback):
-    """Puts the experiment's configuration into every checkpoint, as plain containers, so that it can be rebuilt."""
+    """Puts the experiment's configuration, as plain containers, and the format's version into every checkpoint."""
 
     def __init__(self, identity: dict[str, Any]) -> None:
         self.identity = identity
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["experiment"] = self.identity
-
-
-class RandomState(Callback):
-    """Keeps torch's random numbers in checkpoints: flips, dropout and re-seeded codes go on as if never stopped."""
-
-    def __init__(self) -> None:
-        self.saved: dict[str, Any] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.saved = state
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.saved:
-            torch.set_rng_state(self.saved["cpu"])
-            if len(self.saved["cuda"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(self.saved["cuda"])
+        checkpoint |= {"format": CHECKPOINT_FORMAT, "experiment": self.identity}
 
 
 def tensorboard(trainer: L.Trainer) -> SummaryWriter | None:
@@ -194,7 +177,8 @@ def reconstruction_grid(module: Any, images: Tensor) -> Tensor:
 
 class AveragedWeights(EMAWeightAveraging):
     """Lightning takes the averaged weights away before the module's `on_validation_epoch_end`, in which a VIM generates
-    its images; here they stay until the validation is over."""
+    its images; here they stay until the validation is over. And they are the model's after `fit` also where that found
+    nothing left to train."""
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pass
@@ -202,12 +186,28 @@ class AveragedWeights(EMAWeightAveraging):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_epoch_end(trainer, pl_module)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._copy_average_to_current(pl_module)
+
 
 class Throughput(Callback):
-    """Images a second over all training steps but the first (which allocates and compiles), batch loading included."""
+    """Images a second over all training steps but a process's first (which allocates and compiles), batch loading
+    included; and the time since the run was begun, both without what a kill has undone."""
 
     def __init__(self) -> None:
         self.images, self.seconds, self.last = 0, 0.0, 0.0
+        self.start = time.monotonic()
+
+    @property
+    def wall_seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "seconds": self.seconds, "wall_seconds": self.wall_seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.images, self.seconds = state["images"], state["seconds"]
+        self.start -= state["wall_seconds"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -3,7 +3,6 @@
 A head and its accuracy are kept in OUTPUT_DIR/classifiers: made once, for all runs on the same images.
 """
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from datamodules import ImageDataModule
+from experiments.atomic import replacing
 from experiments.config import Experiment
 from experiments.extraction import build_device
 from experiments.ranks import is_main
@@ -107,9 +107,8 @@ def make(encoder: PretrainedEncoder, images: ImageDataModule, needs_head: bool, 
         right += int((logits.argmax(1).cpu() == batch["label"]).sum())
         total += len(logits)
     content |= {"accuracy": right / total, "num_images": total}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    with replacing(path) as file:
+        torch.save(content, file)
     return content
 
 

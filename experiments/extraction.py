@@ -34,6 +34,7 @@ from experiments.build import build_data
 from experiments.config import Experiment
 from experiments.features import Features, bar, require_space
 from experiments.records import write_json
+from experiments.stop import StopRequest
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
 
@@ -208,7 +209,8 @@ def extract(
     if not path.is_file() or path.stat().st_size < end:
         raise ValueError(f"{path}: cut off, {done} images take {end} bytes; delete {folder} and it is made again")
 
-    with open(path, "r+b") as file, tqdm(**bar("features", images, done, " images")) as progress:
+    progress = tqdm(**bar("features", images, done, " images"))
+    with StopRequest() as stop, open(path, "r+b") as file, progress:
         file.truncate(end)  # drops what came behind the last save
         file.seek(end)
         saved = time.monotonic()
@@ -216,8 +218,9 @@ def extract(
             file.write(encode(batch["image"]).flatten(0, 2).cpu().numpy().tobytes())
             done += len(batch["image"])
             progress.update(len(batch["image"]))
-            if done == images or time.monotonic() - saved >= SAVE_SECONDS:
+            if done == images or stop.number or time.monotonic() - saved >= SAVE_SECONDS:
                 file.flush()
                 os.fsync(file.fileno())  # the rows are on the disk before they are counted
                 write_json(folder / "metadata.json", metadata | {"images_done": done})
                 saved = time.monotonic()
+                stop.check(f"the features of {done:,} of {images:,} images are in {folder}")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from experiments.build import build_model
+from experiments.build import CHECKPOINT_FORMAT, build_model
 from experiments.config import Experiment, parse
 from experiments.errors import user_errors
 from experiments.importers import FAMILIES, Options, Source
@@ -103,6 +103,7 @@ def import_checkpoint(
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     checkpoint = {
+        "format": CHECKPOINT_FORMAT,
         "experiment": experiment.identity(),
         "state_dict": {key: own(tensor) for key, tensor in state.items()},
         "generator_steps": 0,

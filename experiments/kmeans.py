@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from experiments.atomic import PARTIAL, replacing
 from experiments.features import Features, bar
+from experiments.stop import StopRequest
 from lightning_modules.quantizers import CodebookSource, nearest_code
 
 CHUNK = 16384  # rows read and assigned at a time: 50 MB at 768 channels
@@ -58,20 +60,23 @@ def new_state(identity: str, seed: int) -> State:
 
 
 class StateFile:
-    """Keeps the state when SAVE_SECONDS have gone by; atomic: a kill leaves the old state or the new one."""
+    """Keeps the state when SAVE_SECONDS have gone by, or `stop` has had a signal, which then ends the command.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.saved = path, time.monotonic()
-        self.temporary = path.with_name(f"{path.name}.tmp")
+    Atomic: a kill leaves the old state or the new one.
+    """
+
+    def __init__(self, path: Path, stop: StopRequest | None = None) -> None:
+        self.path, self.stop, self.saved = path, stop or StopRequest(), time.monotonic()
 
     def __call__(self, state: State) -> None:
-        if time.monotonic() - self.saved >= SAVE_SECONDS:
-            torch.save(vars(state), self.temporary)
-            self.temporary.replace(self.path)
+        if self.stop.number or time.monotonic() - self.saved >= SAVE_SECONDS:
+            with replacing(self.path) as file:
+                torch.save(vars(state), file)
             self.saved = time.monotonic()
+            self.stop.check(f"the clustering, {state.passes} whole passes, is in {self.path}")
 
     def remove(self) -> None:
-        for path in (self.path, self.temporary):
+        for path in (self.path, self.path.with_name(self.path.name + PARTIAL)):
             path.unlink(missing_ok=True)
 
 

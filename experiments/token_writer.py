@@ -26,6 +26,7 @@ from datamodules.views import ViewDataset
 from experiments.config import Experiment
 from experiments.encode import encode_batch, freeze
 from experiments.records import write_json
+from experiments.stop import StopRequest
 from lightning_modules.tokenizer import Tokenizer
 
 SAVE_SECONDS = 10.0  # between two saved states
@@ -118,8 +119,9 @@ def write_tokens(job: Job, folder: Path) -> bool:
         done = resume_point(job, folder)
         check_space(job.meta, folder, done)
         progress = Progress(job.meta.num_images, done)
-        for split in SPLITS:
-            encode_split(job, folder, split, done, progress)
+        with StopRequest() as stop:
+            for split in SPLITS:
+                encode_split(job, folder, split, done, progress, stop)
         finish(job, folder)
     return True
 
@@ -175,8 +177,10 @@ class Progress:
 
 
 @torch.inference_mode()
-def encode_split(job: Job, folder: Path, split: str, done: dict[str, int], progress: Progress) -> None:
-    """Appends the tokens of the images behind the first done[split], which it counts up."""
+def encode_split(
+    job: Job, folder: Path, split: str, done: dict[str, int], progress: Progress, stop: StopRequest
+) -> None:
+    """Appends the tokens of the images behind the first done[split], which it counts up, until `stop` has a signal."""
     source, meta = job.sources[split], job.meta
     rest: Sequence[int] = range(done[split], len(source))
     loader = DataLoader(Subset(source, rest), job.batch_size, num_workers=job.num_workers, collate_fn=keep_batch)
@@ -188,11 +192,12 @@ def encode_split(job: Job, folder: Path, split: str, done: dict[str, int], progr
             tokens = encode_batch(job.tokenizer, {"image": images}, meta.precision)["tokens"]  # (B V, T)
             file.write(tokens.cpu().numpy().astype(DTYPE).tobytes())
             done[split] += len(batch["image"])
-            if time.monotonic() - saved >= SAVE_SECONDS or done[split] == len(source):
+            if stop.number or time.monotonic() - saved >= SAVE_SECONDS or done[split] == len(source):
                 file.flush()
                 os.fsync(file.fileno())
                 save_state(job, folder, done)
                 saved = time.monotonic()
+                stop.check(f"the tokens of {sum(done.values()):,} images are in {folder}")
             progress.show(sum(done.values()))
 
 

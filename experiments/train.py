@@ -7,19 +7,14 @@ import argparse
 import logging
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import (
-    Callback,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    RichProgressBar,
-)
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -31,13 +26,15 @@ from experiments.callbacks import (
     Dashboard,
     ExperimentInCheckpoint,
     ProgressLines,
-    RandomState,
     Samples,
     Throughput,
 )
 from experiments.chain import prepare, run_dir
+from experiments.checkpoints import AtomicCheckpointIO, ResumePoints
 from experiments.config import Downstream, Experiment, load_experiment
 from experiments.errors import user_errors
+from experiments.locks import require_writable, sole_run
+from experiments.random_state import RandomState
 from experiments.ranks import (
     SameStart,
     build_strategy,
@@ -59,6 +56,7 @@ from experiments.records import (
     same_experiment,
     write_json,
 )
+from experiments.stop import StopRequest
 from experiments.summary import count, print_summary
 from experiments.values import flatten
 from lightning_modules.tokenizer import Tokenizer
@@ -67,38 +65,65 @@ from lightning_modules.vim import VIM
 DISPLAYS: dict[str, type[Callback]] = {"vim": Samples, "linear_probe": AccuracyByBlock}  # tokenizers: Dashboard
 
 
-def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bool = False) -> Record:
+def train(
+    experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bool = False, waits: bool = True
+) -> Record:
     """Trains `experiment` in `run_dir`, from its last checkpoint if there is one, evaluates it and writes its record.
 
     Returns the record, also found at <runtime.output_dir>/records/<digest>.<data_id>.json. A finished run is not
-    trained again, unless its checkpoint is needed and gone. Several processes have been joined before (`join`); they
-    return the same record, and rank 0 has written it.
+    trained again, unless its checkpoint is needed and gone. While another run trains there this one `waits`, and then
+    goes on where it was, or raises ValueError. Several processes have been joined before (`join`); they return the same
+    record, and rank 0 has written it.
     """
-    start = time.time()
     quiet()
     check_devices(experiment)
-    checkpoints, output_dir = run_dir / "checkpoints", Path(experiment.runtime.output_dir)
-    path = record_path(output_dir / "records", experiment, data_module(experiment).data_id)
+    records = Path(experiment.runtime.output_dir) / "records"
+    path = record_path(records, experiment, data_module(experiment).data_id)
+    needed = run_dir / "checkpoints" / "final.ckpt" if needs_checkpoint else None
+    if record := finished(path, experiment, needed):
+        return record
+    with ExitStack() as stack:
+        with main_first():
+            require_writable(records)
+            require_writable(run_dir)
+            stack.enter_context(sole_run(run_dir, waits))
+        return finished(path, experiment, needed) or train_alone(experiment, name, run_dir, path)
+
+
+def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Record | None:
+    """The record at `path`, if there is one of this experiment, and the checkpoint if one is needed; all ranks get it."""
+    record = None
     with main_first():
-        known = finished(path, experiment, checkpoints / "final.ckpt" if needs_checkpoint else None)
-        resumed = resume_point(checkpoints, experiment) if known is None else None
-    known, resumed = from_main((known, resumed))  # a shared disk may show others less
-    if known is not None:
-        return known
+        if path.is_file() and (checkpoint is None or checkpoint.is_file()):
+            found = read_record(path)
+            record = found if same_experiment(found, experiment) else None
+    return from_main(record)  # a shared disk may show others less
+
+
+def train_alone(experiment: Experiment, name: str, run_dir: Path, path: Path) -> Record:
+    """`train`, where no other process does the same; the record is written to `path`."""
+    checkpoints, output_dir = run_dir / "checkpoints", Path(experiment.runtime.output_dir)
+    with main_first():
+        resumed = resume_point(checkpoints, experiment)
+    resumed, throughput = from_main(resumed), Throughput()
     L.seed_everything(experiment.seed, workers=True, verbose=False)
     module, data, images = prepare(experiment, train)
     if is_main():
         print_summary(experiment, module, name, images.data_id)
 
-    throughput = Throughput()
-    if experiment.trainer.validate_every:
-        use_reference(module, images, output_dir)
-    trainer = build_trainer(experiment, run_dir, throughput)
-    trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    trainer.save_checkpoint(checkpoints / "final.ckpt")
-    metrics = evaluate(trainer, module, data, images, output_dir) | module.training_metrics
+    with StopRequest() as stop, not_swallowed():
+        if experiment.trainer.validate_every:
+            use_reference(module, images, output_dir)
+        trainer = build_trainer(experiment, run_dir, throughput, stop=stop)
+        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+        final = checkpoints / "final.ckpt"
+        if resumed != final:
+            trainer.save_checkpoint(final)
+        if trainer.is_global_zero:
+            (checkpoints / "last.ckpt").unlink(missing_ok=True)  # final.ckpt holds the same and more
+        stop.check(f"the trained model is in {final}")
+    with not_swallowed():
+        metrics = evaluate(trainer, module, data, images, output_dir) | module.training_metrics
 
     record = {
         "format": FORMAT,
@@ -112,7 +137,7 @@ def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bo
         "protocols": module.protocols(),
         "parameters": count(module) - count(getattr(module, "discriminator", None)),
         "images_per_second": throughput.images_per_second,
-        "wall_seconds": time.time() - start,
+        "wall_seconds": throughput.wall_seconds,
         "peak_memory_bytes": peak_memory_bytes(),
         "device": str(trainer.strategy.root_device),
         "num_devices": trainer.world_size,
@@ -121,16 +146,7 @@ def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bo
     if trainer.is_global_zero:
         log_hyperparameters(trainer, experiment, metrics)
         write_json(path, record)
-        (checkpoints / "last.ckpt").unlink(missing_ok=True)  # final.ckpt holds the same and more
     return record
-
-
-def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Record | None:
-    """The record at `path`, if there is one of this experiment, and the checkpoint if one is needed."""
-    if not path.is_file() or (checkpoint is not None and not checkpoint.is_file()):
-        return None
-    record = read_record(path)
-    return record if same_experiment(record, experiment) else None
 
 
 def train_apart(experiment: Experiment, name: str, run_dir: Path) -> Record:
@@ -147,6 +163,17 @@ def train_apart(experiment: Experiment, name: str, run_dir: Path) -> Record:
         raise RuntimeError(f"training on several devices ended with status {status}: {' '.join(command)}")
     records = Path(experiment.runtime.output_dir) / "records"
     return read_record(record_path(records, experiment, data_module(experiment).data_id))
+
+
+@contextmanager
+def not_swallowed() -> Iterator[None]:
+    """Lightning turns Ctrl-C into a plain exit with status 1."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
 
 
 def resume_point(checkpoints: Path, experiment: Experiment) -> Path | None:
@@ -167,7 +194,6 @@ def quiet() -> None:
     """Leaves out what Lightning and torch say at every start and no one can act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
     # Both optimizers follow one schedule; the discriminator's rests until its start step.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data in memory needs none
@@ -204,20 +230,16 @@ def pixels(loader: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
     return (batch["image"] for batch in loader)
 
 
-def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.Trainer:
-    """A Lightning trainer that logs to and keeps its checkpoints in `run_dir`."""
+def build_trainer(
+    experiment: Experiment, run_dir: Path, *extra: Callback, stop: StopRequest | None = None
+) -> L.Trainer:
+    """A Lightning trainer that logs to and keeps its checkpoints in `run_dir`; `stop`: what may ask it to end."""
     config, runtime = experiment.trainer, experiment.runtime
     accumulate = experiment.model.optimizer.accumulate
     on_terminal = sys.stdout.isatty()
     callbacks: list[Callback] = [
         ExperimentInCheckpoint(experiment.identity()),
-        ModelCheckpoint(
-            run_dir / "checkpoints",
-            save_top_k=0,
-            save_last=True,
-            every_n_train_steps=config.checkpoint_every,
-            enable_version_counter=False,
-        ),
+        ResumePoints(run_dir / "checkpoints", config.checkpoint_every, stop or StopRequest()),
         LearningRateMonitor("step"),
         DISPLAYS.get(experiment.model.name, Dashboard)(),
         SameStart(),
@@ -247,6 +269,7 @@ def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.
         log_every_n_steps=config.log_every,
         logger=TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
         callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
         enable_progress_bar=on_terminal,
         enable_model_summary=False,
         **automatic,
@@ -285,7 +308,7 @@ def main() -> None:
         experiment = from_main(experiment)
         name = Path(arguments.file).stem
         folder = Path(arguments.run_dir) if arguments.run_dir else run_dir(experiment, name)
-        record = train(experiment, name, folder)
+        record = train(experiment, name, folder, waits=False)
         if is_main():
             print(f"finished: {folder}")
             for metric, value in sorted(record["metrics"].items()):

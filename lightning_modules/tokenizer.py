@@ -153,7 +153,9 @@ class Tokenizer(L.LightningModule):
             for scheduler in as_list(self.lr_schedulers()):
                 scheduler.step()
             self.step += 1
-        if self.trainer.is_last_batch:  # not in on_train_epoch_end: a checkpoint made at this batch must hold it
+        # Not in on_train_epoch_end: a checkpoint made at this batch must hold it.
+        ends_first_epoch = not self.epoch_usage and self.step >= self.trainer.max_steps
+        if self.trainer.is_last_batch or ends_first_epoch:
             self.take_epoch_usage()
 
     def generator_loss(self, image: Tensor, output: TokenizerOutput) -> Tensor:
@@ -234,8 +236,6 @@ class Tokenizer(L.LightningModule):
         return [{"optimizer": o, "lr_scheduler": warmup_cosine(o, config, steps)} for o in optimizers]
 
     def on_train_epoch_end(self) -> None:
-        if not self.epoch_usage:  # max_steps has ended the first epoch early
-            self.take_epoch_usage()
         self.log_dict(self.epoch_usage)
 
     def take_epoch_usage(self) -> None:

@@ -1,0 +1,58 @@
+"""One process at a time in a run's folder."""
+
+import errno
+import fcntl
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+
+def require_writable(folder: Path) -> None:
+    """Makes `folder`. Raises OSError that names it and says what to do when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise PermissionError(
+            f"{folder}: cannot be written ({error.strerror}): choose another --run-dir or runtime.output_dir"
+        ) from None
+
+
+@contextmanager
+def sole_run(folder: Path, waits: bool) -> Iterator[None]:
+    """Held by the one process that trains in `folder`; the processes of its other ranks pass.
+
+    A POSIX record lock, which the kernel drops with its process however that ends, and which data loader workers,
+    that outlive a killed process by seconds, do not inherit (they would a flock).
+
+    Args:
+        folder: exists.
+        waits: for the other process to end, instead of the error.
+
+    Raises:
+        ValueError: another process is at work there, with its number and host.
+    """
+    if rank_zero_only.rank:
+        yield
+        return
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX allows either
+            file.seek(0)
+            other = f"{folder}: {file.read().strip() or 'another process'} is training there"
+            if not waits:
+                raise ValueError(f"{other}: wait for it or stop it, or choose another --run-dir") from None
+            print(f"{other}: waiting for it", flush=True)
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

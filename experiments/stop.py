@@ -1,0 +1,76 @@
+"""SIGINT (Ctrl-C) and SIGTERM (a batch system's stop): what is done is saved, then the command ends and says so."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPING = b"\nstopping as soon as the work done is saved; a second signal stops at once\n"
+
+
+class Stopped(SystemExit):
+    """Ends the command with the shell's exit status of a signal: 130 for SIGINT, 143 for SIGTERM.
+
+    `saved` says what was saved where, for the message.
+    """
+
+    def __init__(self, signum: int, saved: str = "") -> None:
+        super().__init__(128 + signum)
+        self.name, self.saved = signal.Signals(signum).name, saved
+
+
+class StopSignals:
+    """Within this context a signal raises `Stopped` where it arrives. Of the main thread; elsewhere nothing changes."""
+
+    def __init__(self) -> None:
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.getsignal(number) for number in SIGNALS}
+            self.listen()
+        return self
+
+    def listen(self) -> None:
+        for number in self.before:
+            signal.signal(number, self.receive)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class StopRequest(StopSignals):
+    """Within this context a signal only sets `number`: the work calls `check` where all is whole and saved.
+
+    With `at_once`, for work that is repeated anyway, or at a second signal, `Stopped` is raised where it arrives.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number, self.at_once = 0, False
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        if self.at_once or self.number:
+            raise Stopped(number)
+        self.number = number
+        os.write(2, STOPPING)  # print() must not be entered a second time from a handler
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if kind is None:
+            self.check()  # a signal behind the last moment to ask
+
+    def check(self, saved: str = "") -> None:
+        """Raises Stopped when a signal has come."""
+        if self.number:
+            raise Stopped(self.number, saved)
