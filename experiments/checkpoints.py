@@ -100,6 +100,11 @@ class ResumePoints(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.has_ended = True
 
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not self.has_ended:  # nothing was left to train: what Lightning does behind the last step
+            self.progress, self.has_ended = trainer.fit_loop.state_dict(), True
+            trainer.fit_loop.epoch_loop._batches_that_stepped += 1  # the evaluation's place in TensorBoard
+
     # ---- validation
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
