@@ -1,16 +1,19 @@
 """From a sweep YAML and a scale to checked experiments, row by row.
 
 A run = experiment YAML + scale overlay + the row's `set` + command-line overrides + seed; later layers win.
+Only `load_grid` needs the classes that are configured, and imports torch; a plan (sweeps/plan.py) does without.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.config import Experiment, compose, parse
 from experiments.values import from_dotlist, merge, read_yaml
 from sweeps.schema import CellSpec, PlotSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
+
+if TYPE_CHECKING:
+    from experiments.config import Experiment
 
 SWEEPS = Path(__file__).resolve().parent
 EXPERIMENTS = SWEEPS.parent / "experiments"
@@ -24,7 +27,7 @@ class Run:
 
     name: str  # of the experiment file
     label: str  # of the row, for people
-    experiment: Experiment
+    experiment: "Experiment"
     digest: str
 
 
@@ -59,7 +62,7 @@ class Grid:
         runs = {run.digest: run for table in self.tables for row in table.rows for run in row.runs}
         return list(runs.values())
 
-    def prepared(self, prepare: Callable[[Experiment], Experiment]) -> "Grid":
+    def prepared(self, prepare: Callable[["Experiment"], "Experiment"]) -> "Grid":
         """The same grid of other experiments, for example on another data set."""
 
         def change(run: Run) -> Run:
@@ -85,6 +88,8 @@ def load_grid(
 
     Raises ValueError that names the file, the row and the key at fault.
     """
+    from experiments.config import compose, parse
+
     path = Path(path)
     overlay = load_scale(scale)
     sweep = read_spec(path, SweepSpec)
