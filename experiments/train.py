@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,13 @@ from lightning_modules.vim import VIM
 DISPLAYS: dict[str, type[Callback]] = {"vim": Samples, "linear_probe": AccuracyByBlock}  # tokenizers: Dashboard
 
 
-def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bool = False) -> Record:
+def train(
+    experiment: Experiment,
+    name: str,
+    run_dir: Path,
+    needs_checkpoint: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Record:
     """Trains `experiment` in `run_dir`, from its last checkpoint if there is one, evaluates it and writes its record.
 
     Returns the record, also found at <runtime.output_dir>/records/<digest>.<data_id>.json. A finished run is not
@@ -73,7 +79,7 @@ def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bo
     print_summary(experiment, module, name, images.data_id)
 
     throughput = Throughput()
-    trainer = build_trainer(experiment, run_dir, throughput)
+    trainer = build_trainer(experiment, run_dir, throughput, *callbacks)
     if experiment.trainer.validate_every:
         use_reference(module, images, output_dir)
     trainer.fit(module, data, ckpt_path=resume_point(checkpoints, experiment), weights_only=True)

@@ -96,21 +96,7 @@ def load_grid(
     check(sweep, path, scale_names())
     numbers = parse_seeds(seeds) if seeds else tuple(range(overlay.seeds))
     last = from_dotlist(overrides)
-    files: dict[str, dict[str, Any]] = {}
-
-    def resolve(name: str, changes: dict[str, Any]) -> dict[str, Any]:
-        """A recipe with the scale's overlay and `changes`; what it stands on likewise. The overlay is of tokenizers."""
-        if name not in files:
-            files[name] = read_yaml(EXPERIMENTS / f"{name}.yaml")
-        file = files[name]
-        own = overlay.experiment_overrides.get(name.rsplit("_", 1)[0], {})
-        common = {} if "upstream" in file else overlay.overrides
-        values = compose(file, nest(common), nest(own), changes)
-        if "upstream" in file:
-            upstream = dict(values["upstream"])
-            recipe = str(upstream.pop("recipe", ""))
-            values["upstream"] = {"recipe": recipe} | resolve(Path(recipe).stem, upstream)
-        return values
+    files: dict[str, dict[str, Any]] = {}  # read once
 
     def expand(table: TableSpec, cell: CellSpec) -> Row:
         label = label_of(cell.row)
@@ -121,7 +107,7 @@ def load_grid(
         own_set = cell.small if overlay.is_small and cell.small else cell.set
         origin = f"{path}: table {table.id}, row '{label}'"
         try:
-            values = compose(resolve(name, nest(own_set)), last)
+            values = compose(recipe_values(name, nest(own_set), overlay, files), last)
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from None
         checked = parse(values, f"{origin} ({name}.yaml)")
@@ -137,6 +123,25 @@ def load_grid(
         for spec in sweep.tables
     )
     return Grid(path, sweep_name(path), sweep.title, sweep.objective, scale, numbers, tables)
+
+
+def recipe_values(
+    name: str, changes: dict[str, Any], overlay: ScaleSpec, files: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """A recipe with the scale's overlay and `changes`; what it stands on likewise. The overlay is of tokenizers."""
+    from experiments.config import compose
+
+    if name not in files:
+        files[name] = read_yaml(EXPERIMENTS / f"{name}.yaml")
+    file = files[name]
+    own = overlay.experiment_overrides.get(name.rsplit("_", 1)[0], {})
+    common = {} if "upstream" in file else overlay.overrides
+    values = compose(file, nest(common), nest(own), changes)
+    if "upstream" in file:
+        upstream = dict(values["upstream"])
+        recipe = str(upstream.pop("recipe", ""))
+        values["upstream"] = {"recipe": recipe} | recipe_values(Path(recipe).stem, upstream, overlay, files)
+    return values
 
 
 def load_scale(scale: str) -> ScaleSpec:

@@ -24,17 +24,17 @@ from sweeps.workers import (
     check_worker_arguments,
     duration,
     keep_traceback,
-    one_line,
     spawn_workers,
     train,
 )
 
 if TYPE_CHECKING:
+    from optuna.trial import Trial
+
     from experiments.config import Experiment
     from sweeps.study import Queue
 
 DATA_WORDS = {"cifar10": "cifar10", "shapes": "shapes", "image_folder": "imagefolder"}
-POLL_SECONDS = 5.0  # between looks at the cells that others train
 
 
 class Sweep:
@@ -71,11 +71,12 @@ class Sweep:
 
     def fetch(self) -> None:
         """Writes the records of cells that were finished on machines with other disks."""
-        if todo := {(run.digest, self.data_ids[run.digest]): run for run in self.unfinished()}:
-            for record in self.queue.records():
-                run = todo.get((record["digest"], record["data_id"]))
-                if run is not None and same_experiment(record, run.experiment):
-                    write_json(record_path(self.output_dir / "records", run.experiment, record["data_id"]), record)
+        if todo := self.unfinished():
+            records = self.queue.records()
+            for run in todo:
+                for record in records:
+                    if record.get("data_id") == self.data_ids[run.digest] and same_experiment(record, run.experiment):
+                        write_json(record_path(self.output_dir / "records", run.experiment, record["data_id"]), record)
 
     def prepare(self) -> list[Run]:
         """Says what is finished and queues what is not; gives the latter."""
@@ -91,28 +92,17 @@ class Sweep:
         return todo
 
     def work(self) -> None:
-        """Trains waiting cells one after the other; a failure does not stop the next.
+        """Trains waiting cells, then waits for those that others train."""
+        self.queue.work(set(self.runs), self.run_trial, lambda trial, text: self.say(self.run_of(trial), text))
 
-        Then waits for the cells that others train, to take them over should their workers die.
-        """
-        is_any_left = True
-        while is_any_left:
-            with self.queue.claim(set(self.runs)) as (trial, is_any_left):
-                if trial is not None:
-                    run = self.runs[trial.user_attrs["digest"]]
-                    try:
-                        record, line = self.run(run)
-                    except Exception as error:
-                        self.queue.fail(trial, one_line(error))
-                        self.say(run, f"FAILED: {one_line(error)}")
-                    except BaseException:  # stopped by a person, a batch system or Lightning
-                        self.queue.give_back(trial)
-                        raise
-                    else:
-                        self.queue.finish(trial, **outcome(full(run), record, self.grid.objective, self.queue))
-                        self.say(run, line)
-                elif is_any_left:
-                    time.sleep(POLL_SECONDS)
+    def run_of(self, trial: "Trial") -> Run:
+        return self.runs[trial.user_attrs["digest"]]
+
+    def run_trial(self, trial: "Trial") -> None:
+        run = self.run_of(trial)
+        record, line = self.run(run)
+        self.queue.finish(trial, **outcome(run, record, self.grid.objective, self.queue))
+        self.say(run, line)
 
     def run(self, run: Run) -> tuple[Record, str]:
         """The run's record and a line about it: found, if another command was quicker, or trained."""
@@ -156,13 +146,13 @@ def shown(column: ColumnSpec, record: Record) -> str:
     return format(record["metrics"][column.metric] * column.scale, column.format)
 
 
-def outcome(experiment: "Experiment", record: Record, objective: str, queue: "Queue") -> dict[str, Any]:
+def outcome(run: Run, record: Record, objective: str, queue: "Queue") -> dict[str, Any]:
     """What `Queue.finish` stores of a record."""
     attributes = record["metrics"] | ({} if queue.is_journal else {"record": record})
-    tokenizer: Any = experiment
-    while hasattr(tokenizer, "upstream"):
-        tokenizer = tokenizer.upstream
-    params = {"codebook_size": tokenizer.model.codebook_size, "seed": experiment.seed}
+    config = tokenizer = run.experiment.identity()
+    while "upstream" in tokenizer:
+        tokenizer = tokenizer["upstream"]
+    params = {"codebook_size": tokenizer["model"]["codebook_size"], "seed": config["seed"]}
     return {"value": float(record["metrics"].get(objective, math.inf)), "attributes": attributes, "params": params}
 
 

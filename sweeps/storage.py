@@ -37,6 +37,10 @@ CONNECTION = {
 Answer = TypeVar("Answer")
 
 
+class DatabaseAway(OSError):
+    """For longer than anybody wants to wait."""
+
+
 def without_password(storage: str) -> str:
     """The URL as it may be printed."""
     scheme, separator, rest = storage.partition("://")
@@ -114,7 +118,7 @@ class Patience:
         self.last_outage = -float("inf")  # time.monotonic()
 
     def __call__(self, action: Callable[[], Answer]) -> Answer:
-        """The action may be run more than once. Raises OSError when the database stays away."""
+        """The action may be run more than once. Raises DatabaseAway when the database stays so."""
         start: float | None = None
         while True:
             try:
@@ -127,7 +131,7 @@ class Patience:
                     start = now
                     print(f"the database {self.name} cannot be reached ({why}): waiting for it", flush=True)
                 if now - start > PATIENCE_SECONDS:
-                    raise OSError(
+                    raise DatabaseAway(
                         f"the database {self.name} has been away for {PATIENCE_SECONDS / 60:.0f} minutes ({why}); "
                         "nothing finished is lost: run the same command again when it is back"
                     ) from None

@@ -28,6 +28,7 @@ from experiments.records import Record
 from sweeps import storage as storages
 from sweeps.storage import Patience, open_storage, reason, without_password
 
+POLL_SECONDS = 5.0  # between looks at what others run
 MAX_RETRIES = 3  # of a cell whose workers die
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -132,6 +133,28 @@ class Queue:
                             yield trial, True
                         return
         yield None, bool(trials)
+
+    def work(self, digests: set[str], run: Callable[[Trial], None], say: Callable[[Trial, str], None]) -> None:
+        """Runs waiting trials one after the other; a failure does not stop the next.
+
+        Then waits for those that others run, to take them over should their workers die.
+        """
+        is_any_left = True
+        while is_any_left:
+            with self.claim(digests) as (trial, is_any_left):
+                if trial is not None:
+                    try:
+                        run(trial)
+                    except storages.DatabaseAway:
+                        raise
+                    except Exception as error:
+                        self.fail(trial, one_line(error))
+                        say(trial, f"FAILED: {one_line(error)}")
+                    except BaseException:  # stopped by a person, a batch system or Lightning
+                        self.give_back(trial)
+                        raise
+                elif is_any_left:
+                    time.sleep(POLL_SECONDS)
 
     def start(self, frozen: FrozenTrial) -> Trial | None:
         """Moves a trial from WAITING to RUNNING; None if another worker was quicker."""
@@ -248,6 +271,10 @@ def put_again(study: optuna.Study, trial: FrozenTrial) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         RetryHeartbeatStaleTrialCallback(MAX_RETRIES, inherit_intermediate_values=True)(study, trial)
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def place_of(folder: Path) -> str:

@@ -37,10 +37,6 @@ def keep_traceback(run_dir: Path) -> Iterator[None]:
         raise
 
 
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"

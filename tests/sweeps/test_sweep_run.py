@@ -16,6 +16,7 @@ from experiments.records import Record, record_path, write_json
 from experiments.values import read_yaml
 from sweeps import grid as grid_module
 from sweeps import storage as storage_module
+from sweeps import study as study_module
 from sweeps.grid import SWEEPS
 from sweeps.study import Queue
 
@@ -65,7 +66,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Trainer()
     monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
     monkeypatch.setattr(run_module, "train", trainer)
-    monkeypatch.setattr(run_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     return trainer
 
