@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from experiments.records import write_json
 from sweeps import grid as grid_module
 from sweeps.grid import Grid, Row, Run, Table, load_grid, sweep_name
-from sweeps.schema import SweepSpec, read_spec
+from sweeps.schema import CellSpec, ColumnSpec, PlotSpec, TableSpec
 
 if TYPE_CHECKING:
     from experiments.config import Experiment
@@ -81,7 +81,6 @@ class PlanFile:
             return None
 
     def grid(self, plan: dict[str, Any]) -> Grid:
-        spec = read_spec(self.file, SweepSpec)
         experiments = {
             key: Planned(key, kept["config"], frozenset(kept["changed"]), kept["runtime"])
             for key, kept in plan["experiments"].items()
@@ -91,16 +90,19 @@ class PlanFile:
             runs = (Run(name, label, cast(Any, experiments[key]), key) for name, label, key in kept["runs"])
             return Row(**kept | {"runs": tuple(runs)})
 
-        tables = tuple(
-            Table(table, tuple(map(row, rows))) for table, rows in zip(spec.tables, plan["rows"], strict=True)
-        )
-        name, seeds = sweep_name(self.file), tuple(plan["seeds"])
-        return Grid(self.file, name, spec.title, spec.objective, self.scale, seeds, tables)
+        tables = tuple(Table(table_spec(kept["spec"]), tuple(map(row, kept["rows"]))) for kept in plan["tables"])
+        seeds, own = tuple(plan["seeds"]), (plan["title"], plan["objective"])
+        return Grid(self.file, sweep_name(self.file), *own, self.scale, seeds, tables)
 
     def write(self, grid: Grid, facts: dict[str, str] | None = None, state: object = None) -> None:
         """Nothing is written where the disk refuses: the next command then takes the long way again."""
-        rows = [
-            [vars(row) | {"runs": [(run.name, run.label, run.digest) for run in row.runs]} for row in table.rows]
+        tables = [
+            {
+                "spec": asdict(table.spec),
+                "rows": [
+                    vars(row) | {"runs": [(run.name, run.label, run.digest) for run in row.runs]} for row in table.rows
+                ],
+            }
             for table in grid.tables
         ]
         experiments = {
@@ -111,9 +113,24 @@ class PlanFile:
             }
             for run in grid.runs
         }
-        plan = {"sources": sources(self.file), "state": state, "facts": facts or {}, "seeds": grid.seeds}
+        plan = {
+            "sources": sources(self.file),
+            "state": state,
+            "facts": facts or {},
+            "title": grid.title,
+            "objective": grid.objective,
+            "seeds": grid.seeds,
+            "tables": tables,
+            "experiments": experiments,
+        }
         with suppress(OSError):
-            write_json(self.path, plan | {"rows": rows, "experiments": experiments})
+            write_json(self.path, plan)
+
+
+def table_spec(kept: dict[str, Any]) -> TableSpec:
+    """Of its plain values; OmegaConf, which checked them, would take a second."""
+    columns, cells = [ColumnSpec(**column) for column in kept["columns"]], [CellSpec(**cell) for cell in kept["cells"]]
+    return TableSpec(**kept | {"columns": columns, "cells": cells, "plot": PlotSpec(**kept["plot"])})
 
 
 def table_grids(

@@ -91,7 +91,8 @@ def test_the_value_is_the_records(search_file: Path) -> None:
 
 @pytest.mark.parametrize("is_hopeless", [False, True])
 def test_a_run_that_is_worse_than_the_median_is_ended(search_file: Path, is_hopeless: bool) -> None:
-    _, experiment_of = load_search(search_file, "reduced", ["data.name=shapes"])
+    words = ["data.name=shapes", f"runtime.output_dir={search_file.parent}/runs"]
+    _, experiment_of = load_search(search_file, "reduced", words)
     experiment = experiment_of({"model.optimizer.lr": 1e-3})
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(1, 0))
     others = {2: 1e6 if is_hopeless else -1e6, 4: 1e6}  # worse at the last step does not count
