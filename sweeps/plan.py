@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -155,11 +156,7 @@ def table_grids(
         from experiments.build import resolve_data
 
         recipes = recipes or load_grid(file, scale, seeds, overrides)
-        grid = (
-            recipes
-            if word == "recipe"
-            else recipes.prepared(lambda experiment, word=word: resolve_data(experiment, word))
-        )
+        grid = recipes if word == "recipe" else recipes.prepared(partial(resolve_data, data=word))
         plan.write(grid)
         grids.append(grid)
     return grids

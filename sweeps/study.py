@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,12 +52,8 @@ class Queue:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self.storage = open_storage(storage, journal, put_again)
-            self.study = optuna.create_study(
-                study_name=name,
-                storage=self.storage,
-                load_if_exists=True,
-                **{"direction": "minimize", "sampler": optuna.samplers.RandomSampler()} | options,
-            )
+            options = {"direction": "minimize", "sampler": optuna.samplers.RandomSampler()} | options
+            self.study = optuna.create_study(study_name=name, storage=self.storage, load_if_exists=True, **options)
         except Exception as error:  # one kind for each database driver
             why = reason(error.__cause__ or error, 300)
             if isinstance(error, ValueError) and why.startswith("STORAGE="):
@@ -128,7 +125,7 @@ class Queue:
         for frozen in trials:
             if frozen.state == TrialState.WAITING:
                 with self.lock(digest_of(frozen)) as is_ours:
-                    if is_ours and (trial := self.patiently(lambda frozen=frozen: self.start(frozen))) is not None:
+                    if is_ours and (trial := self.patiently(partial(self.start, frozen))) is not None:
                         with self.heartbeat(trial):
                             yield trial, True
                         return

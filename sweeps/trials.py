@@ -2,7 +2,9 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -15,7 +17,7 @@ from sweeps.render import plain, replace_file, write_sheet
 from sweeps.results import Sheet
 from sweeps.schema import SearchSpec
 
-PICTURES = {"slice": plots.plot_slice, "validations": plots.plot_intermediate_values}
+PICTURES: dict[str, Callable[..., Any]] = {"slice": plots.plot_slice, "validations": plots.plot_intermediate_values}
 
 
 def write_trials(study: optuna.Study, spec: SearchSpec, scale: str, data_id: str, out: Path) -> int:
