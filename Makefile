@@ -9,13 +9,17 @@ SEEDS    ?=
 TRAIN    ?= yes
 PYTHON   ?= python3
 PORT     ?= 6006
+SEARCH   ?= sweeps/search_vqgan_lc.yaml
+TRIALS   ?=
 FILE     ?= experiments/vqgan_lc_imagenet.yaml
 DEVICES  ?=
 
 PY    := .venv/bin/python
 READY := .venv/.ready
+# In the environment, where make does not print it: it may hold a password.
+export STORAGE
 CELLS  = --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" $(if $(SEEDS),--seeds $(SEEDS))
-SWEEP  = $(PY) -m sweeps.run $(CELLS) --storage "$(STORAGE)" --workers $(WORKERS)
+SWEEP  = $(PY) -m sweeps.run $(CELLS) --workers $(WORKERS)
 TABLE  = $(PY) -m sweeps.table $(CELLS)
 SAMPLES = $(PY) -m sweeps.samples $(CELLS)
 SIZES  = $(PY) -m sweeps.sizes --out "$(OUT)/tables"
@@ -29,7 +33,8 @@ $(TABLE) $(1)
 endef
 BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache probe ddp
 
-.PHONY: help setup preview ablation-codebook factorized-codes generate probe tables dashboard bench check format test clean
+.PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables dashboard bench check format \
+        test clean
 .DEFAULT_GOAL := help
 
 help: ## list targets and variables
@@ -42,7 +47,7 @@ help: ## list targets and variables
 	@echo "  WORKERS=2                   cells trained at the same time on this machine, each with its share of the cores"
 	@echo "  TRAIN=yes|no                no: show what is finished, train nothing"
 	@echo "  SEEDS=0,1                   seeds of each cell; a table shows their mean and spread"
-	@echo "  STORAGE=journal             the sweep's queue: a file in OUT, or postgresql://... for many machines"
+	@echo "  STORAGE=journal             the sweep's queue: a file in OUT, or postgresql://... for many machines: docs/sweeps.md"
 
 setup: $(READY) ## build the virtual environment .venv (Python 3.11 or newer)
 
@@ -61,6 +66,10 @@ ablation-codebook: $(READY) ## {VQ, FC, FC+l2, EMA, LC, ...} x codebook size, an
 factorized-codes: $(READY) ## what decides how many factorized codes are used: l2-norm, dimension, order of the VQ terms
 	$(call show,sweeps/factorized_codes.yaml)
 
+search: $(READY) ## SEARCH=sweeps/search_....yaml TRIALS=20: best values of a recipe's keys by TPE, hopeless trials ended early
+	$(PY) -m sweeps.search "$(SEARCH)" --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" \
+	  --workers $(WORKERS) $(if $(TRIALS),--trials $(TRIALS))
+
 table%: $(READY) ## table1 ... table11: that table of both papers, where they have one
 	$(if $(SIZES_$*)$(wildcard sweeps/*/table$*.yaml),,$(error no paper has a table $* that this suite makes))
 	$(if $(SIZES_$*),$(SIZES) $(SIZES_$*))
@@ -78,7 +87,7 @@ probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-
 	$(call show,sweeps/vit_vqgan/table7.yaml)
 
 tables: $(READY) ## render every table and figure from finished records; trains nothing
-	$(TABLE) $(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml))
+	$(TABLE) $(filter-out sweeps/search_%,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
 	$(SIZES)
 
 dashboard: $(READY) ## TensorBoard over all runs

@@ -89,6 +89,10 @@ class Experiment:
         """Of `identity`, flat, what is not a default."""
         return without_defaults(self.identity(), schema(self.identity()))
 
+    def changed(self) -> set[str]:
+        """The flat keys of `identity` whose value is not the default; names always are among them."""
+        return set(self.changes())
+
     def digest(self) -> str:
         """12 hex digits that name this experiment.
 
@@ -121,6 +125,10 @@ class Downstream(Experiment):
     def changes(self) -> dict[str, Any]:
         own = {key: value for key, value in self.identity().items() if key != "upstream"}
         return without_defaults(own, schema(own)) | {"upstream": self.upstream.digest()}
+
+    def changed(self) -> set[str]:
+        own = set(self.changes()) - {"upstream"}
+        return own | {"upstream.recipe"} | {f"upstream.{key}" for key in self.upstream.changed()}
 
 
 # Keys whose value names the class to use, and the table that holds its configuration (the last element).

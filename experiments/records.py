@@ -13,9 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from experiments.config import Experiment, parse
 from experiments.values import flatten
 
 FORMAT = 1
@@ -23,6 +22,14 @@ PUBLISHED = Path(__file__).resolve().parent.parent / "sweeps" / "records"
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "lpips")
 
 Record = dict[str, Any]
+
+
+class Identified(Protocol):
+    """What a look-up needs of an `Experiment`; a sweep's plan has it without importing torch."""
+
+    def identity(self) -> dict[str, Any]: ...
+    def changed(self) -> set[str]: ...
+    def digest(self) -> str: ...
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -42,7 +49,7 @@ def write_json(path: Path, content: Any) -> None:
         raise
 
 
-def record_path(directory: Path, experiment: Experiment, data_id: str) -> Path:
+def record_path(directory: Path, experiment: Identified, data_id: str) -> Path:
     return directory / f"{experiment.digest()}.{data_id}.json"
 
 
@@ -58,7 +65,7 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def find_records(experiment: Experiment, directories: Sequence[Path]) -> dict[str, Record]:
+def find_records(experiment: Identified, directories: Sequence[Path]) -> dict[str, Record]:
     """The finished records of this very experiment, by data id; the first directory that has one wins."""
     found: dict[str, Record] = {}
     for directory in directories:
@@ -69,14 +76,12 @@ def find_records(experiment: Experiment, directories: Sequence[Path]) -> dict[st
     return found
 
 
-def same_experiment(record: Record, experiment: Experiment) -> bool:
-    """Whether the record's full configuration, read with today's defaults for newer keys, is the experiment's."""
-    if record["config"] == experiment.identity():
-        return True
-    try:
-        return flatten(parse(record["config"], "record").identity()) == flatten(experiment.identity())
-    except ValueError:  # a key that no longer exists
+def same_experiment(record: Record, experiment: Identified) -> bool:
+    """Whether the record's full configuration, with today's defaults for newer keys, is the experiment's."""
+    given, ours = flatten(record["config"]), flatten(experiment.identity())
+    if any(key not in ours or ours[key] != value for key, value in given.items()):
         return False
+    return not (ours.keys() - given.keys()) & experiment.changed()
 
 
 def environment() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,12 @@ DISPLAYS: dict[str, type[Callback]] = {"vim": Samples, "linear_probe": AccuracyB
 
 
 def train(
-    experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bool = False, waits: bool = True
+    experiment: Experiment,
+    name: str,
+    run_dir: Path,
+    needs_checkpoint: bool = False,
+    waits: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Record:
     """Trains `experiment` in `run_dir`, from its last checkpoint if there is one, evaluates it and writes its record.
 
@@ -87,7 +92,7 @@ def train(
             require_writable(records)
             require_writable(run_dir)
             stack.enter_context(sole_run(run_dir, waits))
-        return finished(path, experiment, needed) or train_alone(experiment, name, run_dir, path)
+        return finished(path, experiment, needed) or train_alone(experiment, name, run_dir, path, callbacks)
 
 
 def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Record | None:
@@ -100,7 +105,9 @@ def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Rec
     return from_main(record)  # a shared disk may show others less
 
 
-def train_alone(experiment: Experiment, name: str, run_dir: Path, path: Path) -> Record:
+def train_alone(
+    experiment: Experiment, name: str, run_dir: Path, path: Path, callbacks: Sequence[Callback] = ()
+) -> Record:
     """`train`, where no other process does the same; the record is written to `path`."""
     checkpoints, output_dir = run_dir / "checkpoints", Path(experiment.runtime.output_dir)
     with main_first():
@@ -114,7 +121,7 @@ def train_alone(experiment: Experiment, name: str, run_dir: Path, path: Path) ->
     with StopRequest() as stop, not_swallowed():
         if experiment.trainer.validate_every:
             use_reference(module, images, output_dir)
-        trainer = build_trainer(experiment, run_dir, throughput, stop=stop)
+        trainer = build_trainer(experiment, run_dir, throughput, *callbacks, stop=stop)
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
         final = checkpoints / "final.ckpt"
         if resumed != final:
@@ -149,13 +156,15 @@ def train_alone(experiment: Experiment, name: str, run_dir: Path, path: Path) ->
     return record
 
 
-def train_apart(experiment: Experiment, name: str, run_dir: Path) -> Record:
+def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Sequence[Callback] = ()) -> Record:
     """`train`, for a process that must stay alone: a run on several devices gets processes of its own.
 
-    Raises RuntimeError when they fail; their messages are on the terminal.
+    Raises RuntimeError when they fail; their messages are on the terminal. `callbacks` are for one device only.
     """
     if num_devices(experiment.runtime) == 1:
-        return train(experiment, name, run_dir)
+        return train(experiment, name, run_dir, callbacks=callbacks)
+    if callbacks:
+        raise ValueError("a trial of a search is watched by this process and takes one device: runtime.devices=1")
     file = run_dir / f"{name}.json"
     write_json(file, experiment.identity() | {"runtime": vars(experiment.runtime)})
     command = [sys.executable, "-m", "experiments.train", str(file), "--run-dir", str(run_dir)]

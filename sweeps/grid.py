@@ -1,16 +1,19 @@
 """From a sweep YAML and a scale to checked experiments, row by row.
 
 A run = experiment YAML + scale overlay + the row's `set` + command-line overrides + seed; later layers win.
+Only `load_grid` needs the classes that are configured, and imports torch; a plan (sweeps/plan.py) does without.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.config import Experiment, compose, parse
 from experiments.values import from_dotlist, merge, read_yaml
 from sweeps.schema import CellSpec, PlotSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
+
+if TYPE_CHECKING:
+    from experiments.config import Experiment
 
 SWEEPS = Path(__file__).resolve().parent
 EXPERIMENTS = SWEEPS.parent / "experiments"
@@ -24,7 +27,7 @@ class Run:
 
     name: str  # of the experiment file
     label: str  # of the row, for people
-    experiment: Experiment
+    experiment: "Experiment"
     digest: str
 
 
@@ -59,7 +62,7 @@ class Grid:
         runs = {run.digest: run for table in self.tables for row in table.rows for run in row.runs}
         return list(runs.values())
 
-    def prepared(self, prepare: Callable[[Experiment], Experiment]) -> "Grid":
+    def prepared(self, prepare: Callable[["Experiment"], "Experiment"]) -> "Grid":
         """The same grid of other experiments, for example on another data set."""
 
         def change(run: Run) -> Run:
@@ -85,27 +88,15 @@ def load_grid(
 
     Raises ValueError that names the file, the row and the key at fault.
     """
+    from experiments.config import compose, parse
+
     path = Path(path)
     overlay = load_scale(scale)
     sweep = read_spec(path, SweepSpec)
     check(sweep, path, scale_names())
     numbers = parse_seeds(seeds) if seeds else tuple(range(overlay.seeds))
     last = from_dotlist(overrides)
-    files: dict[str, dict[str, Any]] = {}
-
-    def resolve(name: str, changes: dict[str, Any]) -> dict[str, Any]:
-        """A recipe with the scale's overlay and `changes`; what it stands on likewise. The overlay is of tokenizers."""
-        if name not in files:
-            files[name] = read_yaml(EXPERIMENTS / f"{name}.yaml")
-        file = files[name]
-        own = overlay.experiment_overrides.get(name.rsplit("_", 1)[0], {})
-        common = {} if "upstream" in file else overlay.overrides
-        values = compose(file, nest(common), nest(own), changes)
-        if "upstream" in file:
-            upstream = dict(values["upstream"])
-            recipe = str(upstream.pop("recipe", ""))
-            values["upstream"] = {"recipe": recipe} | resolve(Path(recipe).stem, upstream)
-        return values
+    files: dict[str, dict[str, Any]] = {}  # read once
 
     def expand(table: TableSpec, cell: CellSpec) -> Row:
         label = label_of(cell.row)
@@ -116,7 +107,7 @@ def load_grid(
         own_set = cell.small if overlay.is_small and cell.small else cell.set
         origin = f"{path}: table {table.id}, row '{label}'"
         try:
-            values = compose(resolve(name, nest(own_set)), last)
+            values = compose(recipe_values(name, nest(own_set), overlay, files), last)
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from None
         checked = parse(values, f"{origin} ({name}.yaml)")
@@ -132,6 +123,25 @@ def load_grid(
         for spec in sweep.tables
     )
     return Grid(path, sweep_name(path), sweep.title, sweep.objective, scale, numbers, tables)
+
+
+def recipe_values(
+    name: str, changes: dict[str, Any], overlay: ScaleSpec, files: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """A recipe with the scale's overlay and `changes`; what it stands on likewise. The overlay is of tokenizers."""
+    from experiments.config import compose
+
+    if name not in files:
+        files[name] = read_yaml(EXPERIMENTS / f"{name}.yaml")
+    file = files[name]
+    own = overlay.experiment_overrides.get(name.rsplit("_", 1)[0], {})
+    common = {} if "upstream" in file else overlay.overrides
+    values = compose(file, nest(common), nest(own), changes)
+    if "upstream" in file:
+        upstream = dict(values["upstream"])
+        recipe = str(upstream.pop("recipe", ""))
+        values["upstream"] = {"recipe": recipe} | recipe_values(Path(recipe).stem, upstream, overlay, files)
+    return values
 
 
 def load_scale(scale: str) -> ScaleSpec:

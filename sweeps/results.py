@@ -4,11 +4,14 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from experiments.config import Experiment
 from experiments.records import Record
 from sweeps.grid import Grid, Row, Table, show
 from sweeps.schema import ColumnSpec
+
+if TYPE_CHECKING:
+    from experiments.config import Experiment
 
 DAGGER = "†"
 Found = dict[str, Record]  # digest -> record, all of one data id
@@ -183,7 +186,7 @@ def caption(
     return lines
 
 
-def images(experiment: Experiment) -> str:
+def images(experiment: "Experiment") -> str:
     """ "6,400 training and 1,000 validation images at 32 px"."""
     data = experiment.data
     train, val = (f"{size:,}" if size else "all" for size in (data.train_size, data.val_size))

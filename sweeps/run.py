@@ -4,42 +4,51 @@ python -m sweeps.run sweeps/ablation_codebook.yaml --scale quick
 """
 
 import argparse
-import os
+import math
 import signal
-import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from experiments.build import data_module, resolve_data
-from experiments.chain import run_dir
-from experiments.config import Experiment
 from experiments.errors import user_errors
-from experiments.records import PUBLISHED, Record, find_records
-from experiments.train import train_apart as train
+from experiments.records import PUBLISHED, Record, find_records, record_path, same_experiment, write_json
 from sweeps.grid import Grid, Run, load_grid
+from sweeps.plan import PlanFile, full, state_of, table_grids
 from sweeps.schema import ColumnSpec
-from sweeps.study import Queue
+from sweeps.workers import (
+    add_common_arguments,
+    add_worker_arguments,
+    check_worker_arguments,
+    duration,
+    keep_traceback,
+    spawn_workers,
+    train,
+)
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+    from experiments.config import Experiment
+    from sweeps.study import Queue
 
 DATA_WORDS = {"cifar10": "cifar10", "shapes": "shapes", "image_folder": "imagefolder"}
-POLL_SECONDS = 5.0  # between looks at the cells that others train
-GRACE_SECONDS = 10.0
 
 
 class Sweep:
-    """A grid, its queue and its results. Prints one line a cell."""
+    """A grid, its queue and its results. Prints one line a cell.
 
-    def __init__(self, grid: Grid, storage: str, output_dir: Path) -> None:
-        self.grid, self.output_dir = grid, output_dir
+    `data_ids`: by digest, the id of the data that each run would be trained on now, as its record will name it.
+    """
+
+    queue: "Queue"  # after `open_queue`
+
+    def __init__(self, grid: Grid, data_ids: dict[str, str], output_dir: Path) -> None:
+        self.grid, self.data_ids, self.output_dir = grid, data_ids, output_dir
         self.runs = {run.digest: run for run in grid.runs}
-        self.data_ids = {digest: data_id(run.experiment) for digest, run in self.runs.items()}
         self.position = {digest: number for number, digest in enumerate(self.runs, 1)}
-        data = "+".join(sorted(set(self.data_ids.values())))
-        self.queue = Queue(f"{grid.name}_{grid.scale}_{data}", storage, output_dir)
         self.columns = {
             run.digest: table.spec.columns for table in grid.tables for row in table.rows for run in row.runs
         }
@@ -49,57 +58,64 @@ class Sweep:
         found = find_records(run.experiment, [self.output_dir / "records", PUBLISHED])
         return found.get(self.data_ids[run.digest])
 
+    def unfinished(self) -> list[Run]:
+        return [run for run in self.runs.values() if self.record(run) is None]
+
+    def open_queue(self, storage: str) -> None:
+        """Also fetches the records that are in the queue's database and not here."""
+        from sweeps.study import Queue  # Optuna: a second or two
+
+        data = "+".join(sorted(set(self.data_ids.values())))
+        self.queue = Queue(f"{self.grid.name}_{self.grid.scale}_{data}", storage, self.output_dir)
+        self.fetch()
+
+    def fetch(self) -> None:
+        """Writes the records of cells that were finished on machines with other disks."""
+        if todo := self.unfinished():
+            records = self.queue.records()
+            for run in todo:
+                for record in records:
+                    if record.get("data_id") == self.data_ids[run.digest] and same_experiment(record, run.experiment):
+                        write_json(record_path(self.output_dir / "records", run.experiment, record["data_id"]), record)
+
     def prepare(self) -> list[Run]:
         """Says what is finished and queues what is not; gives the latter."""
         todo = []
         for run in self.runs.values():
-            record = self.record(run)
-            if record is None:
+            if (record := self.record(run)) is None:
                 todo.append(run)
             else:
                 self.say(run, f"finished earlier{self.numbers(run, record)}")
-        self.queue.fill(todo)
+        if todo:
+            jobs = {run.digest: {"cell": run.label, "experiment": run.name} for run in todo}
+            self.queue.fill(jobs, params=lambda digest: {"cell": digest})
         return todo
 
     def work(self) -> None:
-        """Trains waiting cells one after the other; a failure does not stop the next.
+        """Trains waiting cells, then waits for those that others train."""
+        self.queue.work(set(self.runs), self.run_trial, lambda trial, text: self.say(self.run_of(trial), text))
 
-        Then waits for the cells that others train, to take them over should their workers die.
-        """
-        is_any_left = True
-        while is_any_left:
-            with self.queue.claim(set(self.runs)) as (trial, is_any_left):
-                if trial is not None:
-                    run = self.runs[trial.user_attrs["digest"]]
-                    try:
-                        record, line = self.run(run)
-                    except Exception as error:
-                        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                        self.queue.fail(trial, message)
-                        self.say(run, f"FAILED: {message}")
-                    except BaseException:  # stopped by a person or by Lightning
-                        self.queue.fail(trial, "stopped")
-                        raise
-                    else:
-                        self.queue.finish(trial, run, record, self.grid.objective)
-                        self.say(run, line)
-                elif is_any_left:
-                    time.sleep(POLL_SECONDS)
+    def run_of(self, trial: "Trial") -> Run:
+        return self.runs[trial.user_attrs["digest"]]
+
+    def run_trial(self, trial: "Trial") -> None:
+        run = self.run_of(trial)
+        record, line = self.run(run)
+        self.queue.finish(trial, **outcome(run, record, self.grid.objective, self.queue))
+        self.say(run, line)
 
     def run(self, run: Run) -> tuple[Record, str]:
         """The run's record and a line about it: found, if another command was quicker, or trained."""
         if (record := self.record(run)) is not None:
             return record, f"finished earlier{self.numbers(run, record)}"
-        folder = run_dir(run.experiment, run.name)
         start = time.monotonic()
-        try:
-            record = train(run.experiment, run.name, folder)
-        except Exception:
-            with suppress(OSError):  # the disk may be full
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "error.txt").write_text(traceback.format_exc())
-            raise
+        folder = self.folder(run)
+        with keep_traceback(folder):
+            record = train(full(run), run.name, folder)
         return record, f"trained {duration(time.monotonic() - start)}{self.numbers(run, record)}"
+
+    def folder(self, run: Run) -> Path:
+        return self.output_dir / "experiments" / f"{run.name}_{run.digest}"
 
     def numbers(self, run: Run, record: Record) -> str:
         """ ", util % 93.4, rFID 31.2": the first metrics of the table that the run is in."""
@@ -111,12 +127,13 @@ class Sweep:
 
     def report(self) -> int:
         """Lists what is missing; the exit status."""
-        missing = [run for run in self.runs.values() if self.record(run) is None]
-        errors = self.queue.errors()
+        if self.unfinished():
+            self.fetch()
+        missing = self.unfinished()
+        errors = self.queue.errors() if missing else {}
         for run in missing:
             self.say(run, f"no result: {errors.get(run.digest, 'its worker ended before it was finished')}")
-            log = self.output_dir / "experiments" / f"{run.name}_{run.digest}" / "error.txt"
-            if log.is_file():
+            if (log := self.folder(run) / "error.txt").is_file():
                 print(f"    traceback: {log}", flush=True)
         total = len(self.runs)
         print(f"{self.grid.name}: {total - len(missing)} of {total} cells finished", flush=True)
@@ -129,22 +146,23 @@ def shown(column: ColumnSpec, record: Record) -> str:
     return format(record["metrics"][column.metric] * column.scale, column.format)
 
 
-def duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+def outcome(run: Run, record: Record, objective: str, queue: "Queue") -> dict[str, Any]:
+    """What `Queue.finish` stores of a record."""
+    attributes = record["metrics"] | ({} if queue.is_journal else {"record": record})
+    config = tokenizer = run.experiment.identity()
+    while "upstream" in tokenizer:
+        tokenizer = tokenizer["upstream"]
+    params = {"codebook_size": tokenizer["model"]["codebook_size"], "seed": config["seed"]}
+    return {"value": float(record["metrics"].get(objective, math.inf)), "attributes": attributes, "params": params}
 
 
-def data_id(experiment: Experiment) -> str:
-    """The id of the data that the experiment would be trained on now, as its record will name it."""
-    return data_module(experiment).data_id
-
-
-def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experiment], Experiment]:
+def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[["Experiment"], "Experiment"]:
     """Puts data and folders into experiments. "auto" is decided once a data set, not once a cell."""
+    from experiments.build import resolve_data
+
     words: dict[str, str] = {}
 
-    def resolve(experiment: Experiment) -> Experiment:
+    def resolve(experiment: "Experiment") -> "Experiment":
         runtime = replace(experiment.runtime, data_dir=data_dir, output_dir=output_dir)
         experiment = replace(experiment, runtime=runtime)
         name = experiment.data.name
@@ -155,21 +173,33 @@ def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experi
     return resolve
 
 
-def spawn_workers(count: int, arguments: list[str]) -> None:
-    """The same command `count` times, each with its share of the CPU cores; waits for all."""
-    threads = max(1, (os.cpu_count() or 1) // count)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "sweeps.run", *arguments, "--as-worker"]
-    workers = [subprocess.Popen(command, env=environment) for _ in range(count)]
-    try:
-        for worker in workers:
-            worker.wait()
-    finally:
-        for worker in workers:  # when we are stopped, so are they, unless the signal was for us alone
-            with suppress(subprocess.TimeoutExpired):
-                worker.wait(GRACE_SECONDS)
-            worker.terminate()
-            worker.wait()
+def open_sweep(options: argparse.Namespace) -> Sweep:
+    """From the plan of the last time, if it holds; else from the sweep file, with the imports that takes."""
+    output_dir, state = Path(options.output_dir), state_of(options.data_dir)
+    if (kept := plan_file(options, options.data).read(state)) is not None:
+        return Sweep(*kept, output_dir)
+
+    from experiments.build import data_module
+
+    recipes = load_grid(options.file, options.scale, options.seeds, options.overrides)
+    grid = recipes.prepared(data_resolver(options.data, options.data_dir, options.output_dir))
+    data_ids = {run.digest: data_module(run.experiment).data_id for run in grid.runs}
+    words = data_words(grid)
+    is_stand_in = options.data == "auto" and words != data_words(recipes)  # next time the real data may be there
+    for word in {options.data} - {"auto" if is_stand_in else ""} | (words if len(words) == 1 else set()):
+        plan_file(options, word).write(grid, data_ids, state_of(options.data_dir))
+    if not options.as_worker:
+        table_grids(output_dir, options.file, options.scale, options.seeds, options.overrides, options.data, recipes)
+    return Sweep(grid, data_ids, output_dir)
+
+
+def plan_file(options: argparse.Namespace, data: str) -> PlanFile:
+    question = {key: getattr(options, key) for key in ("seeds", "overrides", "data_dir", "output_dir")}
+    return PlanFile(Path(options.output_dir), options.file, options.scale, question | {"data": data})
+
+
+def data_words(grid: Grid) -> set[str]:
+    return {DATA_WORDS[run.experiment.data.name] for run in grid.runs}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -178,25 +208,19 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train the cells of a sweep that have no result record yet. All cells are checked before "
         "the first is trained. Stopped (Ctrl-C) or killed, the same command continues; a finished cell is "
         "never trained again, whichever sweep asks for it.",
-        epilog="Several machines share a sweep when they run this command with the same --output-dir on a "
-        "shared disk; use --storage postgresql://... when its locks cannot be trusted. Keys are those of the "
+        epilog="Several machines share a sweep when they run this command with the same --storage postgresql://... or "
+        "the same --output-dir on a shared disk whose locks can be trusted: docs/sweeps.md. Keys are those of the "
         "experiment files, for example trainer.precision=bf16-mixed, and apply to every cell.",
     )
     parser.add_argument("file", help="sweep, for example sweeps/ablation_codebook.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
     add_common_arguments(parser)
-    parser.add_argument("--storage", default="journal", help="journal (a file in --output-dir) or a database URL")
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the cells (default: 1)")
-    parser.add_argument("--as-worker", action="store_true", help=argparse.SUPPRESS)
+    add_seeds(parser)
+    add_worker_arguments(parser)
     return parser
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `sweeps.run` and `sweeps.table` both take, so that one set of words names one set of cells."""
-    parser.add_argument("--scale", default="quick", help="quick | reduced | paper (default: quick)")
-    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
-    parser.add_argument("--data-dir", default="data", help="folder of the data sets (default: data)")
-    parser.add_argument("--output-dir", default="runs", help="records, checkpoints, tables (default: runs)")
+def add_seeds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", default="", help="0,1,2 or a count (default: as the scale says)")
 
 
@@ -204,27 +228,34 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser().parse_intermixed_args(arguments)
     with user_errors():
-        if options.workers < 1:
-            raise ValueError(f"WORKERS={options.workers} must be at least 1")
+        check_worker_arguments(options)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is like Ctrl-C
-        resolve = data_resolver(options.data, options.data_dir, options.output_dir)
-        grid = load_grid(options.file, options.scale, options.seeds, options.overrides).prepared(resolve)
-        sweep = Sweep(grid, options.storage, Path(options.output_dir))
+        sweep = open_sweep(options)
+        if options.as_worker or sweep.unfinished():
+            sweep.open_queue(options.storage)
         if options.as_worker:
             sweep.work()
             return 0
         todo = sweep.prepare()
-        for experiment in {run.experiment.data.name: run.experiment for run in todo}.values():
-            data_module(experiment).prepare_data()  # data that cannot be had is one error now, not one a cell later
-        workers = min(options.workers, len(todo))
-        print(f"{grid.title}: {len(todo)} of {len(sweep.runs)} cells to train, scale {grid.scale}", flush=True)
-        if workers > 1:
-            words = {DATA_WORDS[run.experiment.data.name] for run in todo}
-            decided = ["--data", *words] if len(words) == 1 else []  # the workers need not look for the data again
-            spawn_workers(workers, [*arguments, *decided])
-        else:
-            sweep.work()
+        print(f"{sweep.grid.title}: {len(todo)} of {len(sweep.runs)} cells to train, scale {options.scale}", flush=True)
+        if todo:
+            train_cells(sweep, todo, options, arguments)
         return sweep.report()
+
+
+def train_cells(sweep: Sweep, todo: list[Run], options: argparse.Namespace, arguments: list[str]) -> None:
+    from experiments.build import data_module
+
+    experiments = {run.experiment.data.name: full(run) for run in todo}
+    for experiment in experiments.values():
+        data_module(experiment).prepare_data()  # data that cannot be had is one error now, not one a cell later
+    workers = min(options.workers, len(todo))
+    if workers > 1:
+        words = {DATA_WORDS[name] for name in experiments}
+        decided = ["--data", *words] if len(words) == 1 else []  # the workers need not look for the data again
+        spawn_workers("sweeps.run", workers, [*arguments, *decided], options.storage)
+    else:
+        sweep.work()
 
 
 if __name__ == "__main__":

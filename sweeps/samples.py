@@ -23,7 +23,8 @@ from experiments.extraction import build_device
 from experiments.train import train
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.render import replace_file
-from sweeps.run import add_common_arguments, data_id, data_resolver
+from sweeps.run import add_seeds, data_id, data_resolver
+from sweeps.workers import add_common_arguments
 
 
 def sampled(run: Run, num: int) -> Tensor | None:
@@ -66,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("file", help="sweep, for example sweeps/vit_vqgan/table6.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
     add_common_arguments(parser)
+    add_seeds(parser)
     parser.add_argument("--num", type=int, default=20, help="images of each model (default: 20)")
     parser.add_argument("--out", help="folder of the picture (default: OUTPUT_DIR/tables)")
     return parser

@@ -1,4 +1,4 @@
-"""What a sweep YAML and a scale YAML may hold. Defaults are stated here and nowhere else."""
+"""What a sweep, a search and a scale YAML may hold. Defaults are stated here and nowhere else."""
 
 import difflib
 from collections.abc import Iterable
@@ -83,9 +83,37 @@ class ScaleSpec:
     experiment_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+@dataclass
+class ParameterSpec:
+    """What a search may choose for one key: a number from `low` to `high`, or one of `choices`."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False  # even in the logarithm
+    integer: bool = False
+    choices: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class SearchSpec:
+    """A search over one recipe: TPE, and a median pruner that ends a trial whose validations are worse than usual."""
+
+    title: str = MISSING
+    experiment: str = MISSING  # experiments/<experiment>_<suffix of the scale>.yaml
+    space: dict[str, ParameterSpec] = MISSING  # dotted key: its range
+    set: dict[str, Any] = field(default_factory=dict)  # dotted key: value, the same in all trials
+    metric: str = "rfid"  # of the validation images, made small
+    maximize: bool = False
+    trials: int = 20
+    startup_trials: int = 5  # chosen at random, and the least the median is of
+    validations: int = 4  # of a trial, at equal distances; the last one is at the end
+    warmup_validations: int = 1  # after these a trial may be ended
+    seed: int = 0  # of the sampler
+
+
 PLOT_KINDS = ("rows", "history", "columns")
-SPECS = (SweepSpec, TableSpec, CellSpec, ColumnSpec, PlotSpec, ScaleSpec)
-Spec = TypeVar("Spec", SweepSpec, ScaleSpec)
+SPECS = (SweepSpec, TableSpec, CellSpec, ColumnSpec, PlotSpec, ScaleSpec, SearchSpec, ParameterSpec)
+Spec = TypeVar("Spec", SweepSpec, ScaleSpec, SearchSpec)
 
 
 def read_spec(path: Path, kind: type[Spec]) -> Spec:
@@ -114,6 +142,21 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = [str(k) for k in known]
     near = difflib.get_close_matches(str(word), known, 1)
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
+
+
+def check_search(search: SearchSpec, path: Path) -> None:
+    """Rejects ranges that are none, and numbers that leave nothing to search."""
+    for key, parameter in search.space.items():
+        low, high = parameter.low, parameter.high
+        is_range = low is not None and high is not None and low < high and (low > 0 or not parameter.log)
+        is_choice = bool(parameter.choices) and low is None and high is None
+        if is_range == bool(parameter.choices) or not (is_range or is_choice):
+            raise ValueError(f"{path}: space, {key}: give `choices`, or `low` below `high` (both above 0 with `log`)")
+    for name in ("trials", "startup_trials", "validations"):
+        if getattr(search, name) < 1:
+            raise ValueError(f"{path}: {name}={getattr(search, name)} must be at least 1")
+    if not search.space:
+        raise ValueError(f"{path}: space: names no key to search")
 
 
 def check(sweep: SweepSpec, path: Path, scales: Iterable[str]) -> None:

@@ -1,96 +1,114 @@
 """The queue of a sweep: an Optuna study whose trials are the cells still to be trained.
 
-Any number of workers, on one machine or many, open the same storage and claim trials from it. A trial whose
-worker died is put in again: with a journal file, a lock that the kernel frees tells who is dead; with a
-database, Optuna's heartbeat does.
+Any number of workers, on one machine or many, open the same storage and claim trials from it. A trial whose worker
+died is put in again. On the dead worker's own machine a lock that the kernel freed tells so at once; elsewhere, with a
+database, a heartbeat that stopped does, minutes later.
 """
 
+import copy
 import fcntl
 import math
-import os
 import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import optuna
-from optuna.storages import (
-    BaseStorage,
-    JournalStorage,
-    RDBStorage,
-    RetryHeartbeatStaleTrialCallback,
-    fail_stale_trials,
-)
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.config import Downstream
 from experiments.records import Record
-from sweeps.grid import Run
+from sweeps import storage as storages
+from sweeps.storage import Patience, open_storage, reason, without_password
 
-HEARTBEAT_SECONDS = 60
-GRACE_SECONDS = 300  # without a heartbeat, then the worker counts as dead
+POLL_SECONDS = 5.0  # between looks at what others run
 MAX_RETRIES = 3  # of a cell whose workers die
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Queue:
-    """The study `name` in `storage`: "journal" (a file in `output_dir`) or a database URL.
+    """The study `name` in `storage`: "journal" (a file in `output_dir`) or a database URL. `options` are the study's.
 
     Raises ValueError when the storage cannot be opened.
     """
 
-    def __init__(self, name: str, storage: str, output_dir: Path) -> None:
+    def __init__(self, name: str, storage: str, output_dir: Path, **options: Any) -> None:
+        self.name = name
         self.locks = output_dir / "sweeps" / "locks"
         self.locks.mkdir(parents=True, exist_ok=True)
         self.is_journal = storage == "journal"
+        self.place = place_of(self.locks)
+        self.patiently = Patience(storage)
         journal = output_dir / "sweeps" / f"{name}.journal"
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self.retry = RetryHeartbeatStaleTrialCallback(MAX_RETRIES)
-                self.storage = open_storage(storage, journal, self.retry)
-            self.study = optuna.create_study(
-                study_name=name,
-                storage=self.storage,
-                direction="minimize",
-                sampler=optuna.samplers.RandomSampler(),
-                load_if_exists=True,
-            )
+            self.storage = open_storage(storage, journal, put_again)
+            options = {"direction": "minimize", "sampler": optuna.samplers.RandomSampler()} | options
+            self.study = optuna.create_study(study_name=name, storage=self.storage, load_if_exists=True, **options)
         except Exception as error:  # one kind for each database driver
-            reason = " ".join(str(error).split())[:300]
+            why = reason(error.__cause__ or error, 300)
+            if isinstance(error, ValueError) and why.startswith("STORAGE="):
+                raise
             hint = f"; if {journal} is damaged, delete it: results are kept in the records" if self.is_journal else ""
-            raise ValueError(f"STORAGE={storage}: cannot be opened: {reason}{hint}") from None
+            raise ValueError(f"STORAGE={without_password(storage)}: cannot be opened: {why}{hint}") from None
 
-    def fill(self, runs: Sequence[Run]) -> None:
-        """Puts in each run that is neither waiting nor being trained; a failed one once more."""
-        self.retry_abandoned()
-        trials = self.study.get_trials(deepcopy=False)
-        is_open = {digest_of(trial) for trial in trials if trial.state in OPEN}
-        was_seen = {digest_of(trial) for trial in trials}
-        for run in runs:
-            if run.digest not in is_open:
-                self.study.enqueue_trial(
-                    {"cell": run.digest},
-                    user_attrs={"digest": run.digest, "cell": run.label, "experiment": run.name},
-                    skip_if_exists=run.digest not in was_seen,
-                )
+    def fill(self, jobs: Mapping[str, dict[str, Any]], params: Callable[[str], dict[str, Any]]) -> None:
+        """Puts in each job (digest: user attributes) that is neither waiting nor being trained; a failed one once more.
+
+        `params` gives the parameters to fix of the job of a digest.
+        """
+
+        def put() -> None:
+            self.retry_abandoned()
+            with self.alone():
+                is_open = {digest_of(trial) for trial in self.trials(OPEN)}
+                for digest, attributes in jobs.items():
+                    if digest not in is_open:
+                        self.study.enqueue_trial(params(digest), user_attrs={"digest": digest} | attributes)
+
+        self.patiently(put)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Of commands that start together on many machines, one at a time fills the queue."""
+        if isinstance(self.storage, RDBStorage) and self.storage.engine.dialect.name == "postgresql":
+            with self.storage.engine.connect() as connection:  # its end frees the lock
+                key = zlib.crc32(self.name.encode())
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+                yield
+            return
+        with open(self.locks / f"{self.name}.fill", "w") as file:
+            with suppress(OSError):  # a disk without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def trials(self, states: tuple[TrialState, ...] | None = None) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
 
     def retry_abandoned(self) -> None:
         """Marks the trials of dead workers as failed and puts them in again, at most `MAX_RETRIES` times."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            fail_stale_trials(self.study)
-        if not self.is_journal:
-            return  # a lock says nothing about workers on machines that do not share our disk
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        since_outage = time.monotonic() - self.patiently.last_outage
+        if since_outage > 2 * storages.HEARTBEAT_SECONDS:  # else nobody has had the time for a heartbeat
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                fail_stale_trials(self.study)
+        for trial in self.trials((TrialState.RUNNING,)):
+            if not self.is_journal and not (self.place and trial.user_attrs.get("place") == self.place):
+                continue  # a lock says nothing about a worker on another machine
             with self.lock(digest_of(trial)) as is_ours:
                 if is_ours and self.storage.get_trial(trial._trial_id).state == TrialState.RUNNING:
-                    self.study.tell(trial.number, state=TrialState.FAIL)
-                    self.retry(self.study, trial)
+                    with suppress(UpdateFinishedTrialError, ValueError):  # another was quicker
+                        self.study.tell(trial.number, state=TrialState.FAIL)
+                        put_again(self.study, trial)
 
     @contextmanager
     def claim(self, digests: set[str]) -> Iterator[tuple[Trial | None, bool]]:
@@ -98,17 +116,42 @@ class Queue:
 
         Gives (trial, True); (None, True) while others train what is left; (None, False) when nothing is.
         """
-        self.retry_abandoned()
-        trials = self.study.get_trials(deepcopy=False, states=OPEN)
-        trials = [trial for trial in trials if digest_of(trial) in digests]
+
+        def waiting() -> list[FrozenTrial]:
+            self.retry_abandoned()
+            return [trial for trial in self.trials(OPEN) if digest_of(trial) in digests]
+
+        trials = self.patiently(waiting)
         for frozen in trials:
             if frozen.state == TrialState.WAITING:
                 with self.lock(digest_of(frozen)) as is_ours:
-                    if is_ours and (trial := self.start(frozen)) is not None:
+                    if is_ours and (trial := self.patiently(partial(self.start, frozen))) is not None:
                         with self.heartbeat(trial):
                             yield trial, True
                         return
         yield None, bool(trials)
+
+    def work(self, digests: set[str], run: Callable[[Trial], None], say: Callable[[Trial, str], None]) -> None:
+        """Runs waiting trials one after the other; a failure does not stop the next.
+
+        Then waits for those that others run, to take them over should their workers die.
+        """
+        is_any_left = True
+        while is_any_left:
+            with self.claim(digests) as (trial, is_any_left):
+                if trial is not None:
+                    try:
+                        run(trial)
+                    except storages.DatabaseAway:
+                        raise
+                    except Exception as error:
+                        self.fail(trial, one_line(error))
+                        say(trial, f"FAILED: {one_line(error)}")
+                    except BaseException:  # stopped by a person, a batch system or Lightning
+                        self.give_back(trial)
+                        raise
+                elif is_any_left:
+                    time.sleep(POLL_SECONDS)
 
     def start(self, frozen: FrozenTrial) -> Trial | None:
         """Moves a trial from WAITING to RUNNING; None if another worker was quicker."""
@@ -117,31 +160,60 @@ class Queue:
         try:
             if not self.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING):
                 return None
-        except optuna.exceptions.UpdateFinishedTrialError:
+        except UpdateFinishedTrialError:
             return None
-        return Trial(self.study, frozen._trial_id)
+        trial = Trial(self.study, frozen._trial_id)
+        trial.set_user_attr("place", self.place)
+        return trial
 
-    def finish(self, trial: Trial, run: Run, record: Record, objective: str) -> None:
-        """Stores the record's numbers with the trial, for optuna-dashboard."""
-        experiment = run.experiment
-        tokenizer = experiment
-        while isinstance(tokenizer, Downstream):
-            tokenizer = tokenizer.upstream
-        for name, number in (("codebook_size", tokenizer.model.codebook_size), ("seed", experiment.seed)):
-            trial.suggest_int(name, number, number)
-        for metric, value in record["metrics"].items():
-            trial.set_user_attr(metric, value)
-        value = float(record["metrics"].get(objective, math.inf))
-        self.study.tell(trial.number, math.inf if math.isnan(value) else value)
+    def finish(self, trial: Trial, value: float, attributes: Mapping[str, Any], params: Mapping[str, int]) -> None:
+        """Stores a finished run's numbers with its trial, for optuna-dashboard and for machines that lack its record.
 
-    def fail(self, trial: Trial, message: str) -> None:
-        trial.set_user_attr("error", message)
-        self.study.tell(trial.number, state=TrialState.FAIL)
+        A trial that was taken for dead meanwhile stays so: who takes it over finds the record.
+        """
+
+        def tell() -> None:
+            with suppress(UpdateFinishedTrialError):
+                for name, number in params.items():
+                    trial.suggest_int(name, number, number)
+                for name, attribute in attributes.items():
+                    trial.set_user_attr(name, attribute)
+                self.study.tell(trial.number, math.inf if math.isnan(value) else value, skip_if_finished=True)
+
+        self.patiently(tell)
+
+    def fail(self, trial: Trial, message: str, state: TrialState = TrialState.FAIL) -> None:
+        def tell() -> None:
+            with suppress(UpdateFinishedTrialError):
+                trial.set_user_attr("error", message)
+                self.study.tell(trial.number, state=state, skip_if_finished=True)
+
+        self.patiently(tell)
+
+    def give_back(self, trial: Trial) -> None:
+        """Puts in again what we were stopped at, for another worker or the next command. Waits for no database."""
+        with suppress(StorageInternalError, SQLAlchemyError, UpdateFinishedTrialError, ValueError):
+            put_again(self.study, self.study.tell(trial.number, state=TrialState.FAIL))
 
     def errors(self) -> dict[str, str]:
         """Digest -> message of the runs whose newest trial failed with one."""
-        last = {digest_of(trial): trial for trial in self.study.get_trials(deepcopy=False)}
+        last = {digest_of(trial): trial for trial in self.patiently(self.trials)}
         return {key: trial.user_attrs["error"] for key, trial in last.items() if "error" in trial.user_attrs}
+
+    def records(self) -> list[Record]:
+        """Those that a database holds, of any sweep: machines need not share a disk."""
+        if self.is_journal:
+            return []
+
+        def read() -> list[Record]:
+            return [
+                trial.user_attrs["record"]
+                for study in self.storage.get_all_studies()
+                for trial in self.storage.get_all_trials(study._study_id, False, (TrialState.COMPLETE,))
+                if "record" in trial.user_attrs
+            ]
+
+        return self.patiently(read)
 
     @contextmanager
     def lock(self, digest: str) -> Iterator[bool]:
@@ -150,13 +222,20 @@ class Queue:
         with open(self.locks / digest, "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 yield False
                 return
+            except OSError as error:  # a network disk without locks: the database has to do
+                if self.is_journal:
+                    raise OSError(
+                        f"{self.locks}: this disk knows no file locks ({error}); put OUT on another one, or use "
+                        "STORAGE=postgresql://..."
+                    ) from None
             try:
                 yield True
             finally:
-                fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough while a forked process has the file too
+                with suppress(OSError):  # closing is not enough while a forked process has the file too
+                    fcntl.flock(file, fcntl.LOCK_UN)
 
     @contextmanager
     def heartbeat(self, trial: Trial) -> Iterator[None]:
@@ -167,8 +246,11 @@ class Queue:
             return
 
         def beat() -> None:
-            while not stop.wait(HEARTBEAT_SECONDS):
-                storage.record_heartbeat(trial._trial_id)
+            while not stop.wait(storages.HEARTBEAT_SECONDS):
+                try:
+                    storage.record_heartbeat(trial._trial_id)
+                except (StorageInternalError, SQLAlchemyError):  # away; the next beat may reach it
+                    self.patiently.last_outage = time.monotonic()
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -179,17 +261,26 @@ class Queue:
             thread.join()
 
 
-def open_storage(storage: str, journal: Path, retry: RetryHeartbeatStaleTrialCallback) -> BaseStorage:
-    if storage == "journal":
-        return JournalStorage(JournalFileBackend(os.fspath(journal)))
-    if "://" not in storage:
-        raise ValueError("expected 'journal' or a URL such as postgresql://user@host/name or sqlite:///sweep.db")
-    return RDBStorage(
-        storage,
-        heartbeat_interval=HEARTBEAT_SECONDS,
-        grace_period=GRACE_SECONDS,
-        heartbeat_stale_trial_callback=retry,
-    )
+def put_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """A new waiting trial in place of one whose worker died, unless there were too many."""
+    trial = copy.deepcopy(trial)
+    trial.user_attrs.pop("place", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        RetryHeartbeatStaleTrialCallback(MAX_RETRIES, inherit_intermediate_values=True)(study, trial)
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def place_of(folder: Path) -> str:
+    """Names the folder on this machine since it was started; "" where that cannot be told."""
+    try:
+        status = folder.stat()
+        return f"{BOOT_ID.read_text().strip()}:{status.st_dev}:{status.st_ino}"
+    except OSError:
+        return ""
 
 
 def digest_of(trial: FrozenTrial) -> str:

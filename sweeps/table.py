@@ -5,18 +5,17 @@ python -m sweeps.table sweeps/ablation_codebook.yaml --scale reduced
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from experiments.build import resolve_data
-from experiments.config import Experiment
 from experiments.errors import user_errors
 from experiments.records import PUBLISHED, find_records
-from sweeps.grid import Grid, load_grid
+from sweeps.grid import Grid
+from sweeps.plan import table_grids
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
 from sweeps.results import Found, make_sheet
-from sweeps.run import add_common_arguments
+from sweeps.run import add_seeds
+from sweeps.workers import add_common_arguments
 
 
 def render(grid: Grid, found: Found, data_id: str, out: Path, difference: bool = True) -> list[Path]:
@@ -47,15 +46,6 @@ def find_all(grid: Grid, directories: list[Path]) -> dict[str, Found]:
     return found
 
 
-def data_choices(data: str) -> list[Callable[[Experiment], Experiment]]:
-    """Data sets whose records are looked for: with auto, the recipe's own and the shapes it falls back to."""
-
-    def use(word: str) -> Callable[[Experiment], Experiment]:
-        return lambda experiment: resolve_data(experiment, word)
-
-    return [lambda experiment: experiment, use("shapes")] if data == "auto" else [use(data)]
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sweeps.table",
@@ -64,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("items", nargs="+", metavar="FILE|key=value", help="sweeps, and changes to every experiment")
     add_common_arguments(parser)
+    add_seeds(parser)
     parser.add_argument("--out", help="folder of the tables (default: OUTPUT_DIR/tables)")
     parser.add_argument(
         "--difference", action=argparse.BooleanOptionalAction, default=True, help="columns ours - paper"
@@ -75,10 +66,8 @@ def render_sweep(file: str, overrides: list[str], options: argparse.Namespace) -
     """The files written; none when no cell is finished."""
     output_dir = Path(options.output_dir)
     out = Path(options.out) if options.out else output_dir / "tables"
-    recipes = load_grid(file, options.scale, options.seeds, overrides)
     paths: list[Path] = []
-    for prepare in data_choices(options.data):
-        grid = recipes.prepared(prepare)
+    for grid in table_grids(output_dir, file, options.scale, options.seeds, overrides, options.data):
         for data_id, found in sorted(find_all(grid, [output_dir / "records", PUBLISHED]).items()):
             paths += render(grid, found, data_id, out, options.difference)
     return paths

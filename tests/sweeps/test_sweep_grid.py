@@ -8,7 +8,11 @@ from experiments.values import read_yaml
 from sweeps import grid as grid_module
 from sweeps.grid import SWEEPS, load_grid, parse_seeds, scale_names
 
-SWEEP_FILES = sorted(path for path in SWEEPS.rglob("*.yaml") if path.parent.name not in ("scales", "records"))
+SWEEP_FILES = sorted(
+    path
+    for path in SWEEPS.rglob("*.yaml")
+    if path.parent.name not in ("scales", "records") and not path.name.startswith("search_")
+)
 
 SWEEP = """
 title: A test

@@ -15,6 +15,7 @@ from experiments.config import Experiment
 from experiments.records import Record, record_path, write_json
 from experiments.values import read_yaml
 from sweeps import grid as grid_module
+from sweeps import storage as storage_module
 from sweeps import study as study_module
 from sweeps.grid import SWEEPS
 from sweeps.study import Queue
@@ -65,7 +66,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Trainer()
     monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
     monkeypatch.setattr(run_module, "train", trainer)
-    monkeypatch.setattr(run_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     return trainer
 
@@ -163,8 +164,8 @@ def test_the_cell_of_a_killed_worker_is_run_again(
 ) -> None:
     storage = ["--storage", f"sqlite:///{tmp_path}/study.db"] if database else []
     if database:  # a heartbeat that counts as dead at once when it stops
-        monkeypatch.setattr(study_module, "HEARTBEAT_SECONDS", 1)
-        monkeypatch.setattr(study_module, "GRACE_SECONDS", 1)
+        monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 1)
+        monkeypatch.setattr(storage_module, "GRACE_SECONDS", 1)
 
     def die(size: int) -> None:
         if size == 32:
@@ -207,7 +208,7 @@ def test_workers_share_the_cells(
 ) -> None:
     context = multiprocessing.get_context("fork")
 
-    def spawn(count: int, arguments: list[str]) -> None:
+    def spawn(module: str, count: int, arguments: list[str], storage: str) -> None:
         def work() -> None:
             raise SystemExit(run_module.main([*arguments, "--as-worker"]))
 

@@ -1,0 +1,142 @@
+"""Where the queue of a sweep is kept: a journal file, or a database for workers on many machines.
+
+A database may go away for a while, and its password is nobody's business.
+"""
+
+import importlib.util
+import random
+import re
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
+
+HEARTBEAT_SECONDS = 60
+GRACE_SECONDS = 300  # without a heartbeat, then the worker counts as dead
+RETRY_SECONDS = 5.0  # between tries to reach a database
+PATIENCE_SECONDS = 3600.0  # then the command gives up; what is finished is in the records
+DRIVERS = {"postgresql": "psycopg"}  # what a URL that names no driver is opened with
+INSTALL = {"psycopg": "pip install 'vq-image-modeling[postgresql]' (or 'psycopg[binary]')"}
+# A machine that vanishes without a word is noticed within a minute or so.
+CONNECTION = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+
+Answer = TypeVar("Answer")
+
+
+class DatabaseAway(OSError):
+    """For longer than anybody wants to wait."""
+
+
+def without_password(storage: str) -> str:
+    """The URL as it may be printed."""
+    scheme, separator, rest = storage.partition("://")
+    text = scheme + separator + re.sub(r":.*@", ":***@", rest) if separator else re.sub(r":.*@", ":***@", storage)
+    return re.sub(r"(password=)[^&\s]*", r"\1***", text)
+
+
+def database_url(storage: str) -> URL:
+    """The URL with its driver. Raises ValueError: it is none, or the driver is not installed."""
+    shown = f"STORAGE={without_password(storage)}"
+    try:
+        url = make_url(re.sub("^postgres:", "postgresql:", storage))
+    except (ArgumentError, ValueError):
+        raise ValueError(
+            f"{shown}: expected 'journal' or a URL such as postgresql://user@host/name or sqlite:///sweep.db"
+        ) from None
+    if (driver := DRIVERS.get(url.drivername)) is not None:
+        url = url.set(drivername=f"{url.drivername}+{driver}")
+    _, _, module = url.drivername.partition("+")
+    if module and importlib.util.find_spec(module) is None:
+        raise ValueError(f"{shown}: the driver '{module}' is not installed: {INSTALL.get(module, f'install {module}')}")
+    return url
+
+
+def open_storage(storage: str, journal: Path, retry: Callable[..., None]) -> BaseStorage:
+    """Raises ValueError for what is no storage; what a database has against being opened comes as it is."""
+    if storage == "journal":
+        return JournalStorage(JournalFileBackend(str(journal)))
+    url = database_url(storage)
+    options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was lost is made anew
+    if url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
+        options["connect_args"] = CONNECTION
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return create_tables(
+            lambda: RDBStorage(
+                url.render_as_string(hide_password=False),
+                engine_kwargs=options,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=retry,
+            )
+        )
+
+
+def create_tables(connect: Callable[[], RDBStorage], tries: int = 8) -> RDBStorage:
+    """Of workers that open an empty database together one makes the tables; the others, refused, find them."""
+    for _ in range(tries - 1):
+        try:
+            return connect()
+        except (IntegrityError, ProgrammingError, StorageInternalError):
+            time.sleep(random.uniform(0.1, 1.0))
+    return connect()
+
+
+def outage(error: BaseException) -> str:
+    """Why the database cannot be reached, in a few words; "" for any other error."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if not isinstance(cause, (OperationalError, InterfaceError)):
+        return ""
+    return reason(cause)
+
+
+def reason(error: BaseException, length: int = 200) -> str:
+    """What the database's driver says, without SQLAlchemy's decoration."""
+    text = str(getattr(error, "orig", None) or error)
+    return " ".join(text.split())[:length]
+
+
+class Patience:
+    """Runs actions on a database; while it is away, says so and tries again. `last_outage`: when it was away last."""
+
+    def __init__(self, storage: str) -> None:
+        self.name = without_password(storage)
+        self.last_outage = -float("inf")  # time.monotonic()
+
+    def __call__(self, action: Callable[[], Answer]) -> Answer:
+        """The action may be run more than once. Raises DatabaseAway when the database stays so."""
+        start: float | None = None
+        while True:
+            try:
+                answer = action()
+            except (StorageInternalError, OperationalError, InterfaceError) as error:
+                if not (why := outage(error)):
+                    raise
+                self.last_outage = now = time.monotonic()
+                if start is None:
+                    start = now
+                    print(f"the database {self.name} cannot be reached ({why}): waiting for it", flush=True)
+                if now - start > PATIENCE_SECONDS:
+                    raise DatabaseAway(
+                        f"the database {self.name} has been away for {PATIENCE_SECONDS / 60:.0f} minutes ({why}); "
+                        "nothing finished is lost: run the same command again when it is back"
+                    ) from None
+                time.sleep(RETRY_SECONDS)
+            else:
+                if start is not None:
+                    print(f"the database {self.name} is back after {time.monotonic() - start:.0f} s", flush=True)
+                return answer

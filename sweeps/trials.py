@@ -1,0 +1,91 @@
+"""The trials of a search as a table and as pictures."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from matplotlib.axes import Axes
+from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import matplotlib as plots
+
+from sweeps.grid import show
+from sweeps.render import plain, replace_file, write_sheet
+from sweeps.results import Sheet
+from sweeps.schema import SearchSpec
+
+PICTURES: dict[str, Callable[..., Any]] = {"slice": plots.plot_slice, "validations": plots.plot_intermediate_values}
+
+
+def write_trials(study: optuna.Study, spec: SearchSpec, scale: str, data_id: str, out: Path) -> int:
+    """Prints the table of all trials, best first, writes it and the pictures; the exit status: 1 without a result."""
+    trials = study.get_trials(deepcopy=False)
+    states = Counter(trial.state for trial in trials)
+    for trial in trials:
+        if trial.state == TrialState.FAIL and "error" in trial.user_attrs:
+            print(f"[trial {trial.number}] failed: {trial.user_attrs['error']}")
+    if not states[TrialState.COMPLETE]:
+        print("no trial is finished; the same command tries again")
+        return 1
+    sheet = trial_sheet(spec, trials, scale, data_id)
+    print(f"\n{plain(sheet)}\n")
+    for path in [*write_sheet(sheet, out / study.study_name), *draw(study, spec, out)]:
+        print(f"written: {path}")
+    return 0
+
+
+def trial_sheet(spec: SearchSpec, trials: list[FrozenTrial], scale: str, data_id: str) -> Sheet:
+    """Finished trials from the best to the worst, then those that were ended, the longest first."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    complete.sort(key=lambda trial: trial.value or 0.0, reverse=spec.maximize)
+    pruned.sort(key=lambda trial: -(trial.last_step or 0))
+    body = [
+        [str(trial.number), *(number(trial.params.get(key)) for key in spec.space), number(trial.value), steps(trial)]
+        for trial in [*complete, *pruned]
+    ]
+    heads = (key.removeprefix("model.") for key in spec.space)
+    protocols = sorted({str(trial.user_attrs.get("protocol", "not stated")) for trial in complete})
+    num_failed = sum(trial.state == TrialState.FAIL for trial in trials)
+    return Sheet(
+        title=f"{spec.title}: {'highest' if spec.maximize else 'lowest'} {spec.metric} of {len(body)} trials",
+        groups=[(head, [""]) for head in ("trial", *heads, spec.metric, "steps")],
+        body=body,
+        caption=[
+            f"{data_id}, scale {scale}, {spec.experiment}; {spec.metric}: {', '.join(protocols)}.",
+            f"TPE, seed {spec.seed}, {spec.startup_trials} random trials first; {len(pruned)} trials ended by the "
+            f"median pruner, {num_failed} failed or had their worker die.",
+            "One run each: the noise of a seed is in these numbers.",
+        ],
+        warning="RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
+        if data_id == "shapes"
+        else "",
+        breaks=[len(complete)] if complete and pruned else [],
+    )
+
+
+def number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else show(value)
+
+
+def steps(trial: FrozenTrial) -> str:
+    if trial.state == TrialState.PRUNED:
+        return f"ended at {trial.last_step}"
+    return number(trial.user_attrs.get("steps"))
+
+
+def draw(study: optuna.Study, spec: SearchSpec, out: Path) -> list[Path]:
+    """Optuna's pictures: the metric against each key, and against the steps of training."""
+    paths = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each of them is "experimental"
+        for name, plot in PICTURES.items():
+            axes: Axes = np.ravel(plot(study))[0]
+            figure = axes.get_figure(root=True)
+            assert figure is not None
+            paths.append(out / f"{study.study_name}_{name}.png")
+            replace_file(paths[-1], figure)
+    return paths

@@ -1,0 +1,88 @@
+"""What the commands that train many runs share: their arguments, their worker processes, and the training itself."""
+
+import argparse
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.records import Record
+
+if TYPE_CHECKING:
+    from experiments.config import Experiment
+
+GRACE_SECONDS = 10.0
+
+
+def train(experiment: "Experiment", name: str, run_dir: Path, **options: Any) -> Record:
+    """`train_apart`, imported only where there is work: torch and Lightning take ten seconds."""
+    from experiments import train as training
+
+    return training.train_apart(experiment, name, run_dir, **options)
+
+
+@contextmanager
+def keep_traceback(run_dir: Path) -> Iterator[None]:
+    """Leaves an error's traceback in the run's folder."""
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):  # the disk may be full
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / "error.txt").write_text(traceback.format_exc())
+        raise
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def spawn_workers(module: str, count: int, arguments: list[str], storage: str) -> None:
+    """The command `count` times, each with its share of the CPU cores; waits for all."""
+    threads = max(1, (os.cpu_count() or 1) // count)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "STORAGE": storage}
+    command = [sys.executable, "-m", module, *arguments, "--as-worker"]
+    workers = [subprocess.Popen(command, env=environment) for _ in range(count)]
+    try:
+        for worker in workers:
+            worker.wait()
+    finally:
+        for worker in workers:  # when we are stopped, so are they, unless the signal was for us alone
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(GRACE_SECONDS)
+            worker.terminate()
+            worker.wait()
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names the runs: taken by all commands of `sweeps`, so that one set of words names one set of cells."""
+    parser.add_argument("--scale", default="quick", help="quick | reduced | paper (default: quick)")
+    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
+    parser.add_argument("--data-dir", default="data", help="folder of the data sets (default: data)")
+    parser.add_argument("--output-dir", default="runs", help="records, checkpoints, tables (default: runs)")
+
+
+def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--storage",
+        default=os.environ.get("STORAGE") or "journal",  # the environment's password is in no list of processes
+        help="journal (a file in --output-dir) or a database URL (default: $STORAGE, or journal)",
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the cells (default: 1)")
+    parser.add_argument("--as-worker", action="store_true", help=argparse.SUPPRESS)
+
+
+def check_worker_arguments(options: argparse.Namespace) -> None:
+    """Raises ValueError for mistakes that should come to light before any work."""
+    if options.workers < 1:
+        raise ValueError(f"WORKERS={options.workers} must be at least 1")
+    if options.storage != "journal":
+        from sweeps.storage import database_url
+
+        database_url(options.storage)
