@@ -60,7 +60,9 @@ def check_run(experiment: "Experiment") -> None:
             require(value >= 1, f"{part}.{name}={value} must be at least 1")
     require(trainer.validate_every >= 0, f"trainer.validate_every={trainer.validate_every} must be 0 (off) or more")
     require(len(optimizer.betas) == 2, f"model.optimizer.betas={optimizer.betas} must hold two numbers")
-    require(all(0 <= beta < 1 for beta in optimizer.betas), f"model.optimizer.betas={optimizer.betas} must be in [0, 1)")
+    require(
+        all(0 <= beta < 1 for beta in optimizer.betas), f"model.optimizer.betas={optimizer.betas} must be in [0, 1)"
+    )
     require(optimizer.lr > 0, f"model.optimizer.lr={optimizer.lr} must be above 0")
     require(optimizer.accumulate >= 1, f"model.optimizer.accumulate={optimizer.accumulate} must be >= 1")
     not_negative("optimizer", optimizer)

@@ -192,7 +192,7 @@ def parse(values: dict[str, Any], origin: str) -> Experiment:
         raise ValueError(f"{origin}: model '{base.model.name}' {WITH_UPSTREAM[isinstance(base, Downstream)]}")
     try:
         experiment = OmegaConf.to_object(assign(typed(base), own))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list in place of a section
         raise ValueError(f"{origin}: {explain(error, typed(base), own)}") from None
     except ValueError as error:  # of a dataclass's own check
         raise ValueError(f"{origin}: {error}") from None

@@ -1,6 +1,7 @@
 """A user's mistake is one line on the terminal, not a traceback."""
 
 import errno
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,26 @@ def user_errors() -> Iterator[None]:
         print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except (OSError, ValueError, FloatingPointError) as error:
-        is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        fail(DISK_FULL if is_full else str(error))
+        fail(DISK_FULL if isinstance(error, OSError) and is_disk_full(error) else own_line(str(error)))
     except RuntimeError as error:
         if "PytorchStreamWriter" not in str(error):  # how torch.save reports a write that failed
             raise
         fail(DISK_FULL)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """No space, over quota, or over the limit of a file's size. Libraries may give the number in words, numpy none."""
+    number = re.search(r"os error (\d+)", str(error))
+    codes = {error.errno, int(number[1]) if number else None}
+    is_short = re.search(r"\d+ requested and \d+ written", str(error)) is not None
+    return is_short or bool(codes & {errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def own_line(message: str) -> str:
+    """What was wrong, without the traceback that a loader process sends along."""
+    if not message.startswith("Caught ") or "in DataLoader worker process" not in message.splitlines()[0]:
+        return message
+    return message.strip().splitlines()[-1].partition(": ")[2]
 
 
 DISK_FULL = (

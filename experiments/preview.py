@@ -7,7 +7,6 @@ Counted on the meta device: needs no data, no weights and no GPU, and takes seco
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from rich.table import Table
 from experiments.config import Downstream, Experiment, load_experiment
 from experiments.cost import Cost, count_cost, memory_bytes, training_hours
 from experiments.errors import user_errors
+from experiments.health import memory_limit
 from experiments.paper_counts import TOLERANCE, PaperCount, paper_counts
 from experiments.summary import num_devices
 
@@ -94,7 +94,7 @@ def machine_memory() -> tuple[int, str]:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return properties.total_memory, properties.name
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine's memory"
+    return memory_limit(), "this machine's memory"
 
 
 def training_row(experiment: Experiment, cost: Cost, devices: int, tflops: float) -> str:

@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import (
     Callback,
     LearningRateMonitor,
     ModelCheckpoint,
-    RichProgressBar,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -33,15 +32,22 @@ from experiments.callbacks import (
     RandomState,
     Samples,
     Throughput,
+    TimeLeft,
 )
 from experiments.chain import prepare, run_dir
 from experiments.config import Downstream, Experiment, load_experiment
 from experiments.errors import user_errors
+from experiments.health import (
+    FiniteWeights,
+    naming_last_checkpoint,
+    peak_device_memory_bytes,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
 from experiments.records import (
     FORMAT,
     Record,
     environment,
-    peak_memory_bytes,
     read_record,
     record_path,
     same_experiment,
@@ -61,7 +67,8 @@ def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bo
     Returns the record, also found at <runtime.output_dir>/records/<digest>.<data_id>.json. A finished run is not
     trained again, unless its checkpoint is needed and gone.
     """
-    start = time.time()
+    start, made_on = time.monotonic(), environment()  # the code that runs, not what is committed meanwhile
+    reset_peak_memory()
     quiet()
     checkpoints, output_dir = run_dir / "checkpoints", Path(experiment.runtime.output_dir)
     path = record_path(output_dir / "records", experiment, data_module(experiment).data_id)
@@ -76,10 +83,11 @@ def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bo
     trainer = build_trainer(experiment, run_dir, throughput)
     if experiment.trainer.validate_every:
         use_reference(module, images, output_dir)
-    trainer.fit(module, data, ckpt_path=resume_point(checkpoints, experiment), weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    trainer.save_checkpoint(checkpoints / "final.ckpt")
+    with naming_last_checkpoint(checkpoints):
+        trainer.fit(module, data, ckpt_path=resume_point(checkpoints, experiment), weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        trainer.save_checkpoint(checkpoints / "final.ckpt")
     metrics = evaluate(trainer, module, data, images, output_dir) | module.training_metrics
 
     record = {
@@ -94,10 +102,11 @@ def train(experiment: Experiment, name: str, run_dir: Path, needs_checkpoint: bo
         "protocols": module.protocols(),
         "parameters": count(module) - count(getattr(module, "discriminator", None)),
         "images_per_second": throughput.images_per_second,
-        "wall_seconds": time.time() - start,
+        "wall_seconds": time.monotonic() - start,
         "peak_memory_bytes": peak_memory_bytes(),
+        "peak_device_memory_bytes": peak_device_memory_bytes(),
         "device": str(trainer.strategy.root_device),
-        "environment": environment(),
+        "environment": made_on,
     }
     if trainer.is_global_zero:
         log_hyperparameters(trainer, experiment, metrics)
@@ -173,7 +182,8 @@ def build_trainer(experiment: Experiment, run_dir: Path, *extra: Callback) -> L.
         LearningRateMonitor("step"),
         DISPLAYS.get(experiment.model.name, Dashboard)(),
         RandomState(),
-        RichProgressBar() if on_terminal else ProgressLines(),
+        FiniteWeights(),
+        TimeLeft() if on_terminal else ProgressLines(),
         *extra,
     ]
     if config.weight_ema:

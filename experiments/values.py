@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -51,12 +50,21 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def assign(config: DictConfig, values: dict[str, Any]) -> DictConfig:
-    """Puts nested `values` into `config`, which checks each; half the time of OmegaConf.merge. OmegaConf's errors."""
+    """Puts nested `values` into `config`, which checks them. Raises OmegaConf's errors, or TypeError.
+
+    As merge_with, which makes a config of all `values` first, but twice as fast: it gets only what has to be converted.
+    """
+    rest = {}
     for key, value in values.items():
-        if isinstance(value, dict) and key in config and OmegaConf.is_dict(config[key]):
-            assign(config[key], value)
-        else:
+        before = config[key] if isinstance(key, str) and key in config else None
+        if isinstance(value, dict) and OmegaConf.is_dict(before):
+            assign(before, value)
+        elif isinstance(value, bool | int | float | str) and type(value) is type(before):
             config[key] = value
+        else:
+            rest[key] = value
+    if rest:
+        config.merge_with(rest)
     return config
 
 

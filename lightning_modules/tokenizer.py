@@ -153,11 +153,12 @@ class Tokenizer(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image, config = batch["image"], self.config.loss
         output = self(image)
-        self.train_usage.update(output.indices)
         trains_discriminator = self.is_adversarial and self.step >= config.discriminator_start
 
         optimizers: list[Any] = as_list(self.optimizers())
-        self.update(optimizers[0], self.generator_loss(image, output), batch_idx)
+        loss = self.generator_loss(image, output)  # first: it says what is wrong when a latent is not a number
+        self.train_usage.update(output.indices)
+        self.update(optimizers[0], loss, batch_idx)
         if trains_discriminator:
             # Lightning adds every optimizer's step to trainer.global_step; only the generator's may count.
             optimizers[1]._on_before_step = optimizers[1]._on_after_step = lambda: None
@@ -197,7 +198,7 @@ class Tokenizer(L.LightningModule):
             self.log("weight/adversarial", weight)
         self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()})
         self.log("loss/generator", loss.detach(), prog_bar=True)
-        check_finite(self.step, {**terms, "generator": loss})
+        check_finite(self.step, {**terms, "generator": loss}, image, self)
         return loss
 
     def critic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -215,7 +216,7 @@ class Tokenizer(L.LightningModule):
         self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()})
         accuracy = ((logits_real > 0).float().mean() + (logits_fake < 0).float().mean()) / 2
         self.log("discriminator/accuracy", accuracy)
-        check_finite(self.step, terms)
+        check_finite(self.step, terms, real, self)
         return loss
 
     def update(self, optimizer: Any, loss: Tensor, batch_idx: int) -> None:

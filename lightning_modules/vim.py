@@ -121,7 +121,7 @@ class VIM(L.LightningModule):
             labels = labels.masked_fill(dropped, self.gpt.no_class)
         hidden = self.gpt(self.corrupt(tokens[:, :-1]), labels)  # (B, T, D)
         loss = token_loss(hidden, self.gpt.head.weight, tokens).mean
-        check_finite(self.global_step, {"token": loss})
+        check_finite(self.global_step, {"token": loss}, module=self)
         self.log("loss/generator", loss, prog_bar=True)
         self.log("bits_per_token/train", loss / NATS_PER_BIT)
         return loss * self.share_of_step(batch_idx)
