@@ -88,6 +88,8 @@ def explain(error: Exception, base: DictConfig, values: dict[str, Any]) -> str:
         leaf = key.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.rsplit(".", 1)[-1] == leaf]
         return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    if isinstance(error, TypeError):
+        message = "a list stands where `key: value` lines belong, or the other way round"
     return f"{key}: {message}" if key else message
 
 

@@ -83,6 +83,7 @@ class ScaleSpec:
     experiment_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+MAX_SEEDS = 1000
 PLOT_KINDS = ("rows", "epochs", "columns")
 SPECS = (SweepSpec, TableSpec, CellSpec, ColumnSpec, PlotSpec, ScaleSpec)
 Spec = TypeVar("Spec", SweepSpec, ScaleSpec)
@@ -94,7 +95,11 @@ def read_spec(path: Path, kind: type[Spec]) -> Spec:
         spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), read_yaml(path)))
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {explain(error)}") from None
+    except TypeError:
+        raise ValueError(f"{path}: a list stands where `key: value` lines belong, or the other way round") from None
     assert isinstance(spec, kind)
+    if isinstance(spec, ScaleSpec) and not 1 <= spec.seeds <= MAX_SEEDS:
+        raise ValueError(f"{path}: seeds={spec.seeds} must be between 1 and {MAX_SEEDS}")
     return spec
 
 

@@ -9,7 +9,8 @@ NAMED = re.compile(r"`((?:[\w/]+/)?test_\w+\.py)::(test_\w+)`")
 
 
 def test_every_fault_names_a_test_that_exists() -> None:
-    rows = [line for line in (PROJECT / "docs/faults.md").read_text().splitlines() if line.startswith("| ")][1:]
+    lines = (PROJECT / "docs/faults.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and line != "| fault | what happens | test |"]
     assert len(rows) > 30
     for row in rows:
         assert row.count("|") == 4, f"not fault, what happens, test: {row}"

@@ -149,7 +149,8 @@ class Outcomes:
 def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Recipes that a mutation names are read once; and torch's objects need not be collected again and again."""
     cached = functools.cache(read_yaml)
-    monkeypatch.setattr(config, "read_yaml", lambda path: (cached if path in RECIPES else read_yaml)(path))
+    for module in (config, grid):
+        monkeypatch.setattr(module, "read_yaml", lambda path: (cached if path in RECIPES else read_yaml)(path))
     gc.collect()
     gc.freeze()
     yield
@@ -161,7 +162,7 @@ def load(tree: dict[str, Any]) -> None:
     json.dumps([experiment.identity(), experiment.digest()], allow_nan=False)
 
 
-@pytest.mark.parametrize(("paths", "number"), [(TOKENIZERS, 5600), (DOWNSTREAM, 400)], ids=["tokenizers", "downstream"])
+@pytest.mark.parametrize(("paths", "number"), [(TOKENIZERS, 7000), (DOWNSTREAM, 300)], ids=["tokenizers", "downstream"])
 def test_mutated_recipes(paths: list[Path], number: int) -> None:
     rng, outcomes, trees = random.Random(0), Outcomes(), [read_yaml(path) for path in paths]
     for i in range(number):
@@ -182,9 +183,27 @@ def test_garbled_recipe_files(tmp_path: Path) -> None:
 
 def test_mutated_arguments() -> None:
     rng, outcomes, tree = random.Random(2), Outcomes(), read_yaml(TOKENIZERS[0])
-    leaves = ["model.codebook_size=64", "model.optimizer.betas=[0.9,0.99]", "trainer.max_steps=5", "data.name=shapes"]
-    for _ in range(500):
-        text = garbled(rng.choice(leaves), rng).decode(errors="surrogateescape")
+    keys = ["model.codebook_size", "model.optimizer.betas", "trainer.max_steps", "data.name", "data.flip", "model"]
+    values = [
+        "64",
+        "0",
+        "-1",
+        "1e3",
+        "1.5",
+        "1e999",
+        "nan",
+        "[0.9,0.99]",
+        "[0.9",
+        "shapes",
+        "true",
+        "null",
+        "{a: 1}",
+        "é",
+    ]
+    for i in range(500):
+        text = f"{rng.choice(keys)}={rng.choice(values)}"
+        if i % 2:
+            text = garbled(text, rng).decode(errors="surrogateescape")
         outcomes.try_(lambda text=text: parse(compose(tree, config.from_dotlist([text])), "x.yaml"), text)  # type: ignore[misc]
     outcomes.check(500, valid=0.05)
 
@@ -193,14 +212,14 @@ def test_mutated_sweeps(tmp_path: Path) -> None:
     """Of each sweep one table with one cell at a time: a whole grid would take seconds."""
     rng, outcomes, path = random.Random(3), Outcomes(), tmp_path / "sweep.yaml"
     trees = [read_yaml(file) for file in GRIDS]
-    for i in range(1700):
+    for i in range(500):
         tree = copy.deepcopy(trees[i % len(trees)])
         table = rng.choice(tree["tables"])
         table["cells"], tree["tables"] = [rng.choice(table["cells"])], [table]
         tree = mutated(tree, rng)
         path.write_text(yaml.safe_dump(tree, allow_unicode=True))
         outcomes.try_(lambda: load_grid(path, "quick"), tree)
-    outcomes.check(1700, valid=0.05)
+    outcomes.check(500, valid=0.05)
 
 
 def test_mutated_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,8 +230,8 @@ def test_mutated_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "scales").mkdir()
     monkeypatch.setattr(grid, "SWEEPS", tmp_path)
     scales = [read_yaml(file) for file in SCALES]
-    for i in range(300):
+    for i in range(200):
         scale = mutated(scales[i % len(scales)], rng)
         (tmp_path / "scales/quick.yaml").write_text(yaml.safe_dump(scale, allow_unicode=True))
         outcomes.try_(lambda: load_grid(sweep, "quick"), scale)
-    outcomes.check(300, valid=0.05)
+    outcomes.check(200, valid=0.05)
