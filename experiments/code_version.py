@@ -46,10 +46,10 @@ def of_files(root: Path = ROOT) -> str:
 @functools.cache
 def of_commit(commit: str, root: Path = ROOT) -> str:
     """Of the files of a commit; "" where git or the commit is not at hand."""
-    listing = git("ls-tree", "-r", commit, "--", *FOLDERS, root=root) if commit else ""
+    listing = git("ls-tree", "-r", "-z", commit, "--", *FOLDERS, root=root) if commit else ""
     if not listing:
         return ""
-    rows = (line.split("\t") for line in listing.splitlines())  # mode type blob, path
+    rows = (line.split("\t") for line in listing.split("\0") if line)  # mode type blob, path
     return digest((path, head.split()[2]) for head, path in rows)
 
 

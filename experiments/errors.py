@@ -20,7 +20,7 @@ def user_errors() -> Iterator[None]:
     except (OSError, ValueError, FloatingPointError) as error:
         fail(DISK_FULL if isinstance(error, OSError) and is_disk_full(error) else own_line(str(error)))
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):  # how torch.save reports a write that failed
+        if not re.search(TORCH_SAVE_FAILED, str(error)):
             raise
         fail(DISK_FULL)
 
@@ -40,6 +40,7 @@ def own_line(message: str) -> str:
     return message.strip().splitlines()[-1].partition(": ")[2]
 
 
+TORCH_SAVE_FAILED = r"PytorchStreamWriter|unexpected pos \d+ vs|iostream error"
 DISK_FULL = (
     "a file could not be written, the disk is full: free space and run the same command again; nothing finished is lost"
 )

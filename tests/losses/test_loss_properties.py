@@ -36,7 +36,7 @@ def test_distances(seed: int, scale: float) -> None:
 @given(SEEDS, SCALES)
 @repeatable
 def test_the_adversarial_game(name: str, seed: int, scale: float) -> None:
-    """The critic's loss is not negative; its gradients raise real logits and lower fake ones; the generator's raise these."""
+    """The critic's loss is not negative; its gradients part real logits from fake ones, the generator's join them."""
     critic, generator = ADVERSARIAL_LOSSES[name]
     real, fake = ((scale * normal(seed + i, 4, 1, 3, 3)).requires_grad_() for i in range(2))
     loss = critic(real, fake)
