@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyExperiment
+from token_cases import contents, run, write_all
 from torch import Tensor
 
 from datamodules.cache import cached
@@ -94,8 +95,6 @@ def test_no_room_for_decoded_images(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_no_room_for_tokens(
     tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from token_cases import contents, run, write_all
-
     command, whole = write_all(tiny, tmp_path, monkeypatch)
     out = ["--out", str(tmp_path / "second")]
     capsys.readouterr()

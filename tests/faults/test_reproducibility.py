@@ -75,8 +75,10 @@ def test_a_chain_twice_is_one_record(tiny: TinyExperiment, tmp_path: Path) -> No
 OTHER_PROCESS = """
 import json, sys
 from pathlib import Path
-import torch
-torch.set_num_threads(1)
+from conftest import load_once  # of the fixture `tiny`, which draws no random numbers for encoders
+from lightning_modules.losses import perceptual
+from lightning_modules.metrics import extractors
+extractors.load_encoder = perceptual.load_encoder = load_once
 from experiments.config import parse
 from experiments.train import train
 train(parse(json.loads(sys.argv[1]), "test"), "x", Path(sys.argv[2]))
@@ -88,7 +90,11 @@ def test_another_process_makes_the_same_record(tiny: TinyExperiment, tmp_path: P
     experiment = tiny("vqgan", "data.flip=true", "model.loss={adversarial: 0.1, perceptual: 0.1}")
     here = train(experiment, "x", tmp_path / "here")
     values = asdict(experiment) | {"runtime": asdict(experiment.runtime) | {"output_dir": str(tmp_path / "there")}}
-    environment = os.environ | {"PYTHONHASHSEED": "123", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    environment = os.environ | {
+        "PYTHONHASHSEED": "123",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}",
+    }
     command = [sys.executable, "-c", OTHER_PROCESS, json.dumps(values), str(tmp_path / "there/run")]
     done = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """Numbers that a refactoring must not change: losses of a few steps of every module, quantizers, metrics.
 
-    python -m tests.golden          compares with the committed files
-    python -m tests.golden --write  makes them again, after a change that is meant to change numbers
+    python -m pytest tests/golden               compares with the committed files
+    GOLDEN=write python -m pytest tests/golden  makes them again, after a change that is meant to change numbers
 
 Tolerance: relative 1e-4, absolute 1e-6. One machine repeats them to the bit; other CPUs and releases of torch order
 their sums in other ways, and the optimizer's eps of 1e-3 keeps Adam from turning that rounding into steps.
@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from conftest import TINY_BACKBONES, TINY_DISCRIMINATORS
 from torch import Tensor
 
 from datamodules import ShapesConfig, ShapesDataModule
@@ -32,7 +33,6 @@ from lightning_modules.optimizer import StageTwoOptimizerConfig
 from lightning_modules.quantizers import QUANTIZERS, EMAQuantizer, LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM, VIMConfig
-from tests.conftest import TINY_BACKBONES, TINY_DISCRIMINATORS
 
 FOLDER = Path(__file__).parent
 RTOL, ATOL = 1e-4, 1e-6
