@@ -20,7 +20,7 @@ def fingerprint(paths: list[str], root: Path) -> str:
     skip = len(str(root))
     for path in paths:
         info = os.stat(path)
-        digest.update(f"{path[skip:]} {info.st_size} {info.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{path[skip:]} {info.st_size} {info.st_mtime_ns}\n"))  # a name may be no UTF-8
     return digest.hexdigest()
 
 

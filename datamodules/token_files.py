@@ -7,6 +7,7 @@
 N images of a split in the image datamodule's order, V views of each (the first is the plain image), T = h * w tokens.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field, fields
 from math import prod
@@ -65,14 +66,30 @@ def read_meta(folder: Path) -> TokenMeta:
         raise ValueError(f"{folder}: no meta.json, {state}: let `python -m experiments.tokenize` finish them first")
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable ({error}); {AGAIN}") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path}: format version {found}, this version reads {FORMAT}; {AGAIN}")
     if differ := {entry.name for entry in fields(TokenMeta)} ^ set(content):
         raise ValueError(f"{path}: entries missing or unknown: {', '.join(sorted(differ))}; {AGAIN}")
-    return TokenMeta(**content)
+    if not is_sound(meta := TokenMeta(**content)):
+        raise ValueError(f"{path}: damaged, an entry is not what it should be; {AGAIN}")
+    return meta
+
+
+def is_sound(meta: TokenMeta) -> bool:
+    """Whether sizes are whole numbers above 0 and all else has its kind."""
+    try:
+        sizes = [meta.codebook_size, meta.num_classes, *meta.grid_size]
+        sizes += [size for split in SPLITS for size in (meta.num_images[split], len(meta.views[split]))]
+        int(meta.data["data_seed"])
+    except (TypeError, KeyError, ValueError):
+        return False
+    words = (meta.tokenizer_digest, meta.model, meta.precision, meta.data_id)
+    tables = (meta.sha256, meta.labels_sha256, meta.data)
+    is_kind = all(isinstance(word, str) for word in words) and all(isinstance(table, dict) for table in tables)
+    return is_kind and len(meta.grid_size) == 2 and all(type(size) is int and size > 0 for size in sizes)
 
 
 def open_tokens(folder: Path, meta: TokenMeta, split: str) -> np.memmap:
@@ -85,8 +102,8 @@ def read_labels(folder: Path, meta: TokenMeta, split: str) -> np.ndarray:
     path = labels_path(folder, split)
     try:
         labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not readable ({error}); {AGAIN}") from None
+    except Exception as error:  # of a damaged file numpy raises what its pickle, zip or header reader does
+        raise ValueError(f"{path}: not readable ({' '.join(str(error).split())}); {AGAIN}") from None
     if labels.shape != (meta.num_images[split],) or labels.dtype != np.int64:
         raise ValueError(f"{path}: {labels.dtype} {labels.shape}, not int64 ({meta.num_images[split]},); {AGAIN}")
     if labels.min() < 0 or labels.max() >= meta.num_classes:
@@ -97,7 +114,10 @@ def read_labels(folder: Path, meta: TokenMeta, split: str) -> np.ndarray:
 
 
 def check_files(folder: Path, meta: TokenMeta) -> None:
-    """Sizes and labels of both splits first, then every id. Raises ValueError that names the file at fault."""
+    """Sizes and labels of both splits first, then every id and, where they are kept, the checksums.
+
+    Raises ValueError that names the file at fault.
+    """
     for split in SPLITS:
         path = tokens_path(folder, split)
         if not path.is_file():
@@ -111,6 +131,11 @@ def check_files(folder: Path, meta: TokenMeta) -> None:
         read_labels(folder, meta, split)
     for split in SPLITS:
         check_ids(folder, meta, split)
+        for path in (tokens_path(folder, split), labels_path(folder, split)):
+            with open(path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if meta.sha256.get(path.name, found) != found:
+                raise ValueError(f"{path}: damaged, its checksum is not that of meta.json; {AGAIN}")
 
 
 def check_ids(folder: Path, meta: TokenMeta, split: str) -> None:

@@ -12,6 +12,7 @@ from datamodules.cifar10 import find_cifar10
 from experiments.config import DOWNSTREAM, MODULES, Downstream, Experiment, parse
 from experiments.ranks import is_main
 from experiments.values import merge
+from lightning_modules.archives import check_sums
 from lightning_modules.tokenizer import Tokenizer
 
 CHECKPOINT_FORMAT = 1  # of files without this entry too
@@ -73,15 +74,20 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
     return replace(experiment, data=replace(config, **(shared | {"name": name})))
 
 
+PARTS = ("experiment", "state_dict")  # of every checkpoint of ours
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checkpoint's plain content. Raises ValueError that names the file for anything but one of ours."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such checkpoint; a run keeps its own in RUN_DIR/checkpoints/")
     try:
+        check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is truncated, foreign or executable
-        raise ValueError(f"{path}: not readable as a checkpoint ({str(error).splitlines()[0]})") from None
-    if not isinstance(checkpoint, dict) or "experiment" not in checkpoint:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not readable as a checkpoint ({reason})") from None
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in PARTS):
         raise ValueError(
             f"{path}: not a checkpoint of this suite; a public one is first turned into one by "
             "`python -m experiments.import_checkpoint`"
@@ -120,6 +126,8 @@ def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[
         raise ValueError(f"{path}: the weights do not fit model '{experiment.model.name}': {problem}") from None
     if isinstance(experiment, Downstream):
         module.on_load_checkpoint(checkpoint)
+    elif not isinstance(checkpoint.get("generator_steps"), int):
+        raise ValueError(f"{path}: a checkpoint without generator_steps, its number of training steps")
     else:
         module.step = checkpoint["generator_steps"]
     return experiment, module

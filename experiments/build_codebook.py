@@ -8,6 +8,7 @@ Neither the images nor the features need to fit in memory; docs/codebook.md has 
 """
 
 import argparse
+import hashlib
 import json
 import tempfile
 import time
@@ -73,7 +74,7 @@ def read_codebook(path: Path, shape: tuple[int, int]) -> Tensor:
     """Raises ValueError that names the file when it is missing, broken, or of another shape."""
     try:
         with safe_open(path, "pt") as file:
-            table = file.get_tensor("codebook")
+            table, metadata = file.get_tensor("codebook"), file.metadata() or {}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such codebook; build it with `python -m experiments.build_codebook`") from None
     except (SafetensorError, OSError) as error:
@@ -83,7 +84,14 @@ def read_codebook(path: Path, shape: tuple[int, int]) -> Tensor:
             f"{path}: holds a codebook of shape {tuple(table.shape)}, but model.codebook_size and "
             f"model.quantizer.feature_dim ask for {shape}"
         )
+    is_whole = metadata.get("sha256", sha256_of(table)) == sha256_of(table)  # older files have none
+    if not is_whole or not table.is_floating_point() or not torch.isfinite(table).all():
+        raise ValueError(f"{path}: a damaged codebook, its values have changed; delete it and build it again")
     return table.float()
+
+
+def sha256_of(table: Tensor) -> str:
+    return hashlib.sha256(table.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
 
 
 def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
@@ -92,7 +100,7 @@ def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
     Raises ValueError, before the long work, when K exceeds the features that the training images give, feature_dim is
     not the encoder's, the disk is too small, or a file is damaged or of another setting.
     """
-    config, K, start = large_codebook(experiment), experiment.model.codebook_size, time.time()
+    config, K, start = large_codebook(experiment), experiment.model.codebook_size, time.monotonic()
     source, path_exists = config.source, path.is_file()
 
     def check(shape: tuple[int, int], labels: np.ndarray) -> None:
@@ -122,17 +130,21 @@ def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
         save_codebook(path, table, source_id(experiment), data_id, len(features), state.statistics())
         keep.remove()
     words = f", {state.passes} passes, {state.reseeded} empty clusters re-seeded" if source.method == "kmeans" else ""
-    print(f"codebook: {K:,} of {len(features):,} features by {source.method}{words}, {time.time() - start:.0f} s")
+    print(f"codebook: {K:,} of {len(features):,} features by {source.method}{words}, {time.monotonic() - start:.0f} s")
 
 
 def save_codebook(
     path: Path, table: Tensor, source: dict[str, Any], data_id: str, num_features: int, statistics: dict[str, str]
 ) -> None:
-    """Atomic, with its metadata."""
+    """Atomic, with its metadata. Raises OSError when the disk is full."""
     metadata = {"source": json.dumps(source), "data": data_id, "features": str(num_features)} | statistics
+    metadata["sha256"] = sha256_of(table)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / "codebook.safetensors"
-        save_file({"codebook": table.contiguous()}, temporary, metadata=metadata)
+        try:
+            save_file({"codebook": table.contiguous()}, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from None
         temporary.replace(path)
 
 

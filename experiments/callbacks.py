@@ -1,12 +1,13 @@
 """What a run shows: TensorBoard images, histograms and layout, and plain progress lines in a log."""
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -221,6 +222,13 @@ class Throughput(Callback):
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.last = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """A run that was stopped and goes on has the speed of all its steps."""
+        return {"images": self.images, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.images, self.seconds = state["images"], state["seconds"]
+
     @property
     def images_per_second(self) -> float:
         return self.images / self.seconds if self.seconds else 0.0
@@ -229,11 +237,49 @@ class Throughput(Callback):
 LOSSES = ("loss/generator", "loss/probe")  # what ProgressLines shows: the first that is logged
 
 
+class TimeLeft(RichProgressBar):
+    """Lightning's bar, which counts an epoch's batches, with the step and the time left of the whole run beside it."""
+
+    start, first_step = 0.0, 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.start, self.first_step = time.monotonic(), trainer.global_step
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = {**super().get_metrics(trainer, pl_module)}
+        metrics["step"] = f"{trainer.global_step}/{trainer.max_steps}"
+        if (done := trainer.global_step - self.first_step) > 0:
+            left = (time.monotonic() - self.start) / done * (trainer.max_steps - trainer.global_step)
+            metrics["left"] = str(timedelta(seconds=round(left)))
+        return metrics
+
+
 class ProgressLines(Callback):
-    """A plain line now and then, for logs: step, loss, speed, time left."""
+    """A plain line now and then, for logs: step, loss, speed, time left; in a long validation batches instead."""
 
     def __init__(self, seconds: float = 10.0) -> None:
         self.interval, self.last, self.start, self.first_step = seconds, 0.0, 0.0, 0
+        self.validation_start = 0.0
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.validation_start = time.monotonic()
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        now, done, total = time.monotonic(), batch_idx + 1, trainer.num_val_batches[dataloader_idx]
+        if now - max(self.last, self.validation_start) < self.interval or not trainer.is_global_zero:
+            return
+        self.last = now
+        left = (now - self.validation_start) / done * (total - done)
+        print(f"  validation batch {done}/{total:.0f}  {left:.0f} s left", flush=True)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.start = self.last = time.monotonic()

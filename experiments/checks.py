@@ -1,13 +1,21 @@
 """Rejects configurations that would fail, or be ignored, only after minutes of work."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from experiments.values import flatten
 from lightning_modules.losses import ADVERSARIAL_LOSSES
 from lightning_modules.tokenizer import TokenizerConfig
 from lightning_modules.vim import VIMConfig
 
 if TYPE_CHECKING:
     from experiments.config import Experiment
+
+
+AT_LEAST_ONE = {
+    "data": ("image_size", "batch_size", "val_batch_size"),
+    "trainer": ("max_steps", "checkpoint_every", "log_every"),
+}
 
 
 def require(ok: bool, message: str) -> None:
@@ -18,6 +26,7 @@ def require(ok: bool, message: str) -> None:
 def check(experiment: "Experiment", origin: str) -> None:
     """Raises ValueError that names `origin`, the key and the value at fault."""
     try:
+        check_numbers(experiment)
         check_run(experiment)
         if isinstance(experiment.model, TokenizerConfig):
             check_tokenizer(experiment.model)
@@ -27,16 +36,33 @@ def check(experiment: "Experiment", origin: str) -> None:
         raise ValueError(f"{origin}: {error}") from None
 
 
+def check_numbers(experiment: "Experiment") -> None:
+    """What the types let pass: infinite numbers, whole ones that no tensor holds, and lists in lists."""
+    own = {key: asdict(getattr(experiment, key)) for key in ("data", "model", "trainer", "runtime")}
+    for key, value in flatten({"seed": experiment.seed} | own).items():
+        for item in value if isinstance(value, list) else [value]:
+            require(item is None or isinstance(item, (str, int, float)), f"{key}={value}: must be a list of numbers")
+            is_number = isinstance(item, (int, float))
+            require(not is_number or abs(item) < 2**63, f"{key}={value} is not a number to compute with")
+
+
 def check_run(experiment: "Experiment") -> None:
-    trainer, data, optimizer = experiment.trainer, experiment.data, experiment.model.optimizer
-    require(trainer.max_steps >= 1, f"trainer.max_steps={trainer.max_steps} must be at least 1")
+    trainer, optimizer = experiment.trainer, experiment.model.optimizer
     require(
         trainer.precision in ("32-true", "bf16-mixed"),
         f"trainer.precision='{trainer.precision}' is none of 32-true, bf16-mixed",
     )
     require(0 <= trainer.weight_ema < 1, f"trainer.weight_ema={trainer.weight_ema} must be in [0, 1)")
-    require(data.batch_size >= 1, f"data.batch_size={data.batch_size} must be at least 1")
+    require(experiment.seed >= 0, f"seed={experiment.seed} must not be negative")
+    for part, names in AT_LEAST_ONE.items():
+        for name in names:
+            value = getattr(getattr(experiment, part), name)
+            require(value >= 1, f"{part}.{name}={value} must be at least 1")
+    require(trainer.validate_every >= 0, f"trainer.validate_every={trainer.validate_every} must be 0 (off) or more")
     require(len(optimizer.betas) == 2, f"model.optimizer.betas={optimizer.betas} must hold two numbers")
+    require(
+        all(0 <= beta < 1 for beta in optimizer.betas), f"model.optimizer.betas={optimizer.betas} must be in [0, 1)"
+    )
     require(optimizer.lr > 0, f"model.optimizer.lr={optimizer.lr} must be above 0")
     require(optimizer.accumulate >= 1, f"model.optimizer.accumulate={optimizer.accumulate} must be >= 1")
     not_negative("optimizer", optimizer)

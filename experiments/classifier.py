@@ -17,6 +17,7 @@ from experiments.atomic import replacing
 from experiments.config import Experiment
 from experiments.extraction import build_device
 from experiments.ranks import is_main
+from lightning_modules.archives import check_sums
 from lightning_modules.metrics.classifier import DECAY, LabelClassifier, TimmClassifier, fit_head
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 
@@ -86,9 +87,11 @@ def encoder_for(name: str, images: ImageDataModule) -> PretrainedEncoder:
 
 def read(path: Path) -> dict[str, Any]:
     try:
+        check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{path}: not readable ({str(error).splitlines()[0]}): delete it") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not readable ({reason}): delete it") from None
 
 
 def make(encoder: PretrainedEncoder, images: ImageDataModule, needs_head: bool, path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A user's mistake is one line on the terminal, not a traceback."""
 
 import errno
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,10 +35,10 @@ def user_errors() -> Iterator[None]:
     except (OSError, ValueError, FloatingPointError) as error:
         if not is_first() and not isinstance(error, OSError):  # all ranks find the same
             sys.exit(1)
-        is_full = isinstance(error, OSError) and error.errno in FULL
-        fail(f"{error.filename or 'a file'} {DISK_FULL}" if is_full else str(error))
+        is_full = isinstance(error, OSError) and is_disk_full(error)
+        fail(f"{getattr(error, 'filename', None) or 'a file'} {DISK_FULL}" if is_full else own_line(str(error)))
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):  # how torch.save reports a write that failed
+        if not re.search(TORCH_SAVE_FAILED, str(error)):
             raise
         fail(f"a file {DISK_FULL}")
 
@@ -52,7 +53,22 @@ def is_first() -> bool:
     return not first_words()
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def is_disk_full(error: OSError) -> bool:
+    """No space, over quota, or over the limit of a file's size. Libraries may give the number in words, numpy none."""
+    number = re.search(r"os error (\d+)", str(error))
+    codes = {error.errno, int(number[1]) if number else None}
+    is_short = re.search(r"\d+ requested and \d+ written", str(error)) is not None
+    return is_short or bool(codes & {errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def own_line(message: str) -> str:
+    """What was wrong, without the traceback that a loader process sends along."""
+    if not message.startswith("Caught ") or "in DataLoader worker process" not in message.splitlines()[0]:
+        return message
+    return message.strip().splitlines()[-1].partition(": ")[2]
+
+
+TORCH_SAVE_FAILED = r"PytorchStreamWriter|unexpected pos \d+ vs|iostream error"
 DISK_FULL = "could not be written, the disk is full: free space and run the same command again; what is saved is kept"
 
 

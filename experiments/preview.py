@@ -8,7 +8,6 @@ Counted on the meta device: needs no data, no weights and no GPU, and takes seco
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from experiments.config import Downstream, Experiment, load_experiment
 from experiments.cost import Cost, count_cost, memory_bytes, training_hours
 from experiments.cost_vim import count_vim, vim_hours, vim_memory_bytes
 from experiments.errors import user_errors
+from experiments.health import memory_limit
 from experiments.paper_counts import TOLERANCE, PaperCount, paper_counts, vim_paper_counts
 from experiments.ranks import num_devices
 
@@ -118,7 +118,7 @@ def machine_memory() -> tuple[int, str]:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return properties.total_memory, properties.name
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine's memory"
+    return memory_limit(), "this machine's memory"
 
 
 def training_row(experiment: Experiment, hours: float, devices: int, tflops: float) -> str:

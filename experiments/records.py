@@ -7,14 +7,13 @@ in `runs/records/`; the ones that the repository publishes live in `sweeps/recor
 import json
 import os
 import platform
-import resource
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from experiments import code_version
 from experiments.values import flatten
 
 FORMAT = 1
@@ -53,15 +52,25 @@ def record_path(directory: Path, experiment: Identified, data_id: str) -> Path:
     return directory / f"{experiment.digest()}.{data_id}.json"
 
 
+KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protocols": dict}
+
+
 def read_record(path: Path) -> Record:
     """Raises ValueError that names the file when it is not a whole record."""
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable result record ({error}); delete it to run the cell again") from None
-    missing = {"format", "config", "data_id", "metrics", "protocols"} - set(record if isinstance(record, dict) else ())
-    if missing:
+    if not isinstance(record, dict):
+        record = {}
+    if missing := KINDS.keys() - record.keys():
         raise ValueError(f"{path}: a result record without {', '.join(sorted(missing))}; delete it")
+    wrong = [key for key, kind in KINDS.items() if not isinstance(record[key], kind)]
+    wrong += (
+        [name for name, value in record["metrics"].items() if not isinstance(value, int | float)] if not wrong else []
+    )
+    if wrong or not isinstance(record.get("environment", {}), dict):
+        raise ValueError(f"{path}: damaged at {', '.join(wrong) or 'environment'}; delete it to run the cell again")
     return record
 
 
@@ -85,29 +94,12 @@ def same_experiment(record: Record, experiment: Identified) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit and machine, for the record."""
-
-    def git(*arguments: str) -> str:
-        root = Path(__file__).resolve().parent.parent
-        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-        return result.stdout.strip() if result.returncode == 0 else ""
-
-    try:
-        commit, is_dirty = (
-            git("rev-parse", "HEAD"),
-            bool(git("status", "--porcelain", "--untracked-files=no")),
-        )
-    except OSError:  # no git on this machine
-        commit, is_dirty = "", False
+    """Versions, commit, code that decides numbers, and machine, for the record."""
     return {
-        "commit": commit,
-        "dirty": is_dirty,
+        "commit": code_version.git("rev-parse", "HEAD"),
+        "dirty": bool(code_version.git("status", "--porcelain", "--untracked-files=no")),
+        "code": code_version.of_files(),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         **{package: version(package) for package in PACKAGES},
     }
-
-
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process since its start."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

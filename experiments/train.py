@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -28,11 +28,19 @@ from experiments.callbacks import (
     ProgressLines,
     Samples,
     Throughput,
+    TimeLeft,
 )
 from experiments.chain import prepare, run_dir
 from experiments.checkpoints import AtomicCheckpointIO, ResumePoints
 from experiments.config import Downstream, Experiment, load_experiment
 from experiments.errors import user_errors
+from experiments.health import (
+    FiniteWeights,
+    naming_last_checkpoint,
+    peak_device_memory_bytes,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
 from experiments.locks import require_writable, sole_run
 from experiments.random_state import RandomState
 from experiments.ranks import (
@@ -50,7 +58,6 @@ from experiments.records import (
     FORMAT,
     Record,
     environment,
-    peak_memory_bytes,
     read_record,
     record_path,
     same_experiment,
@@ -109,6 +116,8 @@ def train_alone(
     experiment: Experiment, name: str, run_dir: Path, path: Path, callbacks: Sequence[Callback] = ()
 ) -> Record:
     """`train`, where no other process does the same; the record is written to `path`."""
+    made_on = environment()  # the code that runs, not what is committed meanwhile
+    reset_peak_memory()
     checkpoints, output_dir = run_dir / "checkpoints", Path(experiment.runtime.output_dir)
     with main_first():
         resumed = resume_point(checkpoints, experiment)
@@ -118,7 +127,7 @@ def train_alone(
     if is_main():
         print_summary(experiment, module, name, images.data_id)
 
-    with StopRequest() as stop, not_swallowed():
+    with StopRequest() as stop, not_swallowed(), naming_last_checkpoint(checkpoints):
         if experiment.trainer.validate_every:
             use_reference(module, images, output_dir)
         trainer = build_trainer(experiment, run_dir, throughput, *callbacks, stop=stop)
@@ -146,9 +155,10 @@ def train_alone(
         "images_per_second": throughput.images_per_second,
         "wall_seconds": throughput.wall_seconds,
         "peak_memory_bytes": peak_memory_bytes(),
+        "peak_device_memory_bytes": peak_device_memory_bytes(),
         "device": str(trainer.strategy.root_device),
         "num_devices": trainer.world_size,
-        "environment": environment(),
+        "environment": made_on,
     }
     if trainer.is_global_zero:
         log_hyperparameters(trainer, experiment, metrics)
@@ -253,7 +263,8 @@ def build_trainer(
         DISPLAYS.get(experiment.model.name, Dashboard)(),
         SameStart(),
         RandomState(),
-        RichProgressBar() if on_terminal else ProgressLines(),
+        FiniteWeights(),
+        TimeLeft() if on_terminal else ProgressLines(),
         *extra,
     ]
     if config.weight_ema:

@@ -1,5 +1,6 @@
 """Plain nested values: read from YAML and from key=value, merged, flattened, and mistakes in them explained."""
 
+import copy
 import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -37,8 +37,35 @@ def from_dotlist(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Later layers win, key by key."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*layers)))
+    """Later layers win, key by key; a new dictionary that shares no part with them."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, dict):
+                before = merged.get(key)
+                merged[key] = merge(before, value) if isinstance(before, dict) else merge(value)
+            else:
+                merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def assign(config: DictConfig, values: dict[str, Any]) -> DictConfig:
+    """Puts nested `values` into `config`, which checks them. Raises OmegaConf's errors, or TypeError.
+
+    As merge_with, which makes a config of all `values` first, but twice as fast: it gets only what has to be converted.
+    """
+    rest = {}
+    for key, value in values.items():
+        before = config[key] if isinstance(key, str) and key in config else None
+        if isinstance(value, dict) and OmegaConf.is_dict(before):
+            assign(before, value)
+        elif isinstance(value, bool | int | float | str) and type(value) is type(before):
+            config[key] = value
+        else:
+            rest[key] = value
+    if rest:
+        config.merge_with(rest)
+    return config
 
 
 def select(values: dict[str, Any], key: str) -> Any:
@@ -49,9 +76,9 @@ def select(values: dict[str, Any], key: str) -> Any:
     return values
 
 
-def explain(error: OmegaConfBaseException, base: DictConfig, values: dict[str, Any]) -> str:
+def explain(error: Exception, base: DictConfig, values: dict[str, Any]) -> str:
     """One line: the key at fault, what is wrong, and the nearest known key."""
-    message = str(error).strip().splitlines()[0]
+    message = " ".join(str(error).split("full_key:")[0].split())
     key = (getattr(error, "full_key", None) or "").split("[")[0]  # an element of a list is a matter of the list
     known = list(flatten(OmegaConf.to_container(base)))
     for given in flatten(values):
@@ -61,6 +88,8 @@ def explain(error: OmegaConfBaseException, base: DictConfig, values: dict[str, A
         leaf = key.rsplit(".", 1)[-1]
         near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.rsplit(".", 1)[-1] == leaf]
         return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    if isinstance(error, TypeError):
+        message = "a list stands where `key: value` lines belong, or the other way round"
     return f"{key}: {message}" if key else message
 
 

@@ -140,11 +140,12 @@ class Tokenizer(L.LightningModule):
         if batch_idx % self.config.optimizer.accumulate == 0:
             self.quantizer.start_step(self.config.optimizer.accumulate)
         output = self(image)
-        self.train_usage.update(output.indices)
         trains_discriminator = self.is_adversarial and self.step >= config.discriminator_start
 
         optimizers: list[Any] = as_list(self.optimizers())
-        self.update(optimizers[0], self.generator_loss(image, output), batch_idx)
+        loss = self.generator_loss(image, output)  # first: it says what is wrong when a latent is not a number
+        self.train_usage.update(output.indices)
+        self.update(optimizers[0], loss, batch_idx)
         if trains_discriminator:
             # Lightning adds every optimizer's step to trainer.global_step; only the generator's may count.
             optimizers[1]._on_before_step = optimizers[1]._on_after_step = lambda: None
@@ -187,7 +188,7 @@ class Tokenizer(L.LightningModule):
         means = mean_values({**terms, "generator": loss})
         self.log("loss/generator", means["generator"], prog_bar=True)
         self.log_dict({f"loss/{name}": means[name] for name in terms})
-        check_finite(self.step, means)
+        check_finite(self.step, means, image, self)
         return loss
 
     def critic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -206,7 +207,7 @@ class Tokenizer(L.LightningModule):
         means = mean_values({**terms, "accuracy": accuracy})
         self.log("discriminator/accuracy", means.pop("accuracy"))
         self.log_dict({f"loss/{name}": mean for name, mean in means.items()})
-        check_finite(self.step, means)
+        check_finite(self.step, means, real, self)
         return loss
 
     def update(self, optimizer: Any, loss: Tensor, batch_idx: int, by_ddp: bool = True) -> None:

@@ -128,7 +128,7 @@ class VIM(L.LightningModule):
             hidden = self.gpt(inputs, labels)  # (B, T, D)
         loss = token_loss(hidden, self.gpt.head.weight, tokens).mean
         mean = mean_over_ranks(loss.detach())
-        check_finite(self.global_step, {"token": mean})
+        check_finite(self.global_step, {"token": mean}, module=self)
         self.log("loss/generator", mean, prog_bar=True)
         self.log("bits_per_token/train", mean / NATS_PER_BIT)
         return loss * self.share_of_step(batch_idx)

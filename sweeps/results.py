@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from experiments import code_version
 from experiments.records import Record
 from sweeps.grid import Grid, Row, Table, show
 from sweeps.schema import ColumnSpec
@@ -62,6 +63,8 @@ def find_number(record: Record, metric: str) -> list[tuple[float, str]]:
     """The metric and its protocol, or nothing. Speed and size are facts of the run, not among its metrics."""
     if metric in record["metrics"]:
         return [(record["metrics"][metric], record["protocols"].get(metric, "not stated"))]
+    if metric not in record:
+        return []
     if metric == "images_per_second":
         return [(record[metric], f"training/{record['device']}")]
     if metric == "parameters":
@@ -90,16 +93,15 @@ def make_sheet(
             line += entries(column, row, measured, usual[index], in_paper, difference)
 
     records = [record for of in of_row for record in of]
-    commits = {record.get("environment", {}).get("commit", "")[:9] or "unknown" for record in records}
-    if len(commits) > 1:
-        warnings.append(f"table {spec.id}: its runs come from different commits: {', '.join(sorted(commits))}")
+    origin, warning = origins(records)
+    warnings += [f"table {spec.id}: {warning}"] if warning else []
     breaks = [i for i, row in enumerate(table.rows) if row.rule and i]
     blocks = [i for i in range(1, len(body)) if body[i][0] != body[i - 1][0]]
     sheet = Sheet(
         title=spec.title,
         groups=groups,
         body=body,
-        caption=caption(grid, table, records, usual, data_id, difference, commits),
+        caption=caption(grid, table, records, usual, data_id, difference, origin),
         warning="RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
         if data_id == "shapes"
         else "",
@@ -154,7 +156,7 @@ def caption(
     usual: Sequence[str],
     data_id: str,
     difference: bool,
-    commits: set[str],
+    origin: str,
 ) -> list[str]:
     """What a reader must know to trust the numbers, one sentence an element."""
     spec = table.spec
@@ -182,8 +184,31 @@ def caption(
         lines.append(f"{len(runs) - len(records)} of {len(runs)} runs are missing; their cells are empty.")
     if spec.note:
         lines.append(spec.note)
-    lines.append(f"Commit {', '.join(sorted(commits))}.")
-    return lines
+    return [*lines, origin]
+
+
+def origins(records: Sequence[Record]) -> tuple[str, str]:
+    """A sentence about the commits of the records, and a warning where the code that decides numbers differs.
+
+    Commits of the same code stand together; code that cannot be looked up counts as that of its commit alone.
+    """
+    versions: dict[str, set[str]] = {}
+    is_known = True
+    for record in records:
+        made_on = record.get("environment", {})
+        commit = made_on.get("commit", "")[:9] or "unknown"
+        commit += "+changes" if made_on.get("dirty") else ""
+        code = code_version.of_record(record)
+        is_known &= bool(code)
+        versions.setdefault(code or commit, set()).add(commit)
+    groups = sorted(" = ".join(sorted(commits)) for commits in versions.values())
+    if len(groups) == 1:
+        return f"Commit {groups[0]}.", ""
+    if is_known:
+        warning = f"cells of {len(groups)} versions of the code that decides numbers, by commit: {'; '.join(groups)}"
+    else:
+        warning = f"cells of different commits, whose code could not be compared here: {'; '.join(groups)}"
+    return f"WARNING: {warning}.", warning
 
 
 def images(experiment: "Experiment") -> str:

@@ -111,6 +111,7 @@ class SearchSpec:
     seed: int = 0  # of the sampler
 
 
+MAX_SEEDS = 1000
 PLOT_KINDS = ("rows", "history", "columns")
 SPECS = (SweepSpec, TableSpec, CellSpec, ColumnSpec, PlotSpec, ScaleSpec, SearchSpec, ParameterSpec)
 Spec = TypeVar("Spec", SweepSpec, ScaleSpec, SearchSpec)
@@ -122,7 +123,11 @@ def read_spec(path: Path, kind: type[Spec]) -> Spec:
         spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), read_yaml(path)))
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {explain(error)}") from None
+    except TypeError:
+        raise ValueError(f"{path}: a list stands where `key: value` lines belong, or the other way round") from None
     assert isinstance(spec, kind)
+    if isinstance(spec, ScaleSpec) and not 1 <= spec.seeds <= MAX_SEEDS:
+        raise ValueError(f"{path}: seeds={spec.seeds} must be between 1 and {MAX_SEEDS}")
     return spec
 
 

@@ -17,6 +17,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_modules.archives import check_sums
 from lightning_modules.distributed import in_order
 from lightning_modules.metrics.extractors import build_extractor, to_uint8
 
@@ -109,23 +110,26 @@ class Fidelity(Metric):
         """Sets real features from a file, or from `images` when the file is missing or of another key.
 
         Args:
-            path: the cache file; written atomically, so processes may do this at the same time.
+            path: the cache file; written atomically, so processes may do this at the same time. A damaged one is
+                made again.
             key: what the images are (data set, split, size, number); the extractor's id is added to it.
             images: batches (B, 3, H, W) in [-1, 1] of the whole set, not of one process's share. Read only if
                 needed.
         """
         path = Path(path)
         key = f"{self.extractor.id}/{key}"
-        saved = torch.load(path, map_location="cpu") if path.exists() else {}
-        if saved.get("key") != key:
+        features = read_features(path, key)
+        if features is None:
             features = torch.cat([self.extract(batch.to(self.device))[0].cpu() for batch in images])
-            saved = {"key": key, "features": features}
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            torch.save(saved, temporary)
-            temporary.replace(path)
-        self.set_real_features(saved["features"])
-        return saved["features"]
+            try:
+                torch.save({"key": key, "features": features}, temporary)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        self.set_real_features(features)
+        return features
 
     def compute(self) -> dict[str, Tensor]:
         """Scalars by name. ValueError: fewer than two images on either side."""
@@ -135,6 +139,17 @@ class Fidelity(Metric):
         fake, logits = self.gathered(self.fake).cpu(), self.gathered(self.fake_logits).cpu()  # (N, D), (N, C)
         values = fidelity_values(real, fake, logits, self.kid, self.prc)
         return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def read_features(path: Path, key: str) -> Tensor | None:
+    """The features (N, D) of a file; None when it is missing, damaged or of another key: they are made again."""
+    try:
+        check_sums(path)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        features = saved["features"] if saved["key"] == key else None
+        return features if isinstance(features, Tensor) and features.ndim == 2 else None
+    except Exception:  # torch raises many kinds for a damaged file
+        return None
 
 
 def fidelity_values(

@@ -66,6 +66,8 @@ class GPTConfig:
         if self.dims and len(self.dims) != len(GPTSize._fields):
             raise ValueError(f"dims {self.dims} must be [blocks, heads, width, mlp_width]")
         size = GPTSize(*self.dims) if self.dims else GPT_SIZES[self.size]
+        if min(size) < 1:
+            raise ValueError(f"dims {self.dims} must be at least 1 each")
         if size.width % size.heads:
             raise ValueError(f"width {size.width} is not divisible by {size.heads} heads")
         return size

@@ -31,7 +31,7 @@ class LFQConfig(QuantizerConfig):
 
     def check(self, codebook_size: int, code_dim: int) -> None:
         super().check(codebook_size, code_dim)
-        if codebook_size != 2**code_dim:
+        if codebook_size.bit_length() != code_dim + 1 or codebook_size.bit_count() != 1:  # 2^code_dim may be too large
             bits = max(1, round(log2(codebook_size)))
             raise ValueError(
                 f"LFQ needs model.codebook_size = 2^model.code_dim, not {codebook_size} and {code_dim}: take "

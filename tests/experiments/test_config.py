@@ -16,6 +16,7 @@ from experiments.values import from_dotlist, merge, without_defaults
 from lightning_modules.optimizer import OptimizerConfig
 from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.vit_vqgan import ViTVQGANConfig
+from lightning_modules.vqgan import VQGANConfig
 
 TOKENIZERS = [path for path in sorted(config_module.RECIPES.glob("*.yaml")) if "upstream:" not in path.read_text()]
 RECIPE = """
@@ -234,17 +235,19 @@ def test_digest_names_what_decides_the_numbers(tiny: TinyExperiment) -> None:
     assert tiny("vqgan", "model.quantizer.name=factorized", "model.quantizer.l2_norm=false").digest() != base.digest()
 
 
+@dataclasses.dataclass
+class NewerOptimizerConfig(OptimizerConfig):
+    nesterov: bool = False
+
+
+@dataclasses.dataclass
+class NewerConfig(VQGANConfig):
+    optimizer: NewerOptimizerConfig = dataclasses.field(default_factory=NewerOptimizerConfig)
+
+
 def test_digest_does_not_change_when_an_option_is_added(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tiny()
     digest, record = before.digest(), {"config": before.identity()}
-
-    @dataclasses.dataclass
-    class NewerOptimizerConfig(OptimizerConfig):
-        nesterov: bool = False
-
-    @dataclasses.dataclass
-    class NewerConfig(type(before.model)):  # type: ignore[misc]
-        optimizer: NewerOptimizerConfig = dataclasses.field(default_factory=NewerOptimizerConfig)
 
     modules = config_module.MODULES
     monkeypatch.setitem(modules, "vqgan", (modules["vqgan"][0], NewerConfig))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from experiments import code_version
 from experiments.records import record_path, write_json
 from experiments.values import read_yaml
 from sweeps import grid as grid_module
@@ -101,7 +102,28 @@ def test_other_protocols_and_commits_are_flagged(sweep_file: Path) -> None:
     sheet, warnings = sheet_of(grid, found)
     assert [row[3] for row in sheet.body] == ["", "80.2", "80.2", "80.2 †"]
     assert any("usage/epoch" in line and "'p1'" in line and "'p2'" in line for line in warnings)
-    assert any("different commits: abc, def" in line for line in warnings)
+    assert any("different commits, whose code could not be compared here: abc; def" in line for line in warnings)
+
+
+def test_cells_of_different_code_are_flagged_in_the_caption(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commits whose code that decides numbers is the same are one version."""
+    monkeypatch.setattr(code_version, "of_commit", lambda commit: {"aa": "code1", "bb": "code1", "cc": "code2"}[commit])
+    grid = load_grid(sweep_file, "quick")
+
+    def caption(*commits: str) -> tuple[str, list[str]]:
+        found = {run.digest: record(METRICS, commit=c) for run, c in zip(grid.runs, commits, strict=True)}
+        sheet, warnings = sheet_of(grid, found)
+        return sheet.caption[-1], warnings
+
+    assert caption("aa", "aa", "aa") == ("Commit aa.", [])
+    assert caption("aa", "bb", "aa") == ("Commit aa = bb.", [])
+    text, warnings = caption("aa", "cc", "bb")
+    assert text == "WARNING: cells of 2 versions of the code that decides numbers, by commit: aa = bb; cc."
+    assert len(warnings) == 1 and "table one: cells of 2 versions" in warnings[0]
+    changed = record(METRICS, commit="aa")
+    changed["environment"] |= {"dirty": True}
+    sheet, _ = sheet_of(grid, {grid.runs[0].digest: record(METRICS, commit="aa"), grid.runs[1].digest: changed})
+    assert sheet.caption[-1].endswith("whose code could not be compared here: aa; aa+changes.")
 
 
 def test_shapes_are_never_mistaken_for_images(sweep_file: Path) -> None:

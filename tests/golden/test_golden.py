@@ -1,0 +1,25 @@
+"""The committed golden numbers are those of today's code."""
+
+import json
+import os
+
+import pytest
+from golden_numbers import FOLDER, PARTS, differences, write
+
+
+@pytest.mark.usefixtures("shared_encoders")
+@pytest.mark.parametrize("part", PARTS)
+def test_numbers_are_what_they_were(part: str) -> None:
+    numbers = PARTS[part]()
+    if os.environ.get("GOLDEN") == "write":
+        write(part, numbers)
+    found = differences(part, numbers)
+    assert not found, "\n".join([*found[:10], "meant to change? GOLDEN=write python -m pytest tests/golden"])
+
+
+def test_a_changed_number_is_seen() -> None:
+    numbers = json.loads((FOLDER / "metrics.json").read_text())
+    assert differences("metrics", numbers) == []
+    numbers["usage"]["perplexity"] *= 1.001
+    del numbers["losses"]["l1"]
+    assert len(differences("metrics", numbers)) == 2
