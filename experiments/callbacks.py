@@ -222,13 +222,6 @@ class Throughput(Callback):
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.last = 0.0
 
-    def state_dict(self) -> dict[str, Any]:
-        """A run that was stopped and goes on has the speed of all its steps."""
-        return {"images": self.images, "seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.images, self.seconds = state["images"], state["seconds"]
-
     @property
     def images_per_second(self) -> float:
         return self.images / self.seconds if self.seconds else 0.0

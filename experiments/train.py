@@ -103,7 +103,7 @@ def train(
 
 
 def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Record | None:
-    """The record at `path`, if there is one of this experiment, and the checkpoint if one is needed; all ranks get it."""
+    """The record at `path`, if it is of this experiment, and the checkpoint if one is needed; all ranks get it."""
     record = None
     with main_first():
         if path.is_file() and (checkpoint is None or checkpoint.is_file()):

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.build import restore
+from experiments.build import data_module, restore
 from experiments.callbacks import sample_grid
 from experiments.chain import lend, run_dir
 from experiments.config import Downstream
@@ -23,7 +23,7 @@ from experiments.extraction import build_device
 from experiments.train import train
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.render import replace_file
-from sweeps.run import add_seeds, data_id, data_resolver
+from sweeps.run import add_seeds, data_resolver
 from sweeps.workers import add_common_arguments
 
 
@@ -54,7 +54,8 @@ def draw(grid: Grid, num: int) -> Figure | None:
         axes.set_title(label, fontsize=8)
         axes.set_axis_off()
     figure.suptitle(
-        f"{data_id(grid.runs[0].experiment)}, scale {grid.scale}: images 0 to {num - 1} of seed 0", fontsize=9
+        f"{data_module(grid.runs[0].experiment).data_id}, scale {grid.scale}: images 0 to {num - 1} of seed 0",
+        fontsize=9,
     )
     return figure
 
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         out = Path(options.out) if options.out else Path(options.output_dir) / "tables"
         out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{grid.name}_samples_{grid.scale}_{data_id(grid.runs[0].experiment)}.png"
+        path = out / f"{grid.name}_samples_{grid.scale}_{data_module(grid.runs[0].experiment).data_id}.png"
         replace_file(path, figure)
         print(path)
     return 0
