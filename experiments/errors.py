@@ -25,8 +25,9 @@ def user_errors() -> Iterator[None]:
         print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except (OSError, ValueError, FloatingPointError) as error:
-        is_full = isinstance(error, OSError) and error.errno in FULL
-        fail(f"{error.filename or 'a file'} {DISK_FULL}" if is_full else str(error))
+        if isinstance(error, OSError) and error.errno in FULL:
+            fail(f"{error.filename or 'a file'} {DISK_FULL}")
+        fail(str(error))
     except RuntimeError as error:
         if "PytorchStreamWriter" not in str(error):  # how torch.save reports a write that failed
             raise
