@@ -35,8 +35,9 @@ def user_errors() -> Iterator[None]:
     except (OSError, ValueError, FloatingPointError) as error:
         if not is_first() and not isinstance(error, OSError):  # all ranks find the same
             sys.exit(1)
-        is_full = isinstance(error, OSError) and is_disk_full(error)
-        fail(f"{getattr(error, 'filename', None) or 'a file'} {DISK_FULL}" if is_full else own_line(str(error)))
+        if isinstance(error, OSError) and is_disk_full(error):
+            fail(f"{error.filename or 'a file'} {DISK_FULL}")
+        fail(own_line(str(error)))
     except RuntimeError as error:
         if not re.search(TORCH_SAVE_FAILED, str(error)):
             raise
