@@ -52,8 +52,8 @@ class Queue:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self.storage = open_storage(storage, journal, put_again)
-            settings: dict[str, Any] = {"direction": "minimize", "sampler": optuna.samplers.RandomSampler()} | options
-            self.study = optuna.create_study(study_name=name, storage=self.storage, load_if_exists=True, **settings)
+            own: dict[str, Any] = {"direction": "minimize", "sampler": optuna.samplers.RandomSampler(), **options}
+            self.study = optuna.create_study(study_name=name, storage=self.storage, load_if_exists=True, **own)
         except Exception as error:  # one kind for each database driver
             why = reason(error.__cause__ or error, 300)
             if isinstance(error, ValueError) and why.startswith("STORAGE="):

@@ -12,7 +12,7 @@ import pytest
 import sweeps.run as run_module
 from experiments import config as config_module
 from experiments.config import Experiment
-from experiments.records import Record, record_path, write_json
+from experiments.records import Record, read_record, record_path, write_json
 from experiments.values import read_yaml
 from sweeps import grid as grid_module
 from sweeps import storage as storage_module
@@ -153,6 +153,8 @@ def test_an_interrupt_ends_cleanly_and_the_same_command_continues(
         command(tmp_path)
     assert stop.value.code == 130
     assert "the same command continues" in capsys.readouterr().err
+    states = [trial.state.name for trial in trials(tmp_path)]
+    assert states == ["COMPLETE", "FAIL", "WAITING", "WAITING"], "what was stopped waits for the next worker"
     trainer.before = lambda size: None
     assert command(tmp_path) == 0
     assert sorted(trainer.trained) == [16, 32, 64]
@@ -251,3 +253,23 @@ def test_missing_data_is_one_error_before_any_cell(
     error = capsys.readouterr().err
     assert stop.value.code == 1 and trainer.trained == []
     assert len(error.splitlines()) == 1 and str(tmp_path / "none") in error and "data=shapes" in error
+
+
+def test_two_workers_that_write_the_same_record_leave_a_whole_one(tmp_path: Path) -> None:
+    """Each reader sees the one or the other, never a mixture or a part."""
+    path = tmp_path / "records" / "digest.shapes.json"
+    content = {"format": 1, "config": {}, "data_id": "shapes", "metrics": {}, "protocols": {}}
+
+    def write(worker: int) -> None:
+        for number in range(100):
+            write_json(path, content | {"history": [worker] * (1000 + 5000 * ((worker + number) % 2))})
+
+    write(0)
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write, args=(worker,), daemon=True) for worker in (1, 2)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert len(set(read_record(path)["history"])) == 1
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "no temporary file is left"
