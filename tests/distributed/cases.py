@@ -146,7 +146,7 @@ def chain(folder: Path, name: str) -> Result:
     notes, calls = Notes(VIM), []
     write, make = token_writer.encode_split, train_module.build_trainer
     token_writer.encode_split = lambda *a: (calls.append("tokens"), write(*a))  # type: ignore[assignment,func-returns-value]
-    train_module.build_trainer = lambda *a: make(*a, notes)  # type: ignore[assignment]
+    train_module.build_trainer = lambda *a, **options: make(*a, notes, **options)  # type: ignore[assignment]
     try:
         folder_of_run = run_dir(experiment, name)
         record = train(experiment, name, folder_of_run)

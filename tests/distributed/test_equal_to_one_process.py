@@ -183,7 +183,8 @@ def test_the_others_wait_for_rank_0_and_end_when_it_fails(results: Results) -> N
 
 
 def test_a_loss_that_is_not_a_number_on_one_rank_stops_all(results: Results) -> None:
-    first, second, alone = results["failure"]
-    assert first["error"] == second["error"] != ""
-    assert "step 1: the quantizer loss is nan" in first["error"]
-    assert alone["error"] == first["error"]
+    """At the same step and term; only the rank that had the images can blame them."""
+    _, second, alone = results["failure"]
+    for result in results["failure"]:
+        assert result["error"].startswith("step 1: the quantizer loss is nan")
+    assert "look at the data" in second["error"] and "look at the data" in alone["error"]

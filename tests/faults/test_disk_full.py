@@ -39,7 +39,8 @@ def said_in_one_line(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
     with pytest.raises(SystemExit) as stop, user_errors():
         yield
     assert stop.value.code == 1
-    assert capsys.readouterr().err == f"error: {DISK_FULL}\n"
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.endswith(f" {DISK_FULL}\n") and message.count("\n") == 1
 
 
 def test_no_room_for_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
