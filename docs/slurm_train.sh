@@ -15,5 +15,5 @@ cd "$SLURM_SUBMIT_DIR"
 export OMP_NUM_THREADS=1
 export NCCL_DEBUG=WARN
 # One process that fails ends the job: the others would wait for it.
-srun --kill-on-bad-exit=1 .venv/bin/python -m experiments.train "$@" runtime.num_workers=8
+srun --kill-on-bad-exit=1 .venv/bin/python -m experiments.train "$1" runtime.num_workers=8 "${@:2}"
 # The same sbatch line continues a run that was stopped, and does nothing for one that is finished.

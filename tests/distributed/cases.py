@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning import LightningModule, Trainer
+from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -112,7 +112,7 @@ def tokenizer(folder: Path, name: str) -> Result:
     """A few steps of a tokenizer, and its validation metrics."""
     model, *overrides = TOKENIZERS[name]
     experiment = tiny_experiment(folder / name, model, *SIZES, *overrides)
-    torch.manual_seed(experiment.seed)
+    seed_everything(experiment.seed, workers=True, verbose=False)  # as `train` does; joining seeds again
     module, data, images = prepare(experiment, train)
     notes = Notes()
     trainer = build_trainer(experiment, folder / name, notes)
