@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import TinyExperiment
 from token_cases import contents, run, write_all
-from torch import Tensor
 
 from datamodules.cache import cached
 from experiments.build_codebook import read_codebook, save_codebook
@@ -107,9 +106,13 @@ def test_no_room_for_tokens(
     assert contents(tmp_path / "second") == contents(whole)
 
 
+def test_no_room_for_an_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """numpy raises an OSError without a number: "100000 requested and 109 written"."""
+    with said_in_one_line(capsys), room_for(1000):
+        np.save(tmp_path / "labels.npy", np.zeros(100_000))
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_numpy_on_a_full_device_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
-    """numpy raises an OSError without a number."""
-    array: Tensor | np.ndarray = np.zeros(100_000)
+def test_a_full_device(capsys: pytest.CaptureFixture[str]) -> None:
     with said_in_one_line(capsys), open("/dev/full", "wb") as file:
-        np.save(file, array)
+        np.save(file, np.zeros(100_000))
