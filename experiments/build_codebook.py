@@ -91,7 +91,7 @@ def read_codebook(path: Path, shape: tuple[int, int]) -> Tensor:
 
 
 def sha256_of(table: Tensor) -> str:
-    return hashlib.sha256(table.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(table.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
 
 
 def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:

@@ -145,7 +145,7 @@ class ResumePoints(Checkpoint):
 
 def is_validation_next(trainer: L.Trainer) -> bool:
     """Whether Lightning validates behind this batch; it counts batches across epochs."""
-    return (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+    return (trainer.fit_loop.total_batch_idx + 1) % (trainer.val_check_batch or 1) == 0
 
 
 def any_rank(trainer: L.Trainer, value: bool) -> bool:

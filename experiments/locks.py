@@ -39,7 +39,7 @@ def sole_run(folder: Path, waits: bool) -> Iterator[None]:
     Raises:
         ValueError: another process is at work there, with its number and host.
     """
-    if rank_zero_only.rank:
+    if getattr(rank_zero_only, "rank", None):
         yield
         return
     with open(folder / ".lock", "a+") as file:

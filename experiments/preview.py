@@ -37,11 +37,15 @@ def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> T
     if isinstance(experiment, Downstream) and experiment.model.name != "vim":
         raise ValueError(f"a {experiment.model.name} costs little beside what it stands on: {experiment.recipe}")
     size = experiment.data.image_size
-    describe = vim_rows if isinstance(experiment, Downstream) else tokenizer_rows
+    described = (
+        vim_rows(experiment, devices, tflops)
+        if isinstance(experiment, Downstream)
+        else tokenizer_rows(experiment, devices, tflops)
+    )
     table = Table(title=name, show_header=False, title_justify="left")
     rows = [
         ("data", f"{experiment.data.name}, {size} x {size} pixels, batch {batch:,}: {batch // devices:,} a device"),
-        *describe(experiment, devices, tflops),
+        *described,
     ]
     if config.precision != "32-true":
         rows.append(("precision", f"{config.precision}; memory is counted in fp32, so an upper bound"))

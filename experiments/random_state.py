@@ -47,7 +47,7 @@ class RandomState(Callback):
 
 def random_state() -> dict[str, Any]:
     """Of torch, NumPy and Python, as tensors and plain containers: `weights_only` loads it."""
-    numpy: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]
+    numpy: dict[str, Any] = np.random.get_state(legacy=False)
     numpy = numpy | {"state": numpy["state"] | {"key": torch.from_numpy(numpy["state"]["key"].astype(np.int64))}}
     torch_states = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
     return torch_states | {"numpy": numpy, "python": random.getstate()}
