@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from experiments.stop import Stopped, StopSignals
 
 
@@ -46,7 +44,9 @@ def user_errors() -> Iterator[None]:
 
 def first_words() -> str:
     """ "rank 3: ", and nothing for rank 0 or a process alone."""
-    rank = getattr(rank_zero_only, "rank", None)  # of torchrun's or SLURM's environment until the processes are joined
+    utilities = sys.modules.get("lightning.pytorch.utilities")  # a process that has not needed it yet is alone
+    zero_only = getattr(utilities, "rank_zero_only", None)
+    rank = getattr(zero_only, "rank", None)  # of torchrun's or SLURM's environment until the processes are joined
     return f"rank {rank}: " if rank else ""
 
 

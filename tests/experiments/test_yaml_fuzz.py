@@ -29,7 +29,7 @@ PROJECT = Path(__file__).parents[2]
 RECIPES = sorted((PROJECT / "experiments").glob("*.yaml"))
 TOKENIZERS = [path for path in RECIPES if "upstream:" not in path.read_text()]
 DOWNSTREAM = [path for path in RECIPES if path not in TOKENIZERS]  # dear: two or three recipes are parsed for each
-GRIDS = sorted(path for path in SWEEPS.rglob("*.yaml") if path.parent.name != "scales")
+GRIDS = sorted(path for path in SWEEPS.rglob("[!s]*.yaml") if path.parent.name != "scales")  # not search_*.yaml
 SCALES = sorted((SWEEPS / "scales").glob("*.yaml"))
 
 ODD: list[Any] = [
