@@ -88,9 +88,10 @@ def make_sheet(
     body = [[show(row.heads[head]) for head in spec.row_heads] for row in table.rows]
     for index, column in enumerate(spec.columns):
         in_paper = any(column.metric in row.paper for row in table.rows)
-        groups.append((column.head, ["paper", "ours", "diff"][: 2 + difference] if in_paper else ["ours"]))
+        has_difference = difference and has_papers_scale(usual[index])
+        groups.append((column.head, ["paper", "ours", "diff"][: 2 + has_difference] if in_paper else ["ours"]))
         for line, row, measured in zip(body, table.rows, (of[index] for of in values), strict=True):
-            line += entries(column, row, measured, usual[index], in_paper, difference)
+            line += entries(column, row, measured, usual[index], in_paper, has_difference)
 
     records = [record for of in of_row for record in of]
     origin, warning = origins(records)
@@ -132,6 +133,11 @@ def entries(
     return texts
 
 
+def has_papers_scale(protocol: str) -> bool:
+    """Whether a difference from the paper's number means anything: not with another network's features, or as speed."""
+    return "efficientnet" not in protocol and not protocol.startswith("training/")
+
+
 def usual_protocols(
     columns: Sequence[ColumnSpec], values: Sequence[Sequence[Measured | None]]
 ) -> tuple[list[str], list[str]]:
@@ -171,7 +177,8 @@ def caption(
     if not data_id.startswith("imagefolder"):
         lines.append(
             "The paper's values and ours are of different data, image size and protocol: compare the order "
-            f"of the rows, not the digits{' (diff = ours - paper)' if difference else ''}."
+            "of the rows, not the digits"
+            + (" (diff = ours - paper, left out where features or machine are others)." if difference else ".")
         )
     elif difference:
         lines.append("diff = ours - paper.")

@@ -43,7 +43,8 @@ def sampled(run: Run, num: int) -> Tensor | None:
 
 def draw(grid: Grid, num: int) -> Figure | None:
     """One strip of `num` images a run, the row's name above it."""
-    strips = [(run.label, strip) for run in grid.runs if (strip := sampled(run, num)) is not None]
+    runs = {run.digest: run for table in grid.tables for row in reversed(table.rows) for run in row.runs}  # first rows
+    strips = [(run.label, strip) for run in reversed(runs.values()) if (strip := sampled(run, num)) is not None]
     if not strips:
         return None
     heights = [strip.shape[1] / strip.shape[2] for _, strip in strips]

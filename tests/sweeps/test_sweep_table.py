@@ -94,6 +94,16 @@ def test_mean_spread_difference_and_empty_cells(sweep_file: Path) -> None:
     assert without.groups[2] == ("util %", ["paper", "ours"])
 
 
+@pytest.mark.parametrize("protocol", ["rfid/efficientnet-lite0@64px/n1", "training/cpu"])
+def test_no_difference_on_another_scale_than_the_papers(sweep_file: Path, protocol: str) -> None:
+    grid = load_grid(sweep_file, "quick")
+    ours = record(METRICS)
+    ours["protocols"] = ours["protocols"] | {"usage/epoch": protocol}
+    sheet, _ = sheet_of(grid, {grid.runs[0].digest: ours})
+    assert dict(sheet.groups)["util %"] == ["paper", "ours"] and dict(sheet.groups)["SSIM %"][-1] == "diff"
+    assert sheet.body[1][2:5] == ["3.5", "80.2", "52.4"]
+
+
 def test_other_protocols_and_commits_are_flagged(sweep_file: Path) -> None:
     grid = load_grid(sweep_file, "quick")
     runs = grid.runs
