@@ -211,12 +211,21 @@ def test_commands_that_start_together_fill_the_queue_once(server: Server, tmp_pa
     filler = CONTEXT.Process(target=fill, args=(url, tmp_path / "c", jobs))
     with first.alone():
         filler.start()
-        time.sleep(0.5)  # whether or not it has come to the lock by now
-        assert not second.trials()
+        while filler.is_alive() and not is_anyone_waiting(server.url("fill")):
+            time.sleep(0.05)
+        assert filler.is_alive() and not second.trials()
         for digest in jobs:
             first.study.enqueue_trial({}, user_attrs={"digest": digest})
     filler.join(WAIT)
     assert filler.exitcode == 0 and len(second.trials()) == 6
+
+
+def is_anyone_waiting(url: str) -> bool:
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        found = connection.execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone()
+    return found is not None
 
 
 def fill(url: str, folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
