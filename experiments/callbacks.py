@@ -259,13 +259,7 @@ class ProgressLines(Callback):
         self.validation_start = time.monotonic()
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         now, done, total = time.monotonic(), batch_idx + 1, trainer.num_val_batches[dataloader_idx]
         if now - max(self.last, self.validation_start) < self.interval or not trainer.is_global_zero:

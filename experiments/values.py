@@ -56,8 +56,8 @@ def assign(config: DictConfig, values: dict[str, Any]) -> DictConfig:
     """
     rest = {}
     for key, value in values.items():
-        before: Any = config[key] if isinstance(key, str) and key in config else None
-        if isinstance(value, dict) and OmegaConf.is_dict(before):
+        before = config[key] if isinstance(key, str) and key in config else None
+        if isinstance(value, dict) and isinstance(before, DictConfig):
             assign(before, value)
         elif isinstance(value, bool | int | float | str) and type(value) is type(before):
             config[key] = value

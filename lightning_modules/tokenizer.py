@@ -143,9 +143,8 @@ class Tokenizer(L.LightningModule):
         trains_discriminator = self.is_adversarial and self.step >= config.discriminator_start
 
         optimizers: list[Any] = as_list(self.optimizers())
-        loss = self.generator_loss(image, output)  # first: it says what is wrong when a latent is not a number
-        self.train_usage.update(output.indices)
-        self.update(optimizers[0], loss, batch_idx)
+        self.update(optimizers[0], self.generator_loss(image, output), batch_idx)
+        self.train_usage.update(output.indices)  # behind the loss, which says what is wrong with a latent that is NaN
         if trains_discriminator:
             # Lightning adds every optimizer's step to trainer.global_step; only the generator's may count.
             optimizers[1]._on_before_step = optimizers[1]._on_after_step = lambda: None
