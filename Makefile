@@ -81,7 +81,7 @@ figure%: $(READY) ## figure3, figure5: utilisation by epoch, PSNR with the M-th 
 
 generate: $(READY) ## tokenizer -> tokens -> VIM -> images with FID and IS (A-Table 6), and strips of the images
 	$(call show,sweeps/vit_vqgan/table6.yaml)
-	$(SAMPLES) sweeps/vit_vqgan/table6.yaml
+	$(if $(filter yes,$(TRAIN)),$(SAMPLES) sweeps/vit_vqgan/table6.yaml)
 
 probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-Table 7, A-Figure 3)
 	$(call show,sweeps/vit_vqgan/table7.yaml)
