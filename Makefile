@@ -106,8 +106,8 @@ format: $(READY) ## let ruff fix what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-test: $(READY) ## all tests
-	DATA_DIR="$(if $(wildcard $(DATA_DIR)),$(abspath $(DATA_DIR)))" OMP_NUM_THREADS=1 $(PY) -m pytest
+test: $(READY) ## all tests, WORKERS files at a time
+	DATA_DIR="$(if $(wildcard $(DATA_DIR)),$(abspath $(DATA_DIR)))" OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 clean: ## remove the environment and caches, never runs or data
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
