@@ -11,7 +11,7 @@ from lightning_modules.distributed import mean_over_ranks, world_size
 
 class _Global(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:  # (B, C) or (B, C, h, w), the same B on all ranks
-        if not self.training or world_size() == 1:
+        if not self.training or world_size() == 1 or x.is_meta:  # without values there is nothing to exchange
             return super().forward(x)
         self._check_input_dim(x)
         with torch.autocast(x.device.type, enabled=False):

@@ -12,6 +12,7 @@ from experiments.config import RuntimeConfig
 from experiments.ranks import check_devices, num_devices, placement
 from experiments.records import read_record
 from experiments.train import train_apart
+from lightning_modules.networks import batch_norm
 from lightning_modules.networks.batch_norm import BatchNorm2d
 from lightning_modules.quantizers.ema import chosen_rows
 
@@ -120,3 +121,11 @@ def test_rows_of_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         mine = whole.view(8, 3, 2)[rank::2].reshape(-1, 2)
         parts.append(chosen_rows(mine, picks, 3))
     assert torch.equal(parts[0] + parts[1], whole[picks])
+
+
+def test_counting_costs_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 alone prints the summary, which runs the networks on the meta device: it must not wait for others."""
+    monkeypatch.setattr(batch_norm, "world_size", lambda: 2)
+    monkeypatch.setattr(batch_norm, "mean_over_ranks", lambda *_: pytest.fail("an exchange"))
+    norm = batch_norm.BatchNorm2d(3, device="meta").train()
+    assert norm(torch.zeros(2, 3, 4, 4, device="meta")).shape == (2, 3, 4, 4)
