@@ -1,10 +1,12 @@
 """Two processes of one thread each against one of two threads: the same recipe, global batch and seed, on the CPU.
 
-    python -m benchmarks.ddp
+    python -m benchmarks.ddp                                              # ViT-VQGAN
+    python -m benchmarks.ddp --recipe experiments/vqgan_ema_cifar10.yaml  # a codebook and BatchNorm to exchange as well
 
 Each run is a whole `experiments.train` of its own, on rendered shapes, and its images a second are those of its record:
 all steps but the first, loading included. The runs alternate. The last line, `ddp RATIO`, is the speed of two processes
-over that of one, so 0.87 is a loss of 15 %; they pay for exchanging gradients, codebook statistics and logged losses.
+over that of one, so 0.87 is a loss of 15 %; they pay for exchanging gradients, logged losses and statistics of the
+global batch. Those of PatchGAN's BatchNorm are fourteen short exchanges a step, each of which waits for the slower one.
 """
 
 import argparse
@@ -16,7 +18,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-RECIPE = "experiments/vqgan_ema_cifar10.yaml"
 CHANGES = (
     "data={name: shapes, train_size: 640, val_size: 8}",
     "model.codebook_size=1024",
@@ -25,12 +26,12 @@ CHANGES = (
 )
 
 
-def images_per_second(processes: int, threads: int, steps: int, batch: int) -> float:
+def images_per_second(recipe: str, processes: int, threads: int, steps: int, batch: int) -> float:
     """Of one run in a folder of its own. Raises RuntimeError when it fails."""
     with tempfile.TemporaryDirectory() as folder:
         where = {"devices": processes, "accelerator": "cpu", "output_dir": folder}
         keys = [*(f"runtime.{key}={value}" for key, value in where.items()), f"trainer.max_steps={steps}"]
-        command = ["-m", "experiments.train", RECIPE, *CHANGES, f"data.batch_size={batch}", *keys]
+        command = ["-m", "experiments.train", recipe, *CHANGES, f"data.batch_size={batch}", *keys]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         result = subprocess.run(
             [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
@@ -43,14 +44,16 @@ def images_per_second(processes: int, threads: int, steps: int, batch: int) -> f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="experiments/vit_vqgan_cifar10.yaml", help="of a tokenizer")
     parser.add_argument("--runs", type=int, default=3, help="of each side")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32, help="global")
     arguments = parser.parse_args()
+    print(f"{arguments.recipe}, {arguments.steps} steps of {arguments.batch} images")
     sides: dict[tuple[int, int], list[float]] = {(2, 1): [], (1, 2): []}
     for _ in range(arguments.runs):
         for side, speeds in sides.items():
-            speeds.append(images_per_second(*side, arguments.steps, arguments.batch))
+            speeds.append(images_per_second(arguments.recipe, *side, arguments.steps, arguments.batch))
     for (processes, threads), speeds in sides.items():
         name = f"{processes} process(es) x {threads} thread(s)"
         print(
