@@ -1,6 +1,8 @@
 """A stage-2 epoch from cached tokens against one that encodes the same images at every step, in turn.
 
     python -m benchmarks.token_cache [CHECKPOINT]
+    python -m benchmarks.token_cache --recipe experiments/vqgan_ema_imagenet.yaml --images 12 --batch-size 4 \
+        --width 512 --blocks 8 --runs 2  # the encoder of 256 pixels, and the transformer of benchmarks.sampling
 
 Same images, same order, same batches; on one side `TokensDataModule` reads ids from disk, on the other `EncodedImages`
 runs the frozen tokenizer. Two consumers: one only reads the batch, one makes a training step of a causal transformer.
@@ -30,6 +32,8 @@ from experiments.config import load_experiment
 from experiments.encode import EncodedImages, tokenizer_digest
 from experiments.token_writer import make_job, write_tokens
 from lightning_modules.quantizers import LargeCodebook
+
+OFFLINE = "{extractor: efficientnet-lite0, lpips: none}"  # no weights to download
 
 Consumer = Callable[[Batch], object]
 
@@ -82,7 +86,8 @@ def both_sources(arguments: argparse.Namespace, folder: Path) -> tuple[TokensDat
         experiment, tokenizer = restore(arguments.checkpoint, overrides)
         digest = tokenizer_digest(arguments.checkpoint)
     else:
-        experiment = resolve_data(load_experiment(arguments.recipe), "shapes")
+        only_encoder = ("model.loss={perceptual: 0, adversarial: 0}", f"model.metrics={OFFLINE}")
+        experiment = resolve_data(load_experiment(arguments.recipe, only_encoder), "shapes")
         tokenizer, digest = build_model(experiment), "untrained"
         if isinstance(tokenizer.quantizer, LargeCodebook):
             tokenizer.quantizer.fill(torch.randn_like(tokenizer.quantizer.table))
