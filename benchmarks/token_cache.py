@@ -29,8 +29,8 @@ from datamodules.base import Batch
 from datamodules.views import ViewDataset
 from experiments.build import build_data, build_model, resolve_data, restore
 from experiments.config import load_experiment
-from experiments.encode import EncodedImages, tokenizer_digest
-from experiments.token_writer import make_job, write_tokens
+from experiments.stage2.encode import EncodedImages, tokenizer_digest
+from experiments.stage2.token_writer import make_job, write_tokens
 from lightning_modules.quantizers import LargeCodebook
 
 OFFLINE = "{extractor: efficientnet-lite0, lpips: none}"  # no weights to download

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from datamodules import DATAMODULES
 from experiments.build import build_data, resolve_data
-from experiments.codebook_estimate import estimate
+from experiments.codebooks.estimate import estimate
+from experiments.codebooks.extraction import build_device, digest, features_for, images_id, large_codebook, sole_worker
+from experiments.codebooks.features import require_space
+from experiments.codebooks.kmeans import StateFile, load_state, make_table, new_state, split
 from experiments.config import Experiment, load_experiment
 from experiments.errors import user_errors
-from experiments.extraction import build_device, digest, features_for, images_id, large_codebook, sole_worker
-from experiments.features import require_space
-from experiments.kmeans import StateFile, load_state, make_table, new_state, split
-from experiments.stop import StopRequest
+from experiments.runtime.stop import StopRequest
 
 
 def codebook_for(experiment: Experiment, data_id: str) -> Tensor:

@@ -18,12 +18,12 @@ from datamodules.tokens import TokenDataset
 from datamodules.views import ViewDataset
 from experiments.build import build_data, build_model, load_checkpoint, restore_tokenizer
 from experiments.build_codebook import codebook_for
-from experiments.classifier import classifier_for
+from experiments.codebooks.extraction import build_device
 from experiments.config import Downstream, Experiment, RuntimeConfig
-from experiments.encode import EncodedImages, tokenizer_digest
-from experiments.extraction import build_device
-from experiments.ranks import from_main, is_main, main_first
-from experiments.token_writer import Job, is_finished, make_job, write_tokens
+from experiments.runtime.ranks import from_main, is_main, main_first
+from experiments.stage2.classifier import classifier_for
+from experiments.stage2.encode import EncodedImages, tokenizer_digest
+from experiments.stage2.token_writer import Job, is_finished, make_job, write_tokens
 from experiments.tokenize import view_names
 from lightning_modules.linear_probe import BlockFeatures, FrozenFeatures, LinearProbe, TokenizerFeatures
 from lightning_modules.networks.gpt import GPT

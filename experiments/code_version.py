@@ -14,14 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("lightning_modules", "datamodules", "experiments")
 # Of experiments/: what shows, checks, estimates or imports, and decides no number of a record.
 OTHERS = (
-    *("checks", "code_version", "codebook_estimate", "cost", "errors", "evaluate", "health", "import_checkpoint"),
-    *("paper_counts", "preview", "records", "sample", "sample_files", "summary"),
+    *("checks.py", "code_version.py", "errors.py", "evaluate.py", "import_checkpoint.py", "preview.py", "records.py"),
+    *("sample.py", "summary.py", "codebooks/estimate.py", "runtime/health.py", "stage2/sample_files.py"),
+    *("costs/", "importers/"),
 )
+FORMERLY = ("codebook_estimate.py", "cost.py", "health.py", "paper_counts.py", "sample_files.py")  # in older commits
 
 
 def decides_numbers(path: str) -> bool:
     """`path` from the repository's root, with forward slashes."""
-    others = ("experiments/importers/", *(f"experiments/{name}.py" for name in OTHERS))
+    others = tuple(f"experiments/{name}" for name in (*OTHERS, *FORMERLY))
     return (
         path.endswith(".py") and path.startswith(tuple(f"{name}/" for name in FOLDERS)) and not path.startswith(others)
     )

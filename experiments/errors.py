@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from experiments.stop import Stopped, StopSignals
+from experiments.runtime.stop import Stopped, StopSignals
 
 
 @contextmanager

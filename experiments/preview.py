@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.config import Downstream, Experiment, load_experiment
-from experiments.cost import Cost, count_cost, memory_bytes, training_hours
-from experiments.cost_vim import count_vim, vim_hours, vim_memory_bytes
+from experiments.costs.papers import TOLERANCE, PaperCount, paper_counts, vim_paper_counts
+from experiments.costs.tokenizer import Cost, count_cost, memory_bytes, training_hours
+from experiments.costs.vim import count_vim, vim_hours, vim_memory_bytes
 from experiments.errors import user_errors
-from experiments.health import memory_limit
-from experiments.paper_counts import TOLERANCE, PaperCount, paper_counts, vim_paper_counts
-from experiments.ranks import num_devices
+from experiments.runtime.health import memory_limit
+from experiments.runtime.ranks import num_devices
 
 TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
 

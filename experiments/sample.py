@@ -19,12 +19,12 @@ from torch import Tensor
 
 from experiments.build import restore
 from experiments.chain import lend, output_dir_of, plain_images
-from experiments.classifier import classifier_for
+from experiments.codebooks.extraction import build_device
 from experiments.config import Downstream
-from experiments.encode import tokenizer_digest
 from experiments.errors import user_errors
-from experiments.extraction import build_device
-from experiments.sample_files import FORMATS, Images, check_out, progress, start, suffix, write
+from experiments.stage2.classifier import classifier_for
+from experiments.stage2.encode import tokenizer_digest
+from experiments.stage2.sample_files import FORMATS, Images, check_out, progress, start, suffix, write
 from experiments.train import train
 from experiments.values import from_dotlist, merge
 from lightning_modules.metrics.classifier import LabelClassifier

@@ -20,9 +20,9 @@ from datamodules.token_files import SPLITS
 from datamodules.views import ViewDataset
 from experiments.build import build_data, resolve_data, restore_tokenizer
 from experiments.config import Experiment
-from experiments.encode import tokenizer_digest
 from experiments.errors import user_errors
-from experiments.token_writer import Job, make_job, write_tokens
+from experiments.stage2.encode import tokenizer_digest
+from experiments.stage2.token_writer import Job, make_job, write_tokens
 from experiments.values import from_dotlist, merge
 
 

@@ -20,7 +20,19 @@ from torch import Tensor
 
 from datamodules import ImageDataModule
 from experiments.build import data_module, load_checkpoint, resolve_data
-from experiments.callbacks import (
+from experiments.chain import prepare, run_dir
+from experiments.config import Downstream, Experiment, load_experiment
+from experiments.errors import user_errors
+from experiments.records import (
+    FORMAT,
+    Record,
+    environment,
+    read_record,
+    record_path,
+    same_experiment,
+    write_json,
+)
+from experiments.runtime.callbacks import (
     AccuracyByBlock,
     AveragedWeights,
     Dashboard,
@@ -30,20 +42,17 @@ from experiments.callbacks import (
     Throughput,
     TimeLeft,
 )
-from experiments.chain import prepare, run_dir
-from experiments.checkpoints import AtomicCheckpointIO, ResumePoints
-from experiments.config import Downstream, Experiment, load_experiment
-from experiments.errors import user_errors
-from experiments.health import (
+from experiments.runtime.checkpoints import AtomicCheckpointIO, ResumePoints
+from experiments.runtime.health import (
     FiniteWeights,
     naming_last_checkpoint,
     peak_device_memory_bytes,
     peak_memory_bytes,
     reset_peak_memory,
 )
-from experiments.locks import require_writable, sole_run
-from experiments.random_state import RandomState
-from experiments.ranks import (
+from experiments.runtime.locks import require_writable, sole_run
+from experiments.runtime.random_state import RandomState
+from experiments.runtime.ranks import (
     SameStart,
     build_strategy,
     check_devices,
@@ -54,16 +63,7 @@ from experiments.ranks import (
     num_devices,
     placement,
 )
-from experiments.records import (
-    FORMAT,
-    Record,
-    environment,
-    read_record,
-    record_path,
-    same_experiment,
-    write_json,
-)
-from experiments.stop import StopRequest
+from experiments.runtime.stop import StopRequest
 from experiments.summary import count, print_summary
 from experiments.values import flatten
 from lightning_modules.tokenizer import Tokenizer

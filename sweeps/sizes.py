@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from experiments.config import load_experiment
-from experiments.cost import count, count_cost, networks
-from experiments.paper_counts import A_TABLE_2, A_TABLE_2_VIM, B_TABLE_8
+from experiments.costs.papers import A_TABLE_2, A_TABLE_2_VIM, B_TABLE_8
+from experiments.costs.tokenizer import count, count_cost, networks
 from lightning_modules.networks.gpt import GPT, GPT_SIZES, GPTConfig
 from lightning_modules.networks.vit import VIT_SIZES, ViTConfig, ViTDecoder, ViTEncoder
 from sweeps.grid import EXPERIMENTS

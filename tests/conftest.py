@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import experiments.classifier
-import experiments.codebook_estimate
-import experiments.extraction
+from experiments.codebooks import estimate, extraction
 from experiments.config import Experiment, parse
+from experiments.stage2 import classifier
 from experiments.values import from_dotlist, merge
 from lightning_modules.losses import perceptual
 from lightning_modules.metrics import extractors
@@ -58,7 +57,13 @@ def load_once(name: str, input_size: int = 224) -> PretrainedEncoder:
         return load_encoder(name, input_size)
 
 
-ENCODER_USERS = extractors, perceptual, experiments.extraction, experiments.codebook_estimate, experiments.classifier
+ENCODER_USERS = (
+    extractors,
+    perceptual,
+    extraction,
+    estimate,
+    classifier,
+)
 
 
 @pytest.fixture

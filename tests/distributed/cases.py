@@ -21,10 +21,10 @@ from conftest import ENCODER_USERS, load_once, tiny_experiment
 from vim_cases import tiny_vim
 
 import experiments.train as train_module
-from experiments import token_writer
 from experiments.chain import prepare, run_dir
 from experiments.config import Experiment
-from experiments.ranks import join, main_first
+from experiments.runtime.ranks import join, main_first
+from experiments.stage2 import token_writer
 from experiments.train import build_trainer, evaluate, quiet, train
 from lightning_modules.distributed import all_reduce_sum, rank, world_size
 from lightning_modules.quantizers.ema import EMAQuantizer

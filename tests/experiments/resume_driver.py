@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import experiments.build_codebook
-import experiments.extraction
+import experiments.codebooks.extraction
 import experiments.tokenize
 import experiments.train
 from lightning_modules.losses import perceptual
@@ -124,7 +124,7 @@ def child(job: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    for module in (extractors, perceptual, experiments.extraction):
+    for module in (extractors, perceptual, experiments.codebooks.extraction):
         module.load_encoder = load_once  # type: ignore[attr-defined]
     load_once("efficientnet-lite0", 32)
     fidelity.fid_statistics_to_metric = quick_distance

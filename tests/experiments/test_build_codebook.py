@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments import build_codebook as module
-from experiments import extraction, kmeans
 from experiments.build import build_data
 from experiments.build_codebook import build_codebook, codebook_for, codebook_path, read_codebook
+from experiments.codebooks import extraction, kmeans
+from experiments.codebooks.extraction import features_for
+from experiments.codebooks.features import Features
+from experiments.codebooks.kmeans import split
 from experiments.config import Experiment
-from experiments.extraction import features_for
-from experiments.features import Features
-from experiments.kmeans import split
 
 SOURCE = "model.quantizer.source"
 PER_IMAGE = 16  # features: 4 x 4 at stage 3 of 32 pixels

@@ -14,12 +14,13 @@ from conftest import TinyExperiment
 from vim_cases import build, tiny_vim
 
 import experiments.evaluate
-from experiments import chain, token_writer
+from experiments import chain
 from experiments.build import build_data, load_checkpoint, resolve_data, restore, restore_tokenizer
 from experiments.chain import output_dir_of, prepare, run_dir
 from experiments.config import Downstream, load_experiment, parse
-from experiments.encode import EncodedImages
 from experiments.records import Record
+from experiments.stage2 import token_writer
+from experiments.stage2.encode import EncodedImages
 from experiments.train import build_trainer, evaluate, train, use_reference
 from lightning_modules.vim import VIM
 

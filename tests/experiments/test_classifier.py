@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules import ImageDataModule
-from experiments import classifier as classifier_module
 from experiments.build import build_data
-from experiments.classifier import PAPER, classifier_for
+from experiments.stage2 import classifier as classifier_module
+from experiments.stage2.classifier import PAPER, classifier_for
 from lightning_modules.metrics.classifier import TimmClassifier, fit_head
 
 

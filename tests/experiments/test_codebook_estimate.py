@@ -8,8 +8,8 @@ import pytest
 from conftest import TinyExperiment
 
 from experiments import build_codebook
-from experiments.codebook_estimate import Estimate, estimate, words
-from experiments.extraction import features_for
+from experiments.codebooks.estimate import Estimate, estimate, words
+from experiments.codebooks.extraction import features_for
 
 SOURCE = "model.quantizer.source"
 PAPER = Estimate(

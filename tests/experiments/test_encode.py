@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiments.build import build_data, build_model, restore
 from experiments.config import parse
-from experiments.encode import EncodedImages, encode_batch, tokenizer_digest
+from experiments.stage2.encode import EncodedImages, encode_batch, tokenizer_digest
 
 # ---- the digest
 

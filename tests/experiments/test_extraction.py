@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from conftest import TinyExperiment
 
-from experiments import extraction, features
 from experiments.build_codebook import build_codebook, codebook_path
+from experiments.codebooks import extraction, features
+from experiments.codebooks.extraction import features_folder, features_for
 from experiments.config import Experiment
-from experiments.extraction import features_folder, features_for
 
 SOURCE = "model.quantizer.source"
 PER_IMAGE = 16  # features: 4 x 4 at stage 3 of 32 pixels
@@ -24,7 +24,7 @@ KILLED = """
 import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
-from experiments import extraction
+from experiments.codebooks import extraction
 from experiments.config import parse
 extraction.SAVE_SECONDS, calls, encode = 0.0, 0, extraction.patch_features
 def patch_features(*arguments):

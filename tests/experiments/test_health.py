@@ -9,9 +9,9 @@ import pytest
 from conftest import TinyExperiment
 from lightning.pytorch.callbacks import RichProgressBar
 
-from experiments import callbacks, health
-from experiments.callbacks import ProgressLines, Throughput, TimeLeft
-from experiments.health import memory_limit, peak_memory_bytes, reset_peak_memory
+from experiments.runtime import callbacks, health
+from experiments.runtime.callbacks import ProgressLines, Throughput, TimeLeft
+from experiments.runtime.health import memory_limit, peak_memory_bytes, reset_peak_memory
 from experiments.train import train
 
 

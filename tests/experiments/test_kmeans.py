@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import peak_memory
-from experiments import kmeans
-from experiments.features import Features
-from experiments.kmeans import State, StateFile, load_state, make_table, new_state, split
+from experiments.codebooks import kmeans
+from experiments.codebooks.features import Features
+from experiments.codebooks.kmeans import State, StateFile, load_state, make_table, new_state, split
 from lightning_modules.quantizers import CodebookSource, nearest_code
 
 CPU = torch.device("cpu")
@@ -175,8 +175,8 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from experiments import kmeans
-from experiments.features import Features
+from experiments.codebooks import kmeans
+from experiments.codebooks.features import Features
 from lightning_modules.quantizers import CodebookSource
 import numpy as np
 kmeans.CHUNK, kmeans.SAVE_SECONDS = 500, 0.0

@@ -15,7 +15,8 @@ from vim_cases import build, tiny_vim
 from experiments import preview as module
 from experiments.build import build_model
 from experiments.config import Downstream, load_experiment
-from experiments.cost import (
+from experiments.costs.papers import PaperCount, paper_counts, vim_paper_counts
+from experiments.costs.tokenizer import (
     activation_bytes,
     count,
     count_cost,
@@ -26,8 +27,7 @@ from experiments.cost import (
     training_hours,
     training_macs,
 )
-from experiments.cost_vim import count_vim, vim_hours, vim_memory_bytes
-from experiments.paper_counts import PaperCount, paper_counts, vim_paper_counts
+from experiments.costs.vim import count_vim, vim_hours, vim_memory_bytes
 from experiments.preview import main, preview
 
 FOLDER = Path(__file__).parents[2] / "experiments"

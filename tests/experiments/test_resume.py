@@ -77,7 +77,7 @@ def test_killed_everywhere(driver: Driver, tiny: TinyExperiment, tmp_path: Path)
     runs.killed("half a save", 1)  # behind step 4, an epoch's end
     assert (tmp_path / "killed/checkpoints/last.ckpt.partial").is_file()
     runs.killed(f"{TOKENIZER}.training_step", 3, "kill")  # behind step 5: it begins at 3
-    runs.killed("experiments.atomic:os.replace", 1, "kill")  # step 6 is written, but not in its place
+    runs.killed("experiments.runtime.atomic:os.replace", 1, "kill")  # step 6 is written, but not in its place
     runs.killed(f"{TOKENIZER}.training_step", 5, "kill")  # behind 8 and its checkpoint
     runs.killed(f"{TOKENIZER}.on_validation_epoch_end", 1, "kill")  # of step 9, before final.ckpt
     runs.killed("half a save", 1)  # final.ckpt
@@ -157,8 +157,8 @@ def test_a_codebook(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> Non
     source = "model.quantizer.source"
     experiment = tiny("vqgan_lc", f"{source}.method=kmeans", f"{source}.iterations=4", "data.val_batch_size=8")
     command = ["experiments.build_codebook", recipe(experiment, tmp_path / "recipe.yaml")]
-    settings = {"experiments.extraction:SAVE_SECONDS": 0, "experiments.kmeans:SAVE_SECONDS": 0}
-    settings["experiments.kmeans:CHUNK"] = 8
+    settings = {"experiments.codebooks.extraction:SAVE_SECONDS": 0, "experiments.codebooks.kmeans:SAVE_SECONDS": 0}
+    settings["experiments.codebooks.kmeans:CHUNK"] = 8
 
     def build(folder: str, *arm: Any) -> Any:
         where = [f"runtime.output_dir={tmp_path / folder}", "--out", str(tmp_path / f"{folder}.safetensors")]
@@ -166,17 +166,17 @@ def test_a_codebook(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> Non
 
     assert build("straight").code == 0
     arms = [
-        ("experiments.extraction:patch_features", 4, "kill"),
-        ("experiments.extraction:Path.rename", 1, "kill"),  # the features are whole, but not in their place
+        ("experiments.codebooks.extraction:patch_features", 4, "kill"),
+        ("experiments.codebooks.extraction:Path.rename", 1, "kill"),  # the features are whole, but not in their place
         ("half a save", 3),
-        ("experiments.kmeans:move_centres", 2, "kill"),
+        ("experiments.codebooks.kmeans:move_centres", 2, "kill"),
         ("experiments.build_codebook:save_file", 1, "kill"),
     ]
     for arm in arms:
         result = build("killed", *arm)
         assert result.code == SIGKILL and not (tmp_path / "killed.safetensors").exists(), (arm, result.output)
         if arm[0] == "half a save":
-            stopped = build("killed", "experiments.kmeans:one_pass", 1, "term")
+            stopped = build("killed", "experiments.codebooks.kmeans:one_pass", 1, "term")
             assert stopped.code == 143 and "stopped by SIGTERM: the clustering, " in stopped.output
     assert build("killed").code == 0
     assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "straight.safetensors").read_bytes()

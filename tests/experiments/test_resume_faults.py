@@ -17,10 +17,10 @@ from test_resume import TOKENIZER, Runs, driver
 from token_cases import arguments, contents, save
 
 import experiments.train
-from experiments.atomic import replacing
 from experiments.errors import user_errors
-from experiments.locks import require_writable, sole_run
-from experiments.stop import Stopped, StopRequest
+from experiments.runtime.atomic import replacing
+from experiments.runtime.locks import require_writable, sole_run
+from experiments.runtime.stop import Stopped, StopRequest
 
 __all__ = ["driver"]
 
@@ -67,9 +67,9 @@ def test_a_signal_saves_the_tokens(driver: Driver, tiny: TinyExperiment, tmp_pat
     command = arguments(experiment, save(experiment, tmp_path / "final.ckpt"), "--flip")[1:]
     module, out = "experiments.tokenize", ["--out", str(tmp_path / "stopped")]
     assert driver.run(module, *command, "--out", str(tmp_path / "whole")).code == 0
-    stopped = driver.run(module, *command, *out, arm=["experiments.token_writer:encode_batch", 3, "term"])
+    stopped = driver.run(module, *command, *out, arm=["experiments.stage2.token_writer:encode_batch", 3, "term"])
     assert stopped.code == 143 and "the tokens of 12 images are in" in stopped.output
-    killed = driver.run(module, *command, *out, arm=["experiments.token_writer:finish", 1, "kill"])
+    killed = driver.run(module, *command, *out, arm=["experiments.stage2.token_writer:finish", 1, "kill"])
     assert killed.code == -signal.SIGKILL and not (tmp_path / "stopped/meta.json").exists()
     assert driver.run(module, *command, *out).code == 0
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
@@ -200,6 +200,6 @@ def test_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbe
         raise OSError(number, os.strerror(number))
 
     require_writable(tmp_path / "new")
-    monkeypatch.setattr("experiments.locks.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("experiments.runtime.locks.tempfile.TemporaryFile", refuse)
     with pytest.raises(kind, match=r"Read-only file system|No space left"):
         require_writable(tmp_path / "new")

@@ -13,11 +13,11 @@ from resume_cases import differences
 from torch import Tensor
 
 from datamodules.base import ArrayDataset, Batch, DataConfig, ImageDataModule
-from experiments import checkpoints
 from experiments.build import build_data, build_model, load_checkpoint, restore
 from experiments.config import Experiment
-from experiments.random_state import random_state, set_random_state
-from experiments.stop import StopRequest
+from experiments.runtime import checkpoints
+from experiments.runtime.random_state import random_state, set_random_state
+from experiments.runtime.stop import StopRequest
 from experiments.train import build_trainer, train
 from lightning_modules.tokenizer import Tokenizer
 

@@ -16,8 +16,8 @@ from vim_cases import tiny_vim
 
 import experiments.sample
 from experiments.build import restore_tokenizer
-from experiments.encode import tokenizer_digest
 from experiments.sample import in_turn, parse_classes
+from experiments.stage2.encode import tokenizer_digest
 from lightning_modules.metrics.extractors import to_uint8
 from lightning_modules.vim import VIM
 

@@ -14,8 +14,8 @@ from conftest import TinyExperiment
 from token_cases import contents, run, served, write_all
 
 from datamodules.token_files import SPLITS, tokens_path
-from experiments import token_writer
-from experiments.encode import encode_batch
+from experiments.stage2 import token_writer
+from experiments.stage2.encode import encode_batch
 
 PROJECT = Path(__file__).parents[2]
 
@@ -60,7 +60,8 @@ def test_a_stopped_command_goes_on(
 
 KILLED = """
 import os, signal, sys
-from experiments import token_writer, tokenize
+from experiments import tokenize
+from experiments.stage2 import token_writer
 encode_batch, calls = token_writer.encode_batch, []
 token_writer.SAVE_SECONDS = 0
 def encode(*arguments):

@@ -16,7 +16,7 @@ from datamodules import find_cifar10
 from datamodules.token_files import SPLITS, read_meta
 from experiments.build import build_data, restore
 from experiments.config import Experiment
-from experiments.encode import freeze, tokenizer_digest
+from experiments.stage2.encode import freeze, tokenizer_digest
 from experiments.tokenize import plain_experiment
 
 # ---- the tokens

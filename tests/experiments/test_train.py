@@ -158,7 +158,7 @@ def test_the_dashboard(tiny: TinyExperiment, tmp_path: Path) -> None:
 
 
 def test_every_curve_of_the_layout_is_logged(tiny: TinyExperiment, tmp_path: Path) -> None:
-    from experiments.callbacks import LAYOUT
+    from experiments.runtime.callbacks import LAYOUT
 
     train(tiny("vqgan", "model.loss={adversarial: 0.1, perceptual: 1, l1: 1}"), "x", tmp_path)
     logged = set(EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"])

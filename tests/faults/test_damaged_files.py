@@ -21,7 +21,7 @@ from experiments.build import build_model, load_checkpoint, restore
 from experiments.build_codebook import read_codebook, save_codebook
 from experiments.errors import user_errors
 from experiments.records import KINDS, find_records, read_record, record_path, same_experiment, write_json
-from experiments.token_writer import finish
+from experiments.stage2.token_writer import finish
 from lightning_modules.metrics.fidelity import read_features
 
 
@@ -129,7 +129,7 @@ def tokens(tmp_path: Path) -> Path:
             self.labels = torch.arange(size) % 10
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.token_writer.labels_of", lambda source: source.labels.numpy())
+        patch.setattr("experiments.stage2.token_writer.labels_of", lambda source: source.labels.numpy())
         finish(type("Job", (), {"meta": meta, "sources": {s: Source(sizes[s]) for s in SPLITS}}), tmp_path)  # type: ignore[arg-type]
     return tmp_path
 

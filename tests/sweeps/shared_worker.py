@@ -53,7 +53,7 @@ def work(
     `heartbeat`, `grace`: seconds."""
     import torch
 
-    from experiments.callbacks import Throughput
+    from experiments.runtime.callbacks import Throughput
     from sweeps import grid, run, storage, study
 
     sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115

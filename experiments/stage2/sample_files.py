@@ -22,9 +22,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from experiments.callbacks import num_columns
 from experiments.records import write_json
-from experiments.token_writer import Progress
+from experiments.runtime.callbacks import num_columns
+from experiments.stage2.token_writer import Progress
 
 FORMATS = ("grid", "png", "npz")
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.atomic import PARTIAL, replacing
-from experiments.features import Features, bar
-from experiments.stop import StopRequest
+from experiments.codebooks.features import Features, bar
+from experiments.runtime.atomic import PARTIAL, replacing
+from experiments.runtime.stop import StopRequest
 from lightning_modules.quantizers import CodebookSource, nearest_code
 
 CHUNK = 16384  # rows read and assigned at a time: 50 MB at 768 channels

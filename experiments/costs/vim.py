@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from experiments.config import Downstream
-from experiments.cost import Cost, count, count_cost, count_macs, networks, saved_bytes
+from experiments.costs.tokenizer import Cost, count, count_cost, count_macs, networks, saved_bytes
 from lightning_modules.losses.tokens import LOGITS_AT_ONCE
 from lightning_modules.networks.gpt import GPT, GPTBlock
 

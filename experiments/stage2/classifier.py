@@ -13,10 +13,10 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from datamodules import ImageDataModule
-from experiments.atomic import replacing
+from experiments.codebooks.extraction import build_device
 from experiments.config import Experiment
-from experiments.extraction import build_device
-from experiments.ranks import is_main
+from experiments.runtime.atomic import replacing
+from experiments.runtime.ranks import is_main
 from lightning_modules.archives import check_sums
 from lightning_modules.metrics.classifier import DECAY, LabelClassifier, TimmClassifier, fit_head
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder

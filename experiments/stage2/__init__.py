@@ -1,0 +1,1 @@
+"""What stands between a tokenizer and VIM, and between VIM and its images: tokens, the classifier, files."""
