@@ -96,6 +96,7 @@ def draw_columns(figure: Figure, table: Table, found: Found, columns: Sequence[C
             at, mean, std = zip(*known, strict=True)
             axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=f"C{number}", label=label_of(row.heads))
     axes.set_xticks(range(len(columns)), [column.head for column in columns])
+    axes.set_title(table.spec.title, fontsize=9)
     axes.grid(alpha=0.3)
     return num_points
 
