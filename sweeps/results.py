@@ -41,8 +41,12 @@ class Measured:
     protocols: frozenset[str]
 
     def text(self, form: str) -> str:
+        """The spread has the decimals of the mean."""
         mean = format(self.mean, form)
-        return mean if self.std is None else f"{mean} ± {format(self.std, form)}"
+        if self.std is None:
+            return mean
+        decimals = len(mean.partition(".")[2])
+        return f"{mean} ± {format(self.std, form if 'e' in mean else f'.{decimals}f')}"
 
 
 def measure(column: ColumnSpec, records: Iterable[Record], use: Mapping[str, str] | None = None) -> Measured | None:

@@ -15,7 +15,7 @@ from sweeps import table as table_module
 from sweeps.grid import SWEEPS, Grid, load_grid
 from sweeps.plots import is_near, write_plot
 from sweeps.render import draw, escape, latex, markdown, plain, write_sheet
-from sweeps.results import make_sheet
+from sweeps.results import Measured, make_sheet
 from sweeps.sizes import count_size
 from sweeps.sizes import main as sizes_main
 
@@ -92,6 +92,14 @@ def test_mean_spread_difference_and_empty_cells(sweep_file: Path) -> None:
     assert sheet.warning == ""
     without, _ = sheet_of(grid, found, difference=False)
     assert without.groups[2] == ("util %", ["paper", "ours"])
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "form", "text"),
+    [(1850.6, 17.57, ".4g", "1851 ± 18"), (3.1234, 0.5, ".4g", "3.123 ± 0.500"), (48, None, ".1f", "48.0")],
+)
+def test_a_spread_has_the_decimals_of_its_mean(mean: float, std: float | None, form: str, text: str) -> None:
+    assert Measured(mean, std, frozenset()).text(form) == text
 
 
 @pytest.mark.parametrize("protocol", ["rfid/efficientnet-lite0@64px/n1", "training/cpu"])
