@@ -3,6 +3,7 @@
 Shapes: B images a batch, N images in all, H = W = image_size.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ class BatchConfig(Protocol):
     data_seed: int
 
 
-class BatchDataModule(LightningDataModule):
+class BatchDataModule(LightningDataModule, ABC):
     """Order and loaders of finished batches; a subclass implements ``load``, ``num_classes`` and ``data_id``.
 
     Order: epoch e's permutation depends on (seed, e) alone, so a run that restarts at epoch e sees the batches it would
@@ -139,18 +140,18 @@ class BatchDataModule(LightningDataModule):
         self.val_set: Dataset[Batch] | None = None
 
     @property
+    @abstractmethod
     def num_classes(self) -> int:
         """Labels are in [0, num_classes)."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def data_id(self) -> str:
         """Which data this is, for result records: numbers of different ids are never compared."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, split: str) -> Dataset[Batch]:
         """The images of split "train" or "val", subset taken."""
-        raise NotImplementedError
 
     def subset(self, labels: Tensor, split: str) -> Tensor:
         """Indices (n,) of the images that ``train_size`` or ``val_size`` keeps, of labels (N,)."""

@@ -3,6 +3,7 @@
 Shapes: B images a batch, N images of a split, V views of each, T = h * w tokens.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,25 +33,25 @@ class TokensConfig:
     data_seed: int = 0  # picks the subsets; the images' own seed picks the images that their datamodule would
 
 
-class TokenSource:
+class TokenSource(ABC):
     """What stage 2 asks of whatever serves {"tokens": (B, T) int64 in raster order, "label": (B,) int64}."""
 
     origin: str  # named in errors
 
     @property
+    @abstractmethod
     def codebook_size(self) -> int:
         """Ids are in [0, codebook_size)."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def grid_size(self) -> tuple[int, int]:
         """h, w."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def tokenizer_digest(self) -> str:
         """Names the trained tokenizer, weights included."""
-        raise NotImplementedError
 
     def expect(
         self,

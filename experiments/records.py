@@ -7,13 +7,13 @@ in `runs/records/`; the ones that the repository publishes live in `sweeps/recor
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from experiments import code_version
+from experiments.runtime.atomic import replacing
 from experiments.values import flatten
 
 FORMAT = 1
@@ -34,18 +34,8 @@ class Identified(Protocol):
 def write_json(path: Path, content: Any) -> None:
     """Writes atomically: a reader sees the old file or the whole new one, also after a crash or on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(content, file, indent=1, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path, alone=False) as file:
+        file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def record_path(directory: Path, experiment: Identified, data_id: str) -> Path:

@@ -4,24 +4,21 @@ python -m experiments.train experiments/vqgan_lc_cifar10.yaml model.codebook_siz
 """
 
 import argparse
-import logging
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from datamodules import ImageDataModule
 from experiments.build import data_module, load_checkpoint, resolve_data
 from experiments.chain import prepare, run_dir
-from experiments.config import Downstream, Experiment, load_experiment
+from experiments.config import Experiment, load_experiment
 from experiments.errors import user_errors
 from experiments.records import (
     FORMAT,
@@ -32,44 +29,27 @@ from experiments.records import (
     same_experiment,
     write_json,
 )
-from experiments.runtime.callbacks import (
-    AccuracyByBlock,
-    AveragedWeights,
-    Dashboard,
-    ExperimentInCheckpoint,
-    ProgressLines,
-    Samples,
-    Throughput,
-    TimeLeft,
-)
-from experiments.runtime.checkpoints import AtomicCheckpointIO, ResumePoints
+from experiments.runtime.callbacks import Throughput
 from experiments.runtime.health import (
-    FiniteWeights,
     naming_last_checkpoint,
     peak_device_memory_bytes,
     peak_memory_bytes,
     reset_peak_memory,
 )
 from experiments.runtime.locks import require_writable, sole_run
-from experiments.runtime.random_state import RandomState
 from experiments.runtime.ranks import (
-    SameStart,
-    build_strategy,
     check_devices,
     from_main,
     is_main,
     join,
     main_first,
     num_devices,
-    placement,
 )
 from experiments.runtime.stop import StopRequest
+from experiments.runtime.trainer import build_trainer, log_hyperparameters, not_swallowed, quiet
 from experiments.summary import count, print_summary
-from experiments.values import flatten
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM
-
-DISPLAYS: dict[str, type[Callback]] = {"vim": Samples, "linear_probe": AccuracyByBlock}  # tokenizers: Dashboard
 
 
 def train(
@@ -184,17 +164,6 @@ def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Seq
     return read_record(record_path(records, experiment, data_module(experiment).data_id))
 
 
-@contextmanager
-def not_swallowed() -> Iterator[None]:
-    """Lightning turns Ctrl-C into a plain exit with status 1."""
-    try:
-        yield
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__ from None
-        raise
-
-
 def resume_point(checkpoints: Path, experiment: Experiment) -> Path | None:
     """The newest checkpoint of a run that was stopped; None to start afresh.
 
@@ -207,19 +176,6 @@ def resume_point(checkpoints: Path, experiment: Experiment) -> Path | None:
                 raise ValueError(f"{path}: of another experiment; delete it or choose another --run-dir")
             return path
     return None
-
-
-def quiet() -> None:
-    """Leaves out what Lightning and torch say at every start and no one can act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # Both optimizers follow one schedule; the discriminator's rests until its start step.
-    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data in memory needs none
-    warnings.filterwarnings(
-        "ignore", message=".*It is recommended to use .*sync_dist=True"
-    )  # they are all ranks' already
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # what newer torch calls it, older does not know
 
 
 def evaluate(
@@ -247,64 +203,6 @@ def use_reference(module: Any, images: ImageDataModule, output_dir: Path) -> Non
 
 def pixels(loader: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
     return (batch["image"] for batch in loader)
-
-
-def build_trainer(
-    experiment: Experiment, run_dir: Path, *extra: Callback, stop: StopRequest | None = None
-) -> L.Trainer:
-    """A Lightning trainer that logs to and keeps its checkpoints in `run_dir`; `stop`: what may ask it to end."""
-    config, runtime = experiment.trainer, experiment.runtime
-    accumulate = experiment.model.optimizer.accumulate
-    on_terminal = sys.stdout.isatty()
-    callbacks: list[Callback] = [
-        ExperimentInCheckpoint(experiment.identity()),
-        ResumePoints(run_dir / "checkpoints", config.checkpoint_every, stop or StopRequest()),
-        LearningRateMonitor("step"),
-        DISPLAYS.get(experiment.model.name, Dashboard)(),
-        SameStart(),
-        RandomState(),
-        FiniteWeights(),
-        TimeLeft() if on_terminal else ProgressLines(),
-        *extra,
-    ]
-    if config.weight_ema:
-        # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
-        callbacks.append(AveragedWeights(decay=config.weight_ema, use_buffers=False))
-    automatic: dict[str, Any] = {}  # a tokenizer optimizes by hand
-    if isinstance(experiment, Downstream):
-        automatic["accumulate_grad_batches"] = accumulate
-        automatic["gradient_clip_val"] = experiment.model.optimizer.gradient_clip or None
-    devices, num_nodes = placement(runtime)
-    return L.Trainer(
-        accelerator=runtime.accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=build_strategy(experiment),
-        precision=config.precision,  # type: ignore[arg-type]
-        max_steps=config.max_steps,
-        max_epochs=-1,
-        val_check_interval=(config.validate_every or config.max_steps + 1) * accumulate,  # in batches
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=config.log_every,
-        logger=TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=on_terminal,
-        enable_model_summary=False,
-        **automatic,
-    )
-
-
-def log_hyperparameters(trainer: L.Trainer, experiment: Experiment, metrics: dict[str, float]) -> None:
-    """Final metrics beside the configuration, for TensorBoard's HPARAMS tab."""
-    assert trainer.logger is not None
-    values: dict[str, Any] = {
-        key: value if isinstance(value, (int, float, bool, str)) else str(value)
-        for key, value in flatten(experiment.identity()).items()
-    }
-    trainer.logger.log_hyperparams(values, {f"final/{name}": value for name, value in metrics.items()})
-    trainer.logger.finalize("success")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ are one stacked weight whose losses are summed, so that each is trained as if it
 Letters: n blocks, B images, T tokens of an image, D width, C classes.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -84,7 +85,7 @@ class LinearProbeConfig:
             raise ValueError(f"model.blocks={self.blocks}: the upstream VIM has {depth} blocks")
 
 
-class FrozenFeatures:
+class FrozenFeatures(ABC):
     """What is probed: features (n, B, D) float32 of n blocks, of a model that is not changed.
 
     Not a module: the model is lent, in eval mode and without gradients, and is in no checkpoint of the probe.
@@ -98,8 +99,9 @@ class FrozenFeatures:
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
 
+    @abstractmethod
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        raise NotImplementedError
+        """A batch of what the model takes -> its features."""
 
 
 class BlockFeatures(FrozenFeatures):

@@ -1,12 +1,11 @@
 """A sheet as Markdown, LaTeX (booktabs), PNG and plain text."""
 
-import os
-import tempfile
 import textwrap
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.runtime.atomic import replacing
 from sweeps.results import Sheet
 
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
@@ -33,18 +32,11 @@ def write_sheet(sheet: Sheet, stem: Path) -> list[Path]:
 
 def replace_file(path: Path, content: str | Figure) -> None:
     """Atomically, so that a full disk leaves the old file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            if isinstance(content, str):
-                file.write(content.encode())
-            else:
-                content.savefig(file, format="png", dpi=160)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path, alone=False) as file:
+        if isinstance(content, str):
+            file.write(content.encode())
+        else:
+            content.savefig(file, format="png", dpi=160)
 
 
 def flat_heads(sheet: Sheet, joint: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, also after a kill or on a full disk."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +11,14 @@ PARTIAL = ".partial"  # what is written, until it is whole
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` at the end of the context; one process at a time.
+def replacing(path: Path, alone: bool = True) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` at the end of the context, for this process `alone` or for many at once.
 
     Written beside `path` and renamed, never moved from another file system: that would be a copy, which a kill leaves
-    half done. A kill may leave PATH.partial, which the next one overwrites. An error leaves what was there before.
-    Raises OSError that names `path` when it cannot be written.
+    half done. Alone, a kill may leave PATH.partial, which the next one overwrites. An error leaves what was there
+    before. Raises OSError that names `path` when it cannot be written.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(path.name + PARTIAL if alone else f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(partial, "wb") as file:
             yield file

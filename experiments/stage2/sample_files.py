@@ -5,7 +5,6 @@ Beside the images stands a JSON file that says what they are, so that nothing of
 Letters: N images, H = W pixels.
 """
 
-import os
 import re
 import sys
 import zipfile
@@ -23,6 +22,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from experiments.records import write_json
+from experiments.runtime.atomic import replacing
 from experiments.runtime.callbacks import num_columns
 from experiments.stage2.token_writer import Progress
 
@@ -95,15 +95,15 @@ def write(out: Path, form: str, batches: Iterable[Images], num: int, num_classes
     if form == "grid":
         pixels = torch.cat([batch.pixels for batch in batches])
         grid = make_grid(pixels, nrow=num_columns(num_classes), padding=2)  # (3, height, width)
-        with atomic(out) as file:
+        with replacing(out) as file:
             save_png(grid, file)
     elif form == "npz":
-        with atomic(out) as file:
+        with replacing(out) as file:
             write_npz(file, batches, num, num_classes, size)
     else:
         for ids, labels, pixels in batches:
             for number, label, image in zip(ids, labels.tolist(), pixels, strict=True):
-                with atomic(out / file_name(number, label, num_classes)) as file:
+                with replacing(out / file_name(number, label, num_classes)) as file:
                     save_png(image, file)
 
 
@@ -125,17 +125,6 @@ def write_npz(file: IO[bytes], batches: Iterable[Images], num: int, num_classes:
 def save_png(image: Tensor, file: IO[bytes]) -> None:
     """(3, H, W) uint8."""
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "png")
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 Letters: B images, H x W pixels, D features, C classes.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
@@ -13,16 +15,16 @@ from lightning_modules.networks.encoders import load_encoder
 EXTRACTORS = ("auto", "inception-v3-compat", "efficientnet-lite0")
 
 
-class FidelityExtractor(FrozenModule):
+class FidelityExtractor(FrozenModule, ABC):
     """uint8 images -> features and class logits. `id` names network and input size, as protocol ids do."""
 
     def __init__(self, id: str, network: nn.Module) -> None:
         super().__init__(network)
         self.id = id
 
+    @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) uint8 -> features (B, D), logits (B, C)."""
-        raise NotImplementedError
 
 
 class InceptionExtractor(FidelityExtractor):

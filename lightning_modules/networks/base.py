@@ -1,5 +1,6 @@
 """What networks of one kind have in common."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -26,13 +27,13 @@ class Encoder(nn.Module):
     grid_size: int
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, ABC):
     """Latents (B, grid_size, grid_size, width) -> image (B, out_channels, H, W)."""
 
     width: int
     grid_size: int
 
     @property
+    @abstractmethod
     def last_layer(self) -> Tensor:
         """The last weight, where the adaptive adversarial weight compares gradients."""
-        raise NotImplementedError

@@ -6,6 +6,7 @@ perceptual loss, and the pooled features and class logits of the fidelity metric
 Shapes: B batch, H W the caller's image, h w a feature map, C channels.
 """
 
+from abc import ABC, abstractmethod
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-class PretrainedEncoder(nn.Module):
+class PretrainedEncoder(nn.Module, ABC):
     """A frozen image network. Images are (B, 3, H, W) in [-1, 1] and are resized and normalised inside.
 
     Gradients flow to the images, never to the weights; `train()` leaves the network in eval mode.
@@ -48,17 +49,17 @@ class PretrainedEncoder(nn.Module):
             images = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
         return ((images + 1) / 2 - self.mean) / self.std
 
+    @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """Patch features (B, h, w, C): the last feature map."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stages(self, images: Tensor, num_stages: int | None = None) -> list[Tensor]:
         """The first `num_stages` (default: all) feature maps (B, C_i, h_i, w_i), shallow to deep."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pool_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled features (B, C) and ImageNet class logits (B, 1000)."""
-        raise NotImplementedError
 
 
 class EfficientNetLite0(PretrainedEncoder):

@@ -24,8 +24,9 @@ import experiments.train as train_module
 from experiments.chain import prepare, run_dir
 from experiments.config import Experiment
 from experiments.runtime.ranks import join, main_first
+from experiments.runtime.trainer import build_trainer, quiet
 from experiments.stage2 import token_writer
-from experiments.train import build_trainer, evaluate, quiet, train
+from experiments.train import evaluate, train
 from lightning_modules.distributed import all_reduce_sum, rank, world_size
 from lightning_modules.quantizers.ema import EMAQuantizer
 from lightning_modules.sharding import full

@@ -19,9 +19,10 @@ from experiments.build import build_data, load_checkpoint, resolve_data, restore
 from experiments.chain import output_dir_of, prepare, run_dir
 from experiments.config import Downstream, load_experiment, parse
 from experiments.records import Record
+from experiments.runtime.trainer import build_trainer
 from experiments.stage2 import token_writer
 from experiments.stage2.encode import EncodedImages
-from experiments.train import build_trainer, evaluate, train, use_reference
+from experiments.train import evaluate, train, use_reference
 from lightning_modules.vim import VIM
 
 RECIPE = Path(__file__).parents[2] / "experiments/vim_cifar10.yaml"

@@ -34,7 +34,7 @@ def test_files_and_commits_agree(root: Path) -> None:
     first = commit(root, "lightning_modules/quantizers/vq.py", "a = 1\n")
     assert len(of_files(root)) == 12 and of_commit(first, root) == of_files(root)
     for path in ("README.md", "experiments/preview.py", "experiments/importers/taming.py", "sweeps/run.py",
-                 "lightning_modules/notes.txt", "tests/test_x.py"):  # fmt: skip
+                 "experiments/cost.py", "lightning_modules/notes.txt", "tests/test_x.py"):  # fmt: skip
         assert of_commit(commit(root, path, "no number depends on it"), root) == of_commit(first, root), path
     for path in ("lightning_modules/quantizers/vq.py", "experiments/train.py", "datamodules/über.py"):
         before = of_files(root)

@@ -18,7 +18,8 @@ from experiments.config import Experiment
 from experiments.runtime import checkpoints
 from experiments.runtime.random_state import random_state, set_random_state
 from experiments.runtime.stop import StopRequest
-from experiments.train import build_trainer, train
+from experiments.runtime.trainer import build_trainer
+from experiments.train import train
 from lightning_modules.tokenizer import Tokenizer
 
 

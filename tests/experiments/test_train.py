@@ -20,7 +20,8 @@ from experiments.build import build_data, build_model, load_checkpoint, resolve_
 from experiments.config import Experiment
 from experiments.errors import user_errors
 from experiments.records import Record, read_record
-from experiments.train import build_trainer, evaluate, train
+from experiments.runtime.trainer import build_trainer
+from experiments.train import evaluate, train
 from lightning_modules.losses import logit_laplace_loss
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vqgan import VQGAN

@@ -218,6 +218,7 @@ def test_a_plot_across_columns_draws_a_line_a_row(sweep_file: Path, monkeypatch:
     records = [record(METRICS), record({"usage/epoch": 7.0})]
     figure = figure_of(sweep_file, monkeypatch, "{kind: columns, metrics: [usage/epoch, ssim]}", records)
     (axes,) = figure.axes
+    assert axes.get_title() == "Quantizers & codes"
     drawn = {c.get_label(): list(c.lines[0].get_ydata()) for c in axes.containers}
     assert drawn == {"VQ K=16": [80.25, 50.0], "VQ K=32": [7.0]}
     assert [text.get_text() for text in axes.get_xticklabels()] == ["util %", "SSIM %"]

@@ -1,0 +1,114 @@
+"""Lightning's trainer as this suite sets it up: its callbacks, its files, and how much it says."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from experiments.config import Downstream, Experiment
+from experiments.runtime.callbacks import (
+    AccuracyByBlock,
+    AveragedWeights,
+    Dashboard,
+    ExperimentInCheckpoint,
+    ProgressLines,
+    Samples,
+    TimeLeft,
+)
+from experiments.runtime.checkpoints import AtomicCheckpointIO, ResumePoints
+from experiments.runtime.health import FiniteWeights
+from experiments.runtime.random_state import RandomState
+from experiments.runtime.ranks import SameStart, build_strategy, placement
+from experiments.runtime.stop import StopRequest
+from experiments.values import flatten
+
+DISPLAYS: dict[str, type[Callback]] = {"vim": Samples, "linear_probe": AccuracyByBlock}  # tokenizers: Dashboard
+
+
+def build_trainer(
+    experiment: Experiment, run_dir: Path, *extra: Callback, stop: StopRequest | None = None
+) -> L.Trainer:
+    """A Lightning trainer that logs to and keeps its checkpoints in `run_dir`; `stop`: what may ask it to end."""
+    config, runtime = experiment.trainer, experiment.runtime
+    accumulate = experiment.model.optimizer.accumulate
+    on_terminal = sys.stdout.isatty()
+    callbacks: list[Callback] = [
+        ExperimentInCheckpoint(experiment.identity()),
+        ResumePoints(run_dir / "checkpoints", config.checkpoint_every, stop or StopRequest()),
+        LearningRateMonitor("step"),
+        DISPLAYS.get(experiment.model.name, Dashboard)(),
+        SameStart(),
+        RandomState(),
+        FiniteWeights(),
+        TimeLeft() if on_terminal else ProgressLines(),
+        *extra,
+    ]
+    if config.weight_ema:
+        # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
+        callbacks.append(AveragedWeights(decay=config.weight_ema, use_buffers=False))
+    automatic: dict[str, Any] = {}  # a tokenizer optimizes by hand
+    if isinstance(experiment, Downstream):
+        automatic["accumulate_grad_batches"] = accumulate
+        automatic["gradient_clip_val"] = experiment.model.optimizer.gradient_clip or None
+    devices, num_nodes = placement(runtime)
+    return L.Trainer(
+        accelerator=runtime.accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=build_strategy(experiment),
+        precision=config.precision,  # type: ignore[arg-type]
+        max_steps=config.max_steps,
+        max_epochs=-1,
+        val_check_interval=(config.validate_every or config.max_steps + 1) * accumulate,  # in batches
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+        logger=TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=on_terminal,
+        enable_model_summary=False,
+        **automatic,
+    )
+
+
+def log_hyperparameters(trainer: L.Trainer, experiment: Experiment, metrics: dict[str, float]) -> None:
+    """Final metrics beside the configuration, for TensorBoard's HPARAMS tab."""
+    assert trainer.logger is not None
+    values: dict[str, Any] = {
+        key: value if isinstance(value, (int, float, bool, str)) else str(value)
+        for key, value in flatten(experiment.identity()).items()
+    }
+    trainer.logger.log_hyperparams(values, {f"final/{name}": value for name, value in metrics.items()})
+    trainer.logger.finalize("success")
+
+
+@contextmanager
+def not_swallowed() -> Iterator[None]:
+    """Lightning turns Ctrl-C into a plain exit with status 1."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+
+
+def quiet() -> None:
+    """Leaves out what Lightning and torch say at every start and no one can act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # Both optimizers follow one schedule; the discriminator's rests until its start step.
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data in memory needs none
+    warnings.filterwarnings(
+        "ignore", message=".*It is recommended to use .*sync_dist=True"
+    )  # they are all ranks' already
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # what newer torch calls it, older does not know
