@@ -143,6 +143,8 @@ def test_the_first_epochs_usage_is_in_its_last_checkpoint(tiny: TinyExperiment, 
 class Numbers(ImageDataModule):
     """Twenty images, each of one value on its left."""
 
+    num_classes, data_id = 20, "numbers"
+
     def load(self, split: str) -> ArrayDataset:
         images = torch.zeros(20, 3, 2, 2, dtype=torch.uint8)
         images[..., 0] = torch.arange(20, dtype=torch.uint8).view(20, 1, 1)
