@@ -9,8 +9,9 @@ import torch
 
 from datamodules import DATAMODULES, ImageDataModule
 from datamodules.cifar10 import find_cifar10
-from experiments.config import DOWNSTREAM, MODULES, Downstream, Experiment, parse
+from experiments.config import parse
 from experiments.runtime.ranks import is_main
+from experiments.schema import DOWNSTREAM, MODULES, Downstream, Experiment
 from experiments.values import merge
 from lightning_modules.archives import check_sums
 from lightning_modules.tokenizer import Tokenizer

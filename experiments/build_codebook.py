@@ -28,9 +28,10 @@ from experiments.codebooks.estimate import estimate
 from experiments.codebooks.extraction import build_device, digest, features_for, images_id, large_codebook, sole_worker
 from experiments.codebooks.features import require_space
 from experiments.codebooks.kmeans import StateFile, load_state, make_table, new_state, split
-from experiments.config import Experiment, load_experiment
+from experiments.config import load_experiment
 from experiments.errors import user_errors
 from experiments.runtime.stop import StopRequest
+from experiments.schema import Experiment
 
 
 def codebook_for(experiment: Experiment, data_id: str) -> Tensor:

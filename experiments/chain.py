@@ -19,8 +19,8 @@ from datamodules.views import ViewDataset
 from experiments.build import build_data, build_model, load_checkpoint, restore_tokenizer
 from experiments.build_codebook import codebook_for
 from experiments.codebooks.extraction import build_device
-from experiments.config import Downstream, Experiment, RuntimeConfig
 from experiments.runtime.ranks import from_main, is_main, main_first
+from experiments.schema import Downstream, Experiment, RuntimeConfig
 from experiments.stage2.classifier import classifier_for
 from experiments.stage2.encode import EncodedImages, tokenizer_digest
 from experiments.stage2.token_writer import Job, is_finished, make_job, write_tokens
@@ -43,7 +43,12 @@ class Prepared(NamedTuple):
 
 
 def run_dir(experiment: Experiment, name: str) -> Path:
-    return Path(experiment.runtime.output_dir) / "experiments" / f"{name}_{experiment.digest()}"
+    """`output_dir`/experiments/NAME_kK_sSEED_DIGEST, so that TensorBoard's list of runs shows codebook size and seed."""
+    tokenizer = experiment
+    while isinstance(tokenizer, Downstream):
+        tokenizer = tokenizer.upstream
+    label = f"{name}_k{tokenizer.model.codebook_size}_s{experiment.seed}"
+    return Path(experiment.runtime.output_dir) / "experiments" / f"{label}_{experiment.digest()}"
 
 
 def prepare(experiment: Experiment, train: Train) -> Prepared:

@@ -1,16 +1,13 @@
 """Rejects configurations that would fail, or be ignored, only after minutes of work."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from experiments.schema import Experiment
 from experiments.values import flatten
 from lightning_modules.losses import ADVERSARIAL_LOSSES
 from lightning_modules.tokenizer import TokenizerConfig
 from lightning_modules.vim import VIMConfig
-
-if TYPE_CHECKING:
-    from experiments.config import Experiment
-
 
 AT_LEAST_ONE = {
     "data": ("image_size", "batch_size", "val_batch_size"),
@@ -23,7 +20,7 @@ def require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def check(experiment: "Experiment", origin: str) -> None:
+def check(experiment: Experiment, origin: str) -> None:
     """Raises ValueError that names `origin`, the key and the value at fault."""
     try:
         check_numbers(experiment)
@@ -36,7 +33,7 @@ def check(experiment: "Experiment", origin: str) -> None:
         raise ValueError(f"{origin}: {error}") from None
 
 
-def check_numbers(experiment: "Experiment") -> None:
+def check_numbers(experiment: Experiment) -> None:
     """What the types let pass: infinite numbers, whole ones that no tensor holds, and lists in lists."""
     own = {key: asdict(getattr(experiment, key)) for key in ("data", "model", "trainer", "runtime")}
     for key, value in flatten({"seed": experiment.seed} | own).items():
@@ -46,7 +43,7 @@ def check_numbers(experiment: "Experiment") -> None:
             require(not is_number or abs(item) < 2**63, f"{key}={value} is not a number to compute with")
 
 
-def check_run(experiment: "Experiment") -> None:
+def check_run(experiment: Experiment) -> None:
     trainer, optimizer = experiment.trainer, experiment.model.optimizer
     require(
         trainer.precision in ("32-true", "bf16-mixed"),

@@ -11,8 +11,8 @@ import lightning as L
 
 from experiments.build import resolve_data, restore
 from experiments.chain import output_dir_of, prepare_evaluation
-from experiments.config import Downstream
 from experiments.errors import user_errors
+from experiments.schema import Downstream
 from experiments.train import evaluate, train
 from experiments.values import from_dotlist, merge
 

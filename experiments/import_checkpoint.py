@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from experiments.build import CHECKPOINT_FORMAT, build_model
-from experiments.config import Experiment, parse
+from experiments.config import parse
 from experiments.errors import user_errors
 from experiments.importers import FAMILIES, Options, Source
 from experiments.importers.family import Tensors
 from experiments.importers.files import read_state_dict
+from experiments.schema import Experiment
 from experiments.values import from_dotlist, merge, select
 
 

@@ -14,13 +14,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.config import Downstream, Experiment, load_experiment
+from experiments.config import load_experiment
 from experiments.costs.papers import TOLERANCE, PaperCount, paper_counts, vim_paper_counts
 from experiments.costs.tokenizer import Cost, count_cost, memory_bytes, training_hours
 from experiments.costs.vim import count_vim, vim_hours, vim_memory_bytes
 from experiments.errors import user_errors
 from experiments.runtime.health import memory_limit
 from experiments.runtime.ranks import num_devices
+from experiments.schema import Downstream, Experiment
 
 TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from experiments.build import restore
 from experiments.chain import lend, output_dir_of, plain_images
 from experiments.codebooks.extraction import build_device
-from experiments.config import Downstream
 from experiments.errors import user_errors
+from experiments.schema import Downstream
 from experiments.stage2.classifier import classifier_for
 from experiments.stage2.encode import tokenizer_digest
 from experiments.stage2.sample_files import FORMATS, Images, check_out, progress, start, suffix, write

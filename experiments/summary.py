@@ -8,9 +8,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.config import Experiment
 from experiments.costs.tokenizer import count, memory_bytes
 from experiments.runtime.ranks import num_devices
+from experiments.schema import Experiment
 from lightning_modules.linear_probe import LinearProbe
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.tokenizer import Tokenizer

@@ -19,8 +19,8 @@ from datamodules.image_folder import ImageFolderConfig, ImageFolderDataModule
 from datamodules.token_files import SPLITS
 from datamodules.views import ViewDataset
 from experiments.build import build_data, resolve_data, restore_tokenizer
-from experiments.config import Experiment
 from experiments.errors import user_errors
+from experiments.schema import Experiment
 from experiments.stage2.encode import tokenizer_digest
 from experiments.stage2.token_writer import Job, make_job, write_tokens
 from experiments.values import from_dotlist, merge

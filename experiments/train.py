@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules import ImageDataModule
 from experiments.build import data_module, load_checkpoint, resolve_data
 from experiments.chain import prepare, run_dir
-from experiments.config import Experiment, load_experiment
+from experiments.config import load_experiment
 from experiments.errors import user_errors
 from experiments.records import (
     FORMAT,
@@ -47,6 +47,7 @@ from experiments.runtime.ranks import (
 )
 from experiments.runtime.stop import StopRequest
 from experiments.runtime.trainer import build_trainer, log_hyperparameters, not_swallowed, quiet
+from experiments.schema import Experiment
 from experiments.summary import count, print_summary
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM

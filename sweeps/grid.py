@@ -13,7 +13,7 @@ from experiments.values import from_dotlist, merge, read_yaml
 from sweeps.schema import CellSpec, PlotSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
 
 if TYPE_CHECKING:
-    from experiments.config import Experiment
+    from experiments.schema import Experiment
 
 SWEEPS = Path(__file__).resolve().parent
 EXPERIMENTS = SWEEPS.parent / "experiments"

@@ -23,7 +23,7 @@ from sweeps.grid import Grid, Row, Run, Table, load_grid, sweep_name
 from sweeps.schema import CellSpec, ColumnSpec, PlotSpec, TableSpec
 
 if TYPE_CHECKING:
-    from experiments.config import Experiment
+    from experiments.schema import Experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lightning_modules", "datamodules", "experiments", "sweeps")

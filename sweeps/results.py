@@ -12,7 +12,7 @@ from sweeps.grid import Grid, Row, Table, show
 from sweeps.schema import ColumnSpec
 
 if TYPE_CHECKING:
-    from experiments.config import Experiment
+    from experiments.schema import Experiment
 
 DAGGER = "†"
 Found = dict[str, Record]  # digest -> record, all of one data id

@@ -31,7 +31,7 @@ from sweeps.workers import (
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-    from experiments.config import Experiment
+    from experiments.schema import Experiment
     from sweeps.study import Queue
 
 DATA_WORDS = {"cifar10": "cifar10", "shapes": "shapes", "image_folder": "imagefolder"}

@@ -17,9 +17,9 @@ from torch import Tensor
 from experiments.build import data_module, restore
 from experiments.chain import lend, run_dir
 from experiments.codebooks.extraction import build_device
-from experiments.config import Downstream
 from experiments.errors import user_errors
 from experiments.runtime.callbacks import sample_grid
+from experiments.schema import Downstream
 from experiments.train import train
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.render import replace_file

@@ -19,8 +19,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.build import data_module
 from experiments.chain import run_dir
-from experiments.config import Experiment, compose, parse
+from experiments.config import compose, parse
 from experiments.errors import user_errors
+from experiments.schema import Experiment
 from experiments.values import from_dotlist
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
 from sweeps.pruning import Report

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.records import Record
 
 if TYPE_CHECKING:
-    from experiments.config import Experiment
+    from experiments.schema import Experiment
 
 GRACE_SECONDS = 10.0
 

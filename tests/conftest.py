@@ -11,7 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.codebooks import estimate, extraction
-from experiments.config import Experiment, parse
+from experiments.config import parse
+from experiments.schema import Experiment
 from experiments.stage2 import classifier
 from experiments.values import from_dotlist, merge
 from lightning_modules.losses import perceptual

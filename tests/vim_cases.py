@@ -6,7 +6,8 @@ import torch
 from conftest import TinyExperiment
 
 from experiments.build import build_model
-from experiments.config import Downstream, parse
+from experiments.config import parse
+from experiments.schema import Downstream
 from experiments.values import from_dotlist, merge
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM

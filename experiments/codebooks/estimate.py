@@ -16,7 +16,7 @@ from torch import Tensor
 from experiments.codebooks.extraction import build_device, large_codebook, patch_features, plain_data
 from experiments.codebooks.features import GB
 from experiments.codebooks.kmeans import CHUNK
-from experiments.config import Experiment
+from experiments.schema import Experiment
 from lightning_modules.networks.encoders import load_encoder
 from lightning_modules.quantizers import nearest_code
 

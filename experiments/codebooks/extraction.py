@@ -32,9 +32,9 @@ from tqdm import tqdm
 from datamodules import DATAMODULES, ImageDataModule
 from experiments.build import build_data
 from experiments.codebooks.features import Features, bar, require_space
-from experiments.config import Experiment
 from experiments.records import write_json
 from experiments.runtime.stop import StopRequest
+from experiments.schema import Experiment
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
 

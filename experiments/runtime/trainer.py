@@ -12,7 +12,6 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from experiments.config import Downstream, Experiment
 from experiments.runtime.callbacks import (
     AccuracyByBlock,
     AveragedWeights,
@@ -27,6 +26,7 @@ from experiments.runtime.health import FiniteWeights
 from experiments.runtime.random_state import RandomState
 from experiments.runtime.ranks import SameStart, build_strategy, placement
 from experiments.runtime.stop import StopRequest
+from experiments.schema import Downstream, Experiment
 from experiments.values import flatten
 
 DISPLAYS: dict[str, type[Callback]] = {"vim": Samples, "linear_probe": AccuracyByBlock}  # tokenizers: Dashboard

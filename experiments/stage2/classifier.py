@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from datamodules import ImageDataModule
 from experiments.codebooks.extraction import build_device
-from experiments.config import Experiment
 from experiments.runtime.atomic import replacing
 from experiments.runtime.ranks import is_main
+from experiments.schema import Experiment
 from lightning_modules.archives import check_sums
 from lightning_modules.metrics.classifier import DECAY, LabelClassifier, TimmClassifier, fit_head
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder

@@ -23,9 +23,9 @@ from datamodules import ImageDataModule
 from datamodules.base import keep_batch
 from datamodules.token_files import DTYPE, SPLITS, TokenMeta, labels_path, read_meta, tokens_path
 from datamodules.views import ViewDataset
-from experiments.config import Experiment
 from experiments.records import write_json
 from experiments.runtime.stop import StopRequest
+from experiments.schema import Experiment
 from experiments.stage2.encode import encode_batch, freeze
 from lightning_modules.tokenizer import Tokenizer
 

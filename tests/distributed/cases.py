@@ -22,9 +22,9 @@ from vim_cases import tiny_vim
 
 import experiments.train as train_module
 from experiments.chain import prepare, run_dir
-from experiments.config import Experiment
 from experiments.runtime.ranks import join, main_first
 from experiments.runtime.trainer import build_trainer, quiet
+from experiments.schema import Experiment
 from experiments.stage2 import token_writer
 from experiments.train import evaluate, train
 from lightning_modules.distributed import all_reduce_sum, rank, world_size

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from experiments.build import restore, restore_tokenizer
 from experiments.chain import prepare_evaluation, upstream_checkpoint
-from experiments.config import Downstream
 from experiments.records import read_record
+from experiments.schema import Downstream
 from experiments.train import evaluate
 from lightning_modules.networks.gpt import GPT
 from lightning_modules.quantizers import QUANTIZERS

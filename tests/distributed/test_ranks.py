@@ -8,9 +8,9 @@ import torch
 from conftest import TinyExperiment
 from vim_cases import tiny_vim
 
-from experiments.config import RuntimeConfig
 from experiments.records import read_record
 from experiments.runtime.ranks import check_devices, num_devices, placement
+from experiments.schema import RuntimeConfig
 from experiments.train import train_apart
 from lightning_modules.networks import batch_norm
 from lightning_modules.networks.batch_norm import BatchNorm2d

@@ -20,7 +20,7 @@ from experiments.codebooks import extraction, kmeans
 from experiments.codebooks.extraction import features_for
 from experiments.codebooks.features import Features
 from experiments.codebooks.kmeans import split
-from experiments.config import Experiment
+from experiments.schema import Experiment
 
 SOURCE = "model.quantizer.source"
 PER_IMAGE = 16  # features: 4 x 4 at stage 3 of 32 pixels

@@ -17,9 +17,10 @@ import experiments.evaluate
 from experiments import chain
 from experiments.build import build_data, load_checkpoint, resolve_data, restore, restore_tokenizer
 from experiments.chain import output_dir_of, prepare, run_dir
-from experiments.config import Downstream, load_experiment, parse
+from experiments.config import load_experiment, parse
 from experiments.records import Record
 from experiments.runtime.trainer import build_trainer
+from experiments.schema import Downstream
 from experiments.stage2 import token_writer
 from experiments.stage2.encode import EncodedImages
 from experiments.train import evaluate, train, use_reference
@@ -42,6 +43,14 @@ def own_dir(experiment: Downstream) -> Path:
 
 
 # ---- what is trained
+
+
+def test_the_folder_of_a_run_tells_codebook_size_and_seed(tiny: TinyExperiment) -> None:
+    """The tokenizer's size for what stands on it, and the run's own seed."""
+    experiment = tiny_vim(tiny, "seed=3", "upstream.model.codebook_size=48")
+    folder = Path(experiment.runtime.output_dir) / "experiments"
+    assert own_dir(experiment) == folder / f"vim_k48_s3_{experiment.digest()}"
+    assert run_dir(experiment.upstream, "vqgan").name == f"vqgan_k48_s0_{experiment.upstream.digest()}"
 
 
 def test_only_what_is_missing_is_trained(

@@ -10,8 +10,9 @@ from conftest import TinyExperiment
 
 from experiments import config as config_module
 from experiments.build import resolve_data
-from experiments.config import Experiment, compose, load_experiment, parse
+from experiments.config import compose, load_experiment, parse
 from experiments.records import find_records, read_record, record_path, same_experiment, write_json
+from experiments.schema import MODULES, Experiment
 from experiments.values import from_dotlist, merge, without_defaults
 from lightning_modules.optimizer import OptimizerConfig
 from lightning_modules.quantizers import QUANTIZERS
@@ -249,7 +250,7 @@ def test_digest_does_not_change_when_an_option_is_added(tiny: TinyExperiment, mo
     before = tiny()
     digest, record = before.digest(), {"config": before.identity()}
 
-    modules = config_module.MODULES
+    modules = MODULES
     monkeypatch.setitem(modules, "vqgan", (modules["vqgan"][0], NewerConfig))
     after = tiny()
     assert "nesterov" in str(after.identity())

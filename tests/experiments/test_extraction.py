@@ -16,7 +16,7 @@ from conftest import TinyExperiment
 from experiments.build_codebook import build_codebook, codebook_path
 from experiments.codebooks import extraction, features
 from experiments.codebooks.extraction import features_folder, features_for
-from experiments.config import Experiment
+from experiments.schema import Experiment
 
 SOURCE = "model.quantizer.source"
 PER_IMAGE = 16  # features: 4 x 4 at stage 3 of 32 pixels

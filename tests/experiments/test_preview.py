@@ -14,7 +14,7 @@ from vim_cases import build, tiny_vim
 
 from experiments import preview as module
 from experiments.build import build_model
-from experiments.config import Downstream, load_experiment
+from experiments.config import load_experiment
 from experiments.costs.papers import PaperCount, paper_counts, vim_paper_counts
 from experiments.costs.tokenizer import (
     activation_bytes,
@@ -29,6 +29,7 @@ from experiments.costs.tokenizer import (
 )
 from experiments.costs.vim import count_vim, vim_hours, vim_memory_bytes
 from experiments.preview import main, preview
+from experiments.schema import Downstream
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 PAPER_SCALE = [

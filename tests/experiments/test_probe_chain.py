@@ -12,8 +12,9 @@ from torch import Tensor
 
 from experiments.build import load_checkpoint, resolve_data, restore
 from experiments.chain import prepare, run_dir
-from experiments.config import RECIPES, Downstream, Experiment, load_experiment, parse
+from experiments.config import RECIPES, load_experiment, parse
 from experiments.records import read_record, same_experiment
+from experiments.schema import Downstream, Experiment
 from experiments.train import train
 from experiments.values import from_dotlist, merge
 from lightning_modules.linear_probe import LinearProbe
@@ -202,7 +203,7 @@ def test_the_whole_chain(
 
     # VIM's tokens are those of its own tokenizer, or none.
     upstream = experiment.upstream.upstream
-    path = output_dir / f"experiments/vqgan_cifar10_{upstream.digest()}/checkpoints/final.ckpt"
+    path = output_dir / "experiments" / run_dir(upstream, "vqgan_cifar10").name / "checkpoints/final.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"]["pre_quant.bias"] += 1
     torch.save(checkpoint, path)

@@ -10,7 +10,8 @@ from resume_cases import Driver, differences, final, recipe, record
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from vim_cases import tiny_vim
 
-from experiments.config import Experiment, parse
+from experiments.config import parse
+from experiments.schema import Experiment
 from experiments.values import from_dotlist, merge
 
 SIGKILL = -9

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from datamodules.base import ArrayDataset, Batch, DataConfig, ImageDataModule
 from experiments.build import build_data, build_model, load_checkpoint, restore
-from experiments.config import Experiment
 from experiments.runtime import checkpoints
 from experiments.runtime.random_state import random_state, set_random_state
 from experiments.runtime.stop import StopRequest
 from experiments.runtime.trainer import build_trainer
+from experiments.schema import Experiment
 from experiments.train import train
 from lightning_modules.tokenizer import Tokenizer
 

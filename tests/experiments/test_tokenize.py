@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules import find_cifar10
 from datamodules.token_files import SPLITS, read_meta
 from experiments.build import build_data, restore
-from experiments.config import Experiment
+from experiments.schema import Experiment
 from experiments.stage2.encode import freeze, tokenizer_digest
 from experiments.tokenize import plain_experiment
 

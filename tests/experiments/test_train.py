@@ -17,10 +17,10 @@ import experiments.evaluate
 import experiments.train
 from datamodules.cifar10 import CIFAR10DataModule
 from experiments.build import build_data, build_model, load_checkpoint, resolve_data, restore
-from experiments.config import Experiment
 from experiments.errors import user_errors
 from experiments.records import Record, read_record
 from experiments.runtime.trainer import build_trainer
+from experiments.schema import Experiment
 from experiments.train import evaluate, train
 from lightning_modules.losses import logit_laplace_loss
 from lightning_modules.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules import TokensConfig, TokensDataModule
 from experiments import tokenize
 from experiments.build import build_data, build_model
-from experiments.config import Experiment
+from experiments.schema import Experiment
 
 SIZES = ["data.train_size=20", "data.val_size=10"]  # images
 

@@ -19,8 +19,9 @@ from vim_cases import tiny_vim
 from datamodules import ImageFolderConfig, ImageFolderDataModule
 from datamodules.cache import fingerprint
 from experiments.build import restore
-from experiments.config import Experiment, parse
+from experiments.config import parse
 from experiments.records import PACKAGES, Record
+from experiments.schema import Experiment
 from experiments.train import train
 
 PROJECT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from experiments.build import build_model
-from experiments.config import MODULES
+from experiments.schema import MODULES
 from lightning_modules.losses import l2_loss
 from lightning_modules.quantizers import LargeCodebook
 from lightning_modules.tokenizer import Tokenizer

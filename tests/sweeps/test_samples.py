@@ -10,8 +10,8 @@ from vim_cases import tiny_vim
 
 from experiments.build import restore
 from experiments.chain import lend, run_dir
-from experiments.config import Downstream, Experiment
 from experiments.runtime.callbacks import sample_grid
+from experiments.schema import Downstream, Experiment
 from experiments.train import train
 from sweeps import samples
 from sweeps.grid import Grid, Row, Run, Table

@@ -11,8 +11,8 @@ import pytest
 
 import sweeps.run as run_module
 from experiments import config as config_module
-from experiments.config import Experiment
 from experiments.records import Record, read_record, record_path, write_json
+from experiments.schema import Experiment
 from experiments.values import read_yaml
 from sweeps import grid as grid_module
 from sweeps import storage as storage_module
