@@ -43,7 +43,7 @@ class Prepared(NamedTuple):
 
 
 def run_dir(experiment: Experiment, name: str) -> Path:
-    """`output_dir`/experiments/NAME_kK_sSEED_DIGEST, so that TensorBoard's list of runs shows codebook size and seed."""
+    """`output_dir`/experiments/NAME_kK_sSEED_DIGEST: TensorBoard's list of runs shows codebook size and seed."""
     tokenizer = experiment
     while isinstance(tokenizer, Downstream):
         tokenizer = tokenizer.upstream

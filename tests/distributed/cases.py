@@ -16,7 +16,7 @@ from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-sys.path += [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+sys.path += [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "helpers")]
 from conftest import ENCODER_USERS, load_once, tiny_experiment
 from vim_cases import tiny_vim
 

@@ -17,7 +17,7 @@ from datamodules.token_files import SPLITS, tokens_path
 from experiments.stage2 import token_writer
 from experiments.stage2.encode import encode_batch
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 
 # ---- stopping and going on
 

@@ -26,7 +26,7 @@ from experiments.stage2.encode import EncodedImages
 from experiments.train import evaluate, train, use_reference
 from lightning_modules.vim import VIM
 
-RECIPE = Path(__file__).parents[2] / "experiments/vim_cifar10.yaml"
+RECIPE = Path(__file__).parents[3] / "experiments/vim_cifar10.yaml"
 NO_IMAGES = "model.generation.num_samples=0"
 
 

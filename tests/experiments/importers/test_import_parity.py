@@ -20,7 +20,7 @@ from lightning_modules.networks import ViTEncoder
 from lightning_modules.quantizers import LargeCodebook, LargeCodebookConfig
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 PARITY = Path(os.environ.get("SHARED_DIR", PROJECT.parent / "shared")) / "parity"
 MANIFESTS = sorted((PARITY / "manifests").glob("*.json"))
 pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason="needs parity vectors: set SHARED_DIR")
