@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 from datamodules import HeldOutDataModule, ImageDataModule, TokensConfig, TokensDataModule
 from datamodules.tokens import TokenDataset
 from datamodules.views import ViewDataset
+from experiments import records
 from experiments.build import build_data, build_model, load_checkpoint, restore_tokenizer
 from experiments.build_codebook import codebook_for
 from experiments.codebooks.extraction import build_device
@@ -43,12 +44,8 @@ class Prepared(NamedTuple):
 
 
 def run_dir(experiment: Experiment, name: str) -> Path:
-    """`output_dir`/experiments/NAME_kK_sSEED_DIGEST: TensorBoard's list of runs shows codebook size and seed."""
-    tokenizer = experiment
-    while isinstance(tokenizer, Downstream):
-        tokenizer = tokenizer.upstream
-    label = f"{name}_k{tokenizer.model.codebook_size}_s{experiment.seed}"
-    return Path(experiment.runtime.output_dir) / "experiments" / f"{label}_{experiment.digest()}"
+    """Where the run is trained: `experiments.records.run_dir` in its own `output_dir`."""
+    return records.run_dir(Path(experiment.runtime.output_dir), name, experiment)
 
 
 def prepare(experiment: Experiment, train: Train) -> Prepared:

@@ -42,6 +42,20 @@ def record_path(directory: Path, experiment: Identified, data_id: str) -> Path:
     return directory / f"{experiment.digest()}.{data_id}.json"
 
 
+def run_dir(output_dir: Path, name: str, experiment: Identified) -> Path:
+    """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST: TensorBoard's list of runs shows codebook size and seed."""
+    size, seed = size_and_seed(experiment).values()
+    return output_dir / "experiments" / f"{name}_k{size}_s{seed}_{experiment.digest()}"
+
+
+def size_and_seed(experiment: Identified) -> dict[str, int]:
+    """`codebook_size`, of the tokenizer that a stage-2 run stands on, and the run's own `seed`."""
+    own = tokenizer = experiment.identity()
+    while "upstream" in tokenizer:
+        tokenizer = tokenizer["upstream"]
+    return {"codebook_size": tokenizer["model"]["codebook_size"], "seed": own["seed"]}
+
+
 KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protocols": dict}
 
 

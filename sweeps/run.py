@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.errors import user_errors
-from experiments.records import PUBLISHED, Record, find_records, record_path, same_experiment, write_json
+from experiments.records import (
+    PUBLISHED,
+    Record,
+    find_records,
+    record_path,
+    run_dir,
+    same_experiment,
+    size_and_seed,
+    write_json,
+)
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.plan import PlanFile, full, state_of, table_grids
 from sweeps.schema import ColumnSpec
@@ -115,7 +124,7 @@ class Sweep:
         return record, f"trained {duration(time.monotonic() - start)}{self.numbers(run, record)}"
 
     def folder(self, run: Run) -> Path:
-        return self.output_dir / "experiments" / f"{run.name}_{run.digest}"
+        return run_dir(self.output_dir, run.name, run.experiment)
 
     def numbers(self, run: Run, record: Record) -> str:
         """ ", util % 93.4, rFID 31.2": the first metrics of the table that the run is in."""
@@ -149,11 +158,8 @@ def shown(column: ColumnSpec, record: Record) -> str:
 def outcome(run: Run, record: Record, objective: str, queue: "Queue") -> dict[str, Any]:
     """What `Queue.finish` stores of a record."""
     attributes = record["metrics"] | ({} if queue.is_journal else {"record": record})
-    config = tokenizer = run.experiment.identity()
-    while "upstream" in tokenizer:
-        tokenizer = tokenizer["upstream"]
-    params = {"codebook_size": tokenizer["model"]["codebook_size"], "seed": config["seed"]}
-    return {"value": float(record["metrics"].get(objective, math.inf)), "attributes": attributes, "params": params}
+    value = float(record["metrics"].get(objective, math.inf))
+    return {"value": value, "attributes": attributes, "params": size_and_seed(run.experiment)}
 
 
 def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[["Experiment"], "Experiment"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sweeps.run as run_module
+from experiments import chain
 from experiments import config as config_module
 from experiments.records import Record, read_record, record_path, write_json
 from experiments.schema import Experiment
@@ -97,7 +98,10 @@ def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, 
 
 
 def test_a_cell_on_top_of_another_model(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A VIM: its trial shows the tokenizer's codebook, and the scale's overlay reaches the tokenizer."""
+    """A VIM: its trial shows the tokenizer's codebook, and the scale's overlay reaches the tokenizer.
+
+    It is trained where a run on top of it would look for its model.
+    """
     recipe = "upstream: {recipe: vqgan_cifar10.yaml}\nmodel: {name: vim}\ndata: {name: shapes, image_size: 32}\n"
     (tmp_path / "vim_cifar10.yaml").write_text(recipe)
     monkeypatch.setattr(config_module, "RECIPES", tmp_path)
@@ -107,6 +111,7 @@ def test_a_cell_on_top_of_another_model(trainer: Trainer, tmp_path: Path, monkey
 
     def train(experiment: Experiment, name: str, run_dir: Path) -> Record:
         upstream = experiment.upstream  # type: ignore[attr-defined]
+        assert run_dir == chain.run_dir(experiment, name)
         sizes.append(upstream.model.codebook_size)
         train_sizes.append(upstream.data.train_size)
         content = {"format": 1, "name": name, "config": experiment.identity(), "data_id": "shapes"}
