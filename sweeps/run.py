@@ -5,7 +5,6 @@ python -m sweeps.run sweeps/ablation_codebook.yaml --scale quick
 
 import argparse
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -235,7 +234,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_intermixed_args(arguments)
     with user_errors():
         check_worker_arguments(options)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is like Ctrl-C
         sweep = open_sweep(options)
         if options.as_worker or sweep.unfinished():
             sweep.open_queue(options.storage)

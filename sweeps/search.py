@@ -5,7 +5,6 @@ python -m sweeps.search sweeps/search_vqgan_lc.yaml --scale quick --trials 20
 
 import argparse
 import math
-import signal
 import sys
 import time
 import warnings
@@ -190,7 +189,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_intermixed_args(arguments)
     with user_errors():
         check_worker_arguments(options)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is like Ctrl-C
         path, output_dir = Path(options.file), Path(options.output_dir)
         spec, experiment_of = load_search(path, options.scale, options.overrides)
         resolve = data_resolver(options.data, options.data_dir, options.output_dir)

@@ -194,7 +194,6 @@ def test_a_wrong_password_is_one_line_without_it(
 ) -> None:
     sweep = write_sweep(tmp_path, [8])
     monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     words = ["--output-dir", str(tmp_path / "runs"), "--data", "shapes"]
     with pytest.raises(SystemExit):
         run_module.main([str(sweep), *words, "--storage", server.url("postgres", "wr0ng-word")])

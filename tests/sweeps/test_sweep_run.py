@@ -68,7 +68,6 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
     monkeypatch.setattr(run_module, "train", trainer)
     monkeypatch.setattr(study_module, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     return trainer
 
 
@@ -146,18 +145,19 @@ def test_a_failed_cell_does_not_stop_the_others_and_is_tried_again(
     assert trainer.trained == [16, 64, 32]
 
 
-def test_an_interrupt_ends_cleanly_and_the_same_command_continues(
-    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_cleanly_and_the_same_command_continues(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture, number: signal.Signals
 ) -> None:
-    def interrupt(size: int) -> None:
+    def stop_at_32(size: int) -> None:
         if size == 32:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
 
-    trainer.before = interrupt
+    trainer.before = stop_at_32
     with pytest.raises(SystemExit) as stop:
         command(tmp_path)
-    assert stop.value.code == 130
-    assert "the same command continues" in capsys.readouterr().err
+    assert stop.value.code == 128 + number
+    assert f"stopped by {number.name}; the same command continues" in capsys.readouterr().err
     states = [trial.state.name for trial in trials(tmp_path)]
     assert states == ["COMPLETE", "FAIL", "WAITING", "WAITING"], "what was stopped waits for the next worker"
     trainer.before = lambda size: None

@@ -1,6 +1,5 @@
 """A search tries values, learns from them, ends what is hopeless, and goes on where it was stopped."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ space:
 def search_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_encoders: None) -> Path:
     (tmp_path / "vqgan_cifar10.yaml").write_text(RECIPE.replace("max_steps: 6", "max_steps: 4"))
     monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     path = tmp_path / "search.yaml"
     path.write_text(SEARCH)
     return path
