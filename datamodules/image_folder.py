@@ -88,7 +88,13 @@ class ImageFolderDataModule(ImageDataModule):
 
     @property
     def data_id(self) -> str:
-        return f"imagefolder-{self.data_dir.resolve().name}"
+        """ "imagefolder-NAME", of the folder; what is squashed is other data than what is cut to a square."""
+        return f"imagefolder-{self.data_dir.resolve().name}" + ("-squash" if self.config.resize == "squash" else "")
+
+    @property
+    def source(self) -> tuple[object, ...]:
+        config = self.config
+        return str(self.data_dir.resolve()), config.train_folder, config.val_folder, config.class_folders
 
     def prepare_data(self) -> None:
         """Check that the folders are there and have the same classes.

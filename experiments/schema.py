@@ -63,7 +63,6 @@ class RuntimeConfig:
     num_nodes: int = 1
     strategy: str = "auto"
     num_workers: int = 0
-    compile: bool = False
 
 
 @dataclass

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from experiments.codebooks.extraction import build_device
 from experiments.costs.tokenizer import count, memory_bytes
 from experiments.runtime.ranks import num_devices
 from experiments.schema import Experiment
@@ -17,7 +18,7 @@ from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM
 
 
-def seconds_per_step(experiment: Experiment, module: Tokenizer) -> float:
+def seconds_per_batch(experiment: Experiment, module: Tokenizer) -> float:
     """Rough: encoder, decoder and perceptual loss timed forward and backward on a few images, scaled to the batch.
 
     Leaves out the discriminator, the quantizer and the optimizer; changes nothing in the module.
@@ -37,6 +38,15 @@ def seconds_per_step(experiment: Experiment, module: Tokenizer) -> float:
     return seconds * batch / num_images
 
 
+def expected_time(experiment: Experiment, seconds: float) -> dict[str, str]:
+    """A row, where `seconds` for a global batch on the CPU say something: on a GPU the progress line has to do."""
+    if build_device(experiment).type != "cpu":
+        return {}
+    trainer, devices = experiment.trainer, num_devices(experiment.runtime)
+    minutes = seconds * experiment.model.optimizer.accumulate * trainer.max_steps / devices / 60
+    return {"expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps here, {trainer.precision}"}
+
+
 def print_summary(experiment: Experiment, module: Any, name: str, data_id: str) -> None:
     rows = ROWS.get(experiment.model.name, tokenizer_rows)(experiment, module, data_id)
     table = Table(title=f"{name}  (seed {experiment.seed})", show_header=False, title_justify="left")
@@ -46,7 +56,7 @@ def print_summary(experiment: Experiment, module: Any, name: str, data_id: str) 
 
 
 def vim_rows(experiment: Experiment, module: VIM, data_id: str) -> dict[str, str]:
-    model, trainer, gpt = experiment.model, experiment.trainer, module.gpt
+    model, gpt = experiment.model, module.gpt
     size, batch = gpt.size, experiment.data.batch_size
     start = time.perf_counter()
     few = torch.zeros(min(batch, 8), gpt.num_tokens - 1, dtype=torch.long, device=module.device)
@@ -54,7 +64,7 @@ def vim_rows(experiment: Experiment, module: VIM, data_id: str) -> dict[str, str
         hidden = gpt(few)
     loss = token_loss(hidden, gpt.head.weight, few.new_zeros(len(few), gpt.num_tokens)).mean
     torch.autograd.grad(loss, list(gpt.head.parameters()))
-    minutes = (time.perf_counter() - start) * batch / len(few) * trainer.max_steps / 60
+    seconds = (time.perf_counter() - start) * batch / len(few)
     rows, columns = gpt.grid_size
     return {
         "model": f"{model.name}: {size.blocks} blocks, {size.heads} heads, width {size.width}, MLP {size.mlp_width}",
@@ -62,8 +72,7 @@ def vim_rows(experiment: Experiment, module: VIM, data_id: str) -> dict[str, str
         "classes": f"{gpt.num_classes or 'none, unconditional'}",
         "data": f"{data_id}, batch {batch}",
         "parameters": f"{count(module) / 1e6:.2f} M",
-        "expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps here, {trainer.precision}",
-    }
+    } | expected_time(experiment, seconds)
 
 
 def probe_rows(experiment: Experiment, module: LinearProbe, data_id: str) -> dict[str, str]:
@@ -80,9 +89,9 @@ def probe_rows(experiment: Experiment, module: LinearProbe, data_id: str) -> dic
 
 
 def tokenizer_rows(experiment: Experiment, module: Tokenizer, data_id: str) -> dict[str, str]:
-    model, trainer = experiment.model, experiment.trainer
+    model = experiment.model
     grid = module.encoder.grid_size
-    minutes = seconds_per_step(experiment, module) * trainer.max_steps / 60
+    seconds = seconds_per_batch(experiment, module)
     generator = count(module) - count(module.discriminator)
     memory = memory_bytes(experiment, num_devices(experiment.runtime)) / 2**30
     size = experiment.data.image_size
@@ -93,8 +102,7 @@ def tokenizer_rows(experiment: Experiment, module: Tokenizer, data_id: str) -> d
         "tokens per image": f"{grid * grid} ({grid} x {grid})",
         "parameters": f"{generator / 1e6:.2f} M trained, discriminator {count(module.discriminator) / 1e6:.2f} M",
         "peak memory, estimate": f"{memory:.2f} GiB a device",
-        "expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps here, {trainer.precision}",
-    }
+    } | expected_time(experiment, seconds)
 
 
 ROWS: dict[str, Callable[[Experiment, Any, str], dict[str, str]]] = {"vim": vim_rows, "linear_probe": probe_rows}

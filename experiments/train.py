@@ -49,6 +49,8 @@ from experiments.runtime.stop import StopRequest
 from experiments.runtime.trainer import build_trainer, log_hyperparameters, not_swallowed, quiet
 from experiments.schema import Experiment
 from experiments.summary import count, print_summary
+from lightning_modules.metrics import TokenizerMetrics
+from lightning_modules.metrics.generation import GenerationMetrics
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM
 
@@ -109,9 +111,9 @@ def train_alone(
         print_summary(experiment, module, name, images.data_id)
 
     with StopRequest() as stop, not_swallowed(), naming_last_checkpoint(checkpoints):
-        if experiment.trainer.validate_every:
-            use_reference(module, images, output_dir)
         trainer = build_trainer(experiment, run_dir, throughput, *callbacks, stop=stop)
+        if experiment.trainer.validate_every:
+            use_reference(trainer, module, images, output_dir)
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
         final = checkpoints / "final.ckpt"
         if resumed != final:
@@ -183,23 +185,24 @@ def evaluate(
     trainer: L.Trainer, module: Any, data: L.LightningDataModule, images: ImageDataModule, output_dir: Path
 ) -> dict[str, float]:
     """Validation metrics of `module` on all validation data, by the module's own validation loop."""
-    use_reference(module, images, output_dir)
+    use_reference(trainer, module, images, output_dir)
     metrics, *_ = trainer.validate(module, data, verbose=False)  # the same for every loader
     return {name: float(value) for name, value in metrics.items()}
 
 
-def use_reference(module: Any, images: ImageDataModule, output_dir: Path) -> None:
-    """FID's real features: one file for all models that are measured against these images."""
-    config = images.config
-    val = f"{images.data_id}/val{config.val_size or ''}/seed{config.data_seed}/{config.image_size}px"
-    train = f"{images.data_id}/train{config.train_size or ''}/seed{config.data_seed}/{config.image_size}px"
+def use_reference(trainer: L.Trainer, module: Any, images: ImageDataModule, output_dir: Path) -> None:
+    """FID's real images: one file for all models that are measured against them, made on the trainer's device."""
+    metrics: TokenizerMetrics | GenerationMetrics
+    if isinstance(module, Tokenizer):
+        metrics, split = module.metrics, "val"
+    elif isinstance(module, VIM) and module.config.generation.num_samples:
+        metrics, split = module.generation, module.config.generation.reference
+    else:
+        return
     with main_first():
-        if isinstance(module, Tokenizer):
-            module.metrics.use_reference(output_dir / "references", pixels(images.ordered_val_dataloader()), val)
-        elif isinstance(module, VIM) and module.config.generation.num_samples:
-            uses_train = module.config.generation.reference == "train"
-            loader = images.ordered_train_dataloader() if uses_train else images.ordered_val_dataloader()
-            module.generation.use_reference(output_dir / "references", pixels(loader), train if uses_train else val)
+        metrics.fidelity.to(trainer.strategy.root_device)
+        loader = images.ordered_train_dataloader() if split == "train" else images.ordered_val_dataloader()
+        metrics.use_reference(output_dir / "references", pixels(loader), images.images_key(split))
 
 
 def pixels(loader: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:

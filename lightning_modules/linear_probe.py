@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lightning_modules.distributed import all_reduce_sum, mean_over_ranks
 from lightning_modules.networks.batch_norm import BatchNorm1d
 from lightning_modules.networks.gpt import GPT
-from lightning_modules.optimizer import OptimizerConfig, build_optimizer, warmup_cosine
+from lightning_modules.optimizer import OptimizerConfig, build_optimizer, share_of_step, warmup_cosine
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
 from lightning_modules.vim import VIMConfig
 
@@ -197,7 +197,8 @@ class LinearProbe(L.LightningModule):
                 "model.optimizer.lr, use precision=32-true, or set model.normalize=true"
             )
         self.log("loss/probe", means.mean(), prog_bar=True)
-        return losses.sum()  # each head has the gradient of its own loss
+        # summed: each head has the gradient of its own loss
+        return losses.sum() * share_of_step(self, batch_idx)
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.parameters(), self.config.optimizer)

@@ -53,6 +53,16 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, config: OptimizerConfig, max
     return LambdaLR(optimizer, factor)
 
 
+def share_of_step(module: Any, batch_idx: int) -> float:
+    """Factor of a micro-batch's loss under automatic optimization: each step then takes the mean over its images.
+
+    Lightning divides every loss by `accumulate`, but an epoch's last step may be of fewer micro-batches.
+    """
+    accumulate = module.config.optimizer.accumulate
+    first = batch_idx // accumulate * accumulate
+    return accumulate / min(accumulate, int(module.trainer.num_training_batches) - first)
+
+
 def without_exchange(model: Any) -> AbstractContextManager[None]:
     """Within, backward passes leave gradients where they are, should `model`, a trainer's, be wrapped in DDP."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
@@ -102,6 +112,9 @@ class StageTwoOptimizerConfig:
             raise ValueError(f"model.optimizer.decay='{self.decay}' is none of {', '.join(DECAYS)}")
         if not 0 < self.min_lr <= self.lr:
             raise ValueError(f"model.optimizer.min_lr={self.min_lr} must be above 0 and at most lr={self.lr}")
+        if self.name == "adafactor" and self.betas != StageTwoOptimizerConfig().betas:
+            default = StageTwoOptimizerConfig().betas
+            raise ValueError(f"model.optimizer.betas={self.betas} has no effect on adafactor: set it to {default}")
         if self.accumulate < 1 or len(self.betas) != 2:
             raise ValueError(
                 f"model.optimizer.accumulate={self.accumulate} must be at least 1, and betas={self.betas} two numbers"

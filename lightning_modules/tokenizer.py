@@ -176,7 +176,7 @@ class Tokenizer(L.LightningModule):
         if self.is_adversarial and self.step >= config.adversarial_start:
             assert self.discriminator is not None
             self.discriminator.requires_grad_(False)
-            terms["adversarial"] = self.adversarial_loss(self.discriminator(output.reconstruction))
+            terms["adversarial"] = self.adversarial_loss(self.discriminator(output.reconstruction).float())
             self.discriminator.requires_grad_(True)
             weight = torch.tensor(config.adversarial)
             if config.adaptive_weight:
@@ -196,7 +196,7 @@ class Tokenizer(L.LightningModule):
         config = self.config.loss
         uses_r1 = config.r1 > 0 and self.step % config.r1_every == 0
         real = real.detach().requires_grad_(uses_r1)
-        logits_real, logits_fake = self.discriminator(real), self.discriminator(fake)
+        logits_real, logits_fake = self.discriminator(real).float(), self.discriminator(fake).float()
         loss = self.discriminator_loss(logits_real, logits_fake)
         terms = {"discriminator": loss}
         if uses_r1:

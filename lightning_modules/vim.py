@@ -18,7 +18,12 @@ from lightning_modules.losses.tokens import token_loss
 from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
-from lightning_modules.optimizer import StageTwoOptimizerConfig, build_stage_two_optimizer, warmup_decay
+from lightning_modules.optimizer import (
+    StageTwoOptimizerConfig,
+    build_stage_two_optimizer,
+    share_of_step,
+    warmup_decay,
+)
 from lightning_modules.sharding import is_sharded, shard, whole
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
 
@@ -76,7 +81,7 @@ class VIM(L.LightningModule):
     the transformer is sharded for training, and made whole on every rank for each validation.
     """
 
-    nats: Tensor  # (T,) float64, summed over the images of a validation
+    nats: Tensor  # (T,), summed over the images of a validation
     num_images: Tensor
 
     def __init__(
@@ -93,8 +98,6 @@ class VIM(L.LightningModule):
         self.whole: tuple[GPT, ...] = ()  # during a validation under FSDP; in a tuple: not a submodule
         self.tokenizer_digest = ""  # of the tokenizer that made the tokens; "" until it is known
         self.metric_values: dict[str, str] = {}
-        self.register_buffer("nats", torch.zeros(self.gpt.num_tokens, dtype=torch.float64), persistent=False)
-        self.register_buffer("num_images", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def use_tokenizer(self, tokenizer: Tokenizer, digest: str) -> None:
         """Lends the tokenizer that made the tokens, for generated images. ValueError: `digest` names another one."""
@@ -131,13 +134,7 @@ class VIM(L.LightningModule):
         check_finite(self.global_step, {"token": mean}, module=self)
         self.log("loss/generator", mean, prog_bar=True)
         self.log("bits_per_token/train", mean / NATS_PER_BIT)
-        return loss * self.share_of_step(batch_idx)
-
-    def share_of_step(self, batch_idx: int) -> float:
-        """Lightning divides every loss by `accumulate`, but an epoch's last step may be of fewer micro-batches."""
-        accumulate = self.config.optimizer.accumulate
-        first = batch_idx // accumulate * accumulate
-        return accumulate / min(accumulate, int(self.trainer.num_training_batches) - first)
+        return loss * share_of_step(self, batch_idx)
 
     def corrupt(self, tokens: Tensor) -> Tensor:
         """Replaces 1 - keep_tokens of the input tokens (B, s) by random ones."""
@@ -165,6 +162,9 @@ class VIM(L.LightningModule):
         return self.whole[0] if self.whole else self.gpt
 
     def on_validation_start(self) -> None:
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
+        self.nats = torch.zeros(self.gpt.num_tokens, dtype=dtype, device=self.device)
+        self.num_images = torch.zeros((), dtype=torch.int64, device=self.device)
         if is_sharded(self.gpt):
             self.whole = (whole(self.gpt),)
 
@@ -179,7 +179,7 @@ class VIM(L.LightningModule):
         self.num_images += len(tokens)
 
     def on_validation_epoch_end(self) -> None:
-        nats, num_images = all_reduce_sum(self.nats.clone()), all_reduce_sum(self.num_images.clone())
+        nats, num_images = all_reduce_sum(self.nats), all_reduce_sum(self.num_images)
         by_position = nats / num_images / NATS_PER_BIT  # (T,)
         values = {"bits_per_token/val": by_position.mean().float()}
         self.metric_values = {"bits_per_token/val": f"bits-per-token/teacher-forced/n{int(num_images)}"}
@@ -188,8 +188,6 @@ class VIM(L.LightningModule):
             values |= self.generation.measure(self.sample_images(), self.classifier)
             self.metric_values |= self.generation.protocols(self.sampling_id())
         self.log_dict(values)
-        self.nats.zero_()
-        self.num_images.zero_()
 
     def sample_images(self) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
         """This rank's share of the candidates, in batches as `GenerationMetrics.measure` takes them.

@@ -42,9 +42,7 @@ def classifier_for(name: str, experiment: Experiment, images: ImageDataModule) -
         raise ValueError(f"{images.data_id}: images without classes cannot be accepted by a classifier")
     device, encoder = build_device(experiment), encoder_for(name, images)
     needs_head = not is_imagenet(images)
-    config = images.config
-    parts = [f"{encoder.name}@{encoder.input_size}px", images.data_id, f"{config.image_size}px"]
-    parts += [f"train{config.train_size or ''}", f"val{config.val_size or ''}", f"seed{config.data_seed}"]
+    parts = [f"{encoder.name}@{encoder.input_size}px", images.images_key("train"), f"val{images.config.val_size or ''}"]
     parts += [f"decay{DECAY:g}"] if needs_head else []
     key = "_".join(parts).replace("/", "_").replace(":", "-")
     path = Path(experiment.runtime.output_dir) / "classifiers" / f"{key}.pt"

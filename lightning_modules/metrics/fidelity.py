@@ -1,4 +1,4 @@
-"""FID, Inception Score, KID, precision and recall, streamed: features are kept, images are not.
+"""FID, Inception Score, KID, precision and recall, streamed: images are not kept.
 
 Letters: B images of one update, N images in all, H x W pixels, D features, C classes.
 """
@@ -6,8 +6,9 @@ Letters: B images of one update, N images in all, H x W pixels, D features, C cl
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -20,6 +21,43 @@ from torchmetrics.utilities import dim_zero_cat
 from lightning_modules.archives import check_sums
 from lightning_modules.distributed import in_order
 from lightning_modules.metrics.extractors import build_extractor, to_uint8
+
+
+class RealImages(NamedTuple):
+    """What the real images leave behind: for FID their moments, which are small for any number of images."""
+
+    num: int
+    mean: Tensor  # (D,) float64
+    covariance: Tensor  # (D, D) float64
+    features: Tensor | None  # (N, D), only where KID, precision or recall need them
+
+    @classmethod
+    def of(cls, parts: Iterable[Tensor], with_features: bool = True) -> "RealImages":
+        """Of features (B, D) in parts, of which only the moments are kept in memory unless `with_features`.
+
+        Raises ValueError: fewer than two images.
+        """
+        num, kept = 0, []
+        shift = total = products = torch.zeros(())
+        for part in parts:
+            part = part.cpu()
+            if not num:  # any point among the features: sums of squares about it lose no digits
+                shift = part[0].double()
+                total, products = torch.zeros_like(shift), shift.new_zeros(len(shift), len(shift))
+            centred = part.double() - shift
+            num, total = num + len(part), total + centred.sum(0)
+            products += centred.T @ centred
+            kept += [part] if with_features else []
+        if num < 2:
+            raise ValueError(f"Fidelity: a covariance takes two images a side, got {num} real ones.")
+        mean = total / num
+        covariance = (products - num * torch.outer(mean, mean)) / (num - 1)
+        return cls(num, mean + shift, covariance, torch.cat(kept) if with_features else None)
+
+    @property
+    def statistics(self) -> dict[str, np.ndarray]:
+        """As torch-fidelity has them."""
+        return {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
 
 
 class Fidelity(Metric):
@@ -62,7 +100,7 @@ class Fidelity(Metric):
         self.add_state("real", [], dist_reduce_fx="cat")  # [(B, D)]
         self.add_state("fake", [], dist_reduce_fx="cat")  # [(B, D)]
         self.add_state("fake_logits", [], dist_reduce_fx="cat")  # [(B, C)]
-        self._given_real: Tensor | None = None  # (N, D), of all processes; survives reset
+        self._given_real: RealImages | None = None  # of all processes; survives reset
 
     def protocol_id(self, n: int, reference: str, metric: str = "rfid") -> str:
         """How a number was made, e.g. "rfid/efficientnet-lite0@64px/val-vs-val/n10000/uint8"."""
@@ -83,57 +121,55 @@ class Fidelity(Metric):
             self.fake.append(features)
             self.fake_logits.append(logits)
 
-    def set_real_features(self, features: Tensor | None) -> None:
-        """Takes features (N, D) of the whole real set, on every process, in place of real images.
+    def set_real(self, real: RealImages | None) -> None:
+        """Takes the whole real set, on every process, in place of real images.
 
-        They stay through `reset`, so one set serves many models and epochs; None forgets them.
+        It stays through `reset`, so one set serves many models and epochs; None forgets it.
         """
-        if features is not None and features.ndim != 2:
-            raise ValueError(f"Fidelity: real features must be (N, D), these are {tuple(features.shape)}.")
-        self._given_real = features
+        self._given_real = real
         self._computed = None
 
-    def real_features(self) -> Tensor:
-        """Features of the real images (N, D): those that were given, else those of the updates."""
+    def real_images(self) -> RealImages:
+        """Those that were given, else those of the updates."""
         if self._given_real is not None:
             return self._given_real
         if len(self.real) == 0:
-            raise ValueError("Fidelity: no real images. Call update(images, real=True) or set_real_features first.")
-        return self.gathered(self.real)
+            raise ValueError("Fidelity: no real images. Call update(images, real=True) or set_real first.")
+        return RealImages.of([self.gathered(self.real)])
 
     def gathered(self, parts: list[Tensor]) -> Tensor:
         """The rows of all updates and processes, in the order of the data set."""
         rows = dim_zero_cat(parts)
         return in_order(rows) if self._is_synced else rows
 
-    def load_or_compute_real(self, path: str | Path, key: str, images: Iterable[Tensor]) -> Tensor:
-        """Sets real features from a file, or from `images` when the file is missing or of another key.
+    def load_or_compute_real(self, path: str | Path, key: str, images: Iterable[Tensor]) -> RealImages:
+        """Sets the real images from a file, or from `images` when the file is missing or of another key.
 
         Args:
             path: the cache file; written atomically, so processes may do this at the same time. A damaged one is
                 made again.
             key: what the images are (data set, split, size, number); the extractor's id is added to it.
             images: batches (B, 3, H, W) in [-1, 1] of the whole set, not of one process's share. Read only if
-                needed.
+                needed, on this metric's device.
         """
-        path = Path(path)
+        path, needs_features = Path(path), self.kid or self.prc
         key = f"{self.extractor.id}/{key}"
-        features = read_features(path, key)
-        if features is None:
-            features = torch.cat([self.extract(batch.to(self.device))[0].cpu() for batch in images])
+        real = read_real(path, key)
+        if real is None or (needs_features and real.features is None):
+            real = RealImages.of((self.extract(batch.to(self.device))[0] for batch in images), needs_features)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             try:
-                torch.save({"key": key, "features": features}, temporary)
+                torch.save({"key": key, **real._asdict()}, temporary)
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
-        self.set_real_features(features)
-        return features
+        self.set_real(real)
+        return real
 
     def compute(self) -> dict[str, Tensor]:
         """Scalars by name. ValueError: fewer than two images on either side."""
-        real = self.real_features().cpu()  # (N, D)
+        real = self.real_images()
         if len(self.fake) == 0:
             raise ValueError("Fidelity: no images to judge. Call update(images, real=False) first.")
         fake, logits = self.gathered(self.fake).cpu(), self.gathered(self.fake_logits).cpu()  # (N, D), (N, C)
@@ -141,34 +177,34 @@ class Fidelity(Metric):
         return {name: torch.tensor(value) for name, value in values.items()}
 
 
-def read_features(path: Path, key: str) -> Tensor | None:
-    """The features (N, D) of a file; None when it is missing, damaged or of another key: they are made again."""
+def read_real(path: Path, key: str) -> RealImages | None:
+    """The real images of a file; None when it is missing, damaged or of another key: they are made again."""
     try:
         check_sums(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        features = saved["features"] if saved["key"] == key else None
-        return features if isinstance(features, Tensor) and features.ndim == 2 else None
+        real = RealImages(*(saved[name] for name in RealImages._fields))
+        is_whole = saved["key"] == key and real.covariance.shape == (*real.mean.shape, *real.mean.shape)
+        return real if is_whole and real.num >= 2 else None
     except Exception:  # torch raises many kinds for a damaged file
         return None
 
 
 def fidelity_values(
-    real: Tensor, fake: Tensor, logits: Tensor, kid: bool = False, prc: bool = False
+    real: RealImages, fake: Tensor, logits: Tensor, kid: bool = False, prc: bool = False
 ) -> dict[str, float]:
     """FID, IS, and KID, precision and recall when asked for, by torch-fidelity's formulas.
 
     Args:
-        real, fake: features (N, D) on the CPU; the two N may differ.
+        real: with its features for KID, precision and recall.
+        fake: features (N, D) on the CPU; the two N may differ.
         logits: (N, C) of the fake images.
 
     Raises:
-        ValueError: fewer than two images on either side.
+        ValueError: fewer than two of them.
     """
-    num_images = min(len(real), len(fake))
-    if num_images < 2:
-        raise ValueError(f"Fidelity: a covariance takes two images a side, got {len(real)} and {len(fake)}.")
-    statistics = fid_features_to_statistics(fake), fid_features_to_statistics(real)
-    fid = fid_statistics_to_metric(*statistics, verbose=False)
+    if len(fake) < 2:
+        raise ValueError(f"Fidelity: a covariance takes two images a side, got {len(fake)} to judge.")
+    fid = fid_statistics_to_metric(fid_features_to_statistics(fake.double()), real.statistics, verbose=False)
     isc = isc_features_to_metric(logits, splits=min(10, len(logits)))
     values = {
         "fid": fid["frechet_inception_distance"],
@@ -176,10 +212,11 @@ def fidelity_values(
         "isc_std": isc["inception_score_std"],
     }
     if kid:
-        found = kid_features_to_metric(fake, real, kid_subset_size=min(1000, num_images), verbose=False)
+        size = min(1000, real.num, len(fake))
+        found = kid_features_to_metric(fake, real.features, kid_subset_size=size, verbose=False)
         values["kid"] = found["kernel_inception_distance_mean"]
     if prc:
-        found = prc_features_to_metric(fake, real, save_cpu_ram=True, verbose=False)
+        found = prc_features_to_metric(fake, real.features, save_cpu_ram=True, verbose=False)
         values |= {"precision": found["precision"], "recall": found["recall"]}
     return values
 

@@ -80,7 +80,12 @@ class GenerationMetrics(nn.Module):
         super().__init__()
         self.config = config
         self.codebook_size = codebook_size
-        self.fidelity = Fidelity(image_size, extractor=config.extractor, input_size=config.extractor_image_size or None)
+        self.fidelity = Fidelity(
+            image_size,
+            extractor=config.extractor,
+            input_size=config.extractor_image_size or None,
+            prc=config.precision_recall,
+        )
         self.num_reference = 0
 
     @property
@@ -92,7 +97,7 @@ class GenerationMetrics(nn.Module):
         limit = self.config.num_reference
         key = f"{key}/n{limit or 'all'}"
         path = folder / f"{self.fidelity.extractor.id}_{key}.pt".replace("/", "_")
-        self.num_reference = len(self.fidelity.load_or_compute_real(path, key, first_images(batches, limit)))
+        self.num_reference = self.fidelity.load_or_compute_real(path, key, first_images(batches, limit)).num
 
     def measure(
         self, samples: Iterable[tuple[list[int], Tensor, Tensor, Tensor]], classifier: Classifier | None = None
@@ -125,7 +130,7 @@ class GenerationMetrics(nn.Module):
                 kept = best_of_each_class(score[candidates], label[candidates], self.config.num_samples)
             suffix = "" if rate == 1 else f"/accept-{rate:g}"
             numbers = fidelity_values(
-                self.fidelity.real_features().cpu(), feature[kept], logit[kept], prc=self.config.precision_recall
+                self.fidelity.real_images(), feature[kept], logit[kept], prc=self.config.precision_recall
             )
             usage = CodebookUsage(self.codebook_size)
             usage.update(token[kept])

@@ -1,5 +1,7 @@
 """Images from folders, on small gradients whose place in the picture can be read off."""
 
+import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,21 @@ def test_squash_keeps_the_whole_picture(folder: Path):
     image = pixels(data.val_set[0]["image"])
     assert image[0, 8, 0] <= 2  # the leftmost columns are there ...
     assert image[0, 8, -1] >= 37  # ... and the rightmost of 0..39
+
+
+def test_images_made_otherwise_have_another_key(folder: Path):
+    """Features of real images are kept by it: of another folder, split or way to a square they are others."""
+    for split in ("train", "val"):
+        shutil.copytree(folder / split, folder / "other" / folder.name / split)
+    shutil.copytree(folder / "val", folder / "val2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        changed = [loaded(folder, **option) for option in ({"resize": "squash"}, {"val_folder": "val2"})]
+    changed.append(loaded(folder / "other" / folder.name))
+    data, same = loaded(folder), loaded(folder, random_crop=False, flip=True, batch_size=2)
+    keys = [module.images_key("val") for module in (data, *changed)] + [data.images_key("train")]
+    assert len(set(keys)) == 5 and same.images_key("val") == keys[0]
+    assert changed[0].data_id == f"{data.data_id}-squash" and changed[2].data_id == data.data_id
 
 
 def test_unknown_resize_is_an_error(folder: Path):

@@ -22,7 +22,7 @@ from experiments.build_codebook import read_codebook, save_codebook
 from experiments.errors import user_errors
 from experiments.records import KINDS, find_records, read_record, record_path, same_experiment, write_json
 from experiments.stage2.token_writer import finish
-from lightning_modules.metrics.fidelity import read_features
+from lightning_modules.metrics.fidelity import RealImages, read_real
 
 
 class Touch:
@@ -62,7 +62,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, zipped: bool) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"evil\.ckpt: not readable as a checkpoint"):
         load_checkpoint(path)
-    assert read_features(path, "k") is None
+    assert read_real(path, "k") is None
     np.save(tmp_path / "train_labels.npy", np.array([Touch(mark)], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"train_labels\.npy: not readable"):
         read_labels(tmp_path, None, "train")  # type: ignore[arg-type]
@@ -195,17 +195,17 @@ def test_a_codebook_that_is_not_finite(tmp_path: Path, bad: float) -> None:
 
 def test_damaged_reference_features_are_made_again(tmp_path: Path) -> None:
     """They are a cache: nothing is lost, so nothing is said."""
-    path, features = tmp_path / "reference.pt", torch.randn(20, 7)
-    torch.save({"key": "k", "features": features}, path)
-    whole, found = path.read_bytes(), read_features(path, "k")
-    assert found is not None and torch.equal(found, features) and read_features(path, "other") is None
+    path, real = tmp_path / "reference.pt", RealImages.of([torch.randn(20, 7)])
+    torch.save({"key": "k", **real._asdict()}, path)
+    whole, found = path.read_bytes(), read_real(path, "k")
+    assert found is not None and torch.equal(found.covariance, real.covariance) and read_real(path, "other") is None
     answers = []
     for content in damaged(whole, 60):
         path.write_bytes(content)
-        answers.append(read_features(path, "k"))
+        answers.append(read_real(path, "k"))
     assert answers.count(None) >= 57
-    assert all(torch.equal(answer, features) for answer in answers if answer is not None)
-    assert read_features(tmp_path / "missing.pt", "k") is None
+    assert all(torch.equal(answer.covariance, real.covariance) for answer in answers if answer is not None)
+    assert read_real(tmp_path / "missing.pt", "k") is None
 
 
 # ---- images

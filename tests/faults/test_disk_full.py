@@ -75,6 +75,7 @@ def test_no_room_for_reference_features(
     metric = Fidelity.__new__(Fidelity)
     torch.nn.Module.__init__(metric)
     metric.extractor = type("Extractor", (), {"id": "none"})
+    metric.kid = metric.prc = False
     monkeypatch.setattr(Fidelity, "device", torch.device("cpu"))
     monkeypatch.setattr(Fidelity, "extract", lambda self, images: (images, images))
     with said_in_one_line(capsys), room_for(10_000):

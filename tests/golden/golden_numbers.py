@@ -26,7 +26,7 @@ from lightning_modules.linear_probe import BlockFeatures, LinearProbe, LinearPro
 from lightning_modules.losses import hinge_d_loss, l1_loss, l2_loss, logit_laplace_loss, non_saturating_d_loss
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
-from lightning_modules.metrics.fidelity import fidelity_values
+from lightning_modules.metrics.fidelity import RealImages, fidelity_values
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics
 from lightning_modules.networks.gpt import GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
@@ -143,7 +143,7 @@ def metric_numbers() -> Numbers:
     """Metrics and losses of fixed random numbers."""
     torch.manual_seed(0)
     real, fake, logits = torch.randn(60, 6), 0.7 * torch.randn(50, 6) + 0.2, torch.randn(50, 5)
-    numbers: Numbers = {"fidelity": fidelity_values(real, fake, logits, kid=True, prc=True)}
+    numbers: Numbers = {"fidelity": fidelity_values(RealImages.of([real]), fake, logits, kid=True, prc=True)}
     usage, batch_usage, indices = CodebookUsage(64), BatchUsage(64, batch_images=5), torch.randint(48, (17, 4, 4))
     usage.update(indices)
     batch_usage.update(indices)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_modules.linear_probe import BlockFeatures, FrozenFeatures, LinearProbe, LinearProbeConfig
 from lightning_modules.networks.gpt import GPT, GPTConfig
@@ -104,6 +106,26 @@ def test_a_head_trained_with_the_others_is_the_head_trained_alone(normalize: boo
         torch.testing.assert_close(together.bias[block - 1], alone.bias[0], rtol=1e-5, atol=1e-6)
     assert together.weight.abs().amax((1, 2)).min() > 0.1
     assert (together.weight[0] - together.weight[2]).abs().max() > 0.01
+
+
+def test_accumulated_micro_batches_are_one_batch() -> None:
+    """Ten images: steps of four, four and, of one micro-batch alone, two; twice."""
+    whole, weights = images(10), []
+    for size, accumulate in ((4, 1), (2, 2)):
+        probe = LinearProbe(
+            LinearProbeConfig(optimizer=OptimizerConfig(accumulate=accumulate)),
+            BlockFeatures(transformer(), []),
+            CLASSES,
+        )
+        pieces = [{key: value[i : i + size] for key, value in whole.items()} for i in range(0, 10, size)]
+        quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        trainer = L.Trainer(
+            accelerator="cpu", max_steps=6, accumulate_grad_batches=accumulate, enable_model_summary=False, **quiet
+        )
+        trainer.fit(probe, DataLoader(pieces, batch_size=None))  # type: ignore[arg-type]
+        assert trainer.global_step == 6
+        weights.append(probe.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=2e-6)
 
 
 def test_vim_is_lent_and_stays_as_it_is() -> None:

@@ -77,6 +77,7 @@ def test_both_optimizers_learn(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"name": "adafactor", "betas": [0.9, 0.95]}, r"betas=\[0.9, 0.95\] has no effect on adafactor: set it to \["),
         ({"name": "adam"}, "name='adam' is none of adamw, adafactor"),
         ({"decay": "step"}, "decay='step' is none of exponential, cosine, linear"),
         ({"min_lr": 1.0}, "min_lr=1.0 must be above 0 and at most lr"),

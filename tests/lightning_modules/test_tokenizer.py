@@ -57,7 +57,9 @@ def batches(count: int, size: int = 4) -> list[dict[str, Tensor]]:
     return [{"image": images(size, seed)} for seed in range(count)]
 
 
-def fit(module: Tokenizer, data: list[dict[str, Tensor]], steps: int, *callbacks: L.Callback) -> L.Trainer:
+def fit(
+    module: Tokenizer, data: list[dict[str, Tensor]], steps: int, *callbacks: L.Callback, **options: Any
+) -> L.Trainer:
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -68,6 +70,7 @@ def fit(module: Tokenizer, data: list[dict[str, Tensor]], steps: int, *callbacks
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
+        **options,
     )
     trainer.fit(module, DataLoader(data, batch_size=None))  # type: ignore[arg-type]
     return trainer
@@ -300,6 +303,24 @@ def test_bf16_autocast_keeps_codes_in_float32(build: Any, name: str) -> None:
         output = module(images())
         assert module.encode(images()).quantized.dtype == torch.float32
         assert torch.equal(module.decode_indices(output.indices), output.reconstruction)
+
+
+@pytest.mark.parametrize("game", ["hinge", "non_saturating"])
+def test_bf16_trains_with_all_losses_in_float32(build: Any, game: str) -> None:
+    """With R1 and the adaptive weight; within bf16's digits of the losses of float32, but not rounded to them."""
+    options = [GAN, f"model.loss.adversarial_loss={game}", "model.loss.r1=1", "model.loss.adaptive_weight=true"]
+    logged, dtypes = [], set()
+    for precision in ("32-true", "bf16-mixed"):
+        module, snapshots = build("vit_vqgan", *options), Snapshots()
+        judge, fool = module.discriminator_loss, module.adversarial_loss
+        module.discriminator_loss = lambda *x, f=judge: (dtypes.update(logits.dtype for logits in x), f(*x))[1]
+        module.adversarial_loss = lambda x, f=fool: (dtypes.add(x.dtype), f(x))[1]
+        fit(module, batches(1), 1, snapshots, precision=precision)
+        logged.append(snapshots.logged[0])
+    exact, mixed = logged
+    assert dtypes == {torch.float32} and mixed["loss/l2"] != exact["loss/l2"]
+    for name in ("discriminator", "adversarial", "r1", "l2", "quantizer", "generator"):
+        assert mixed[f"loss/{name}"] == pytest.approx(exact[f"loss/{name}"], rel=0.1, abs=0.02), name
 
 
 def test_usage_is_counted_over_the_epoch(build: Any) -> None:

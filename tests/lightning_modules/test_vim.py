@@ -45,7 +45,7 @@ def loader(batches: list[Batch]) -> DataLoader:
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training step without a trainer."""
     monkeypatch.setattr(VIM, "log", lambda *_, **__: None)
-    monkeypatch.setattr(VIM, "share_of_step", lambda *_: 1.0)
+    monkeypatch.setattr(vim_module, "share_of_step", lambda *_: 1.0)
 
 
 # ---- training
@@ -93,6 +93,7 @@ def test_labels_are_dropped_in_training_alone(tiny: TinyExperiment) -> None:
     batch["tokens"] = batch["tokens"][:, :1].expand(-1, 64)
     module.gpt.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
     module.training_step(batch, 0)
+    module.on_validation_start()
     module.validation_step(batch, 0)
     training, validation = seen
     dropped = training == module.gpt.no_class

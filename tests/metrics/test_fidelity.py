@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torch_fidelity
@@ -9,10 +10,12 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from lightning_modules.losses.frozen import hub_file
 from lightning_modules.metrics import Fidelity, FidelityExtractor, build_extractor
 from lightning_modules.metrics.extractors import EfficientNetExtractor, to_uint8
+from lightning_modules.metrics.fidelity import RealImages
 
 SIZE = 32
 N = 60
@@ -157,18 +160,43 @@ def test_real_features_come_from_the_cache_file(
     assert [file.name for file in path.parent.iterdir()] == ["val.pt"]  # no temporary file is left
 
     reads.clear()
-    metric.set_real_features(None)
+    metric.set_real(None)
     metric.reset()
     metric.load_or_compute_real(path, "shapes/val/32px", batches(real))
     assert not reads
     metric.update(fake, real=False)
     assert metric.compute()["fid"].item() == pytest.approx(expected, rel=1e-4)
     metric.reset()
-    assert len(metric.real_features()) == N  # they stay
+    assert metric.real_images().num == N  # they stay
 
     metric.load_or_compute_real(path, "shapes/val/64px", batches(real[:8]))
     assert sum(reads) == 8  # another key: computed anew
-    assert len(metric.real_features()) == 8
+    assert metric.real_images().num == 8
+
+
+def test_moments_of_parts_are_those_of_all() -> None:
+    """Features far from zero: nothing cancels. They are what torch-fidelity makes of the features at once."""
+    features = 1000 + torch.randn(300, 7) * torch.logspace(-3, 2, 7)
+    real = RealImages.of(features.split([1, 200, 99]), with_features=False)
+    expected = fid_features_to_statistics(features.double())
+    assert real.num == 300 and real.features is None
+    np.testing.assert_allclose(real.statistics["mu"], expected["mu"], rtol=1e-9)
+    np.testing.assert_allclose(real.statistics["sigma"], expected["sigma"], rtol=1e-6, atol=1e-9)
+
+
+def test_the_file_holds_features_only_where_they_are_needed(
+    metric: Fidelity, images: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    real, fake = images
+    plain = Fidelity(SIZE)
+    plain.load_or_compute_real(tmp_path / "val.pt", "x", [real])
+    size = (tmp_path / "val.pt").stat().st_size
+    assert plain.real_images().features is None
+    plain.update(fake, real=False)
+    assert set(plain.compute()) == {"fid", "isc_mean", "isc_std"}
+    assert metric.prc, "which needs neighbours among the features"
+    metric.load_or_compute_real(tmp_path / "val.pt", "x", [real])  # made again, with them
+    assert len(metric.real_images().features) == N and (tmp_path / "val.pt").stat().st_size > size
 
 
 def test_images_are_quantised_as_png_files_are() -> None:
@@ -185,8 +213,8 @@ def test_mistakes_are_explained(metric: Fidelity, images: tuple[Tensor, Tensor])
     metric.update(images[0][:4], real=True)
     with pytest.raises(ValueError, match="no images to judge"):
         metric.compute()
-    with pytest.raises(ValueError, match=r"\(N, D\)"):
-        metric.set_real_features(torch.zeros(3))
+    with pytest.raises(ValueError, match="got 1 real"):
+        RealImages.of([torch.zeros(1, 3)])
     with pytest.raises(ValueError, match="clip"):
         build_extractor("clip", SIZE)
     with pytest.raises(ValueError, match="299"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
-from lightning_modules.metrics.fidelity import Fidelity, fidelity_values
+from lightning_modules.metrics.fidelity import Fidelity, RealImages, fidelity_values
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=25, database=None)
@@ -94,12 +94,14 @@ def test_fid_and_is_streamed_equal_all_at_once(num_real: int, num_fake: int, cut
         metric.update(batch, real=False)
     values = {name: float(value) for name, value in metric.compute().items()}
     (a, _), (b, logits) = metric.extract(real), metric.extract(fake)
-    assert values == pytest.approx(fidelity_values(a, b, logits), rel=1e-4, abs=1e-6)
+    assert values == pytest.approx(fidelity_values(RealImages.of([a]), b, logits), rel=1e-4, abs=1e-6)
     assert values["fid"] >= -1e-6 and 1 - 1e-6 <= values["isc_mean"] <= logits.shape[1] and values["isc_std"] >= 0
-    mixed = fidelity_values(a.flip(0), b, logits)
+    mixed = fidelity_values(RealImages.of([a.flip(0)]), b, logits)
     assert mixed["fid"] == pytest.approx(values["fid"], rel=1e-4, abs=1e-6), "the order of images means nothing"
-    assert fidelity_values(b, a, logits)["fid"] == pytest.approx(values["fid"], rel=1e-3, abs=1e-5), "symmetric"
-    assert fidelity_values(a, a, logits)["fid"] == pytest.approx(0, abs=1e-5)
+    assert fidelity_values(RealImages.of([b]), a, logits)["fid"] == pytest.approx(values["fid"], rel=1e-3, abs=1e-5), (
+        "symmetric"
+    )
+    assert fidelity_values(RealImages.of([a]), a, logits)["fid"] == pytest.approx(0, abs=1e-5)
 
 
 @given(st.sampled_from([0.0, 1e-3, 0.1, 1.0, 10.0]), st.lists(st.integers(0, 100), max_size=3), SEEDS)

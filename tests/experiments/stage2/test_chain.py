@@ -222,10 +222,9 @@ def test_images_are_generated_with_averaged_weights(tiny: TinyExperiment, tmp_pa
     seen: list[torch.Tensor] = []
     sample = module.sample_images
     module.sample_images = lambda: (seen.append(module.gpt.head.weight.clone()), sample())[1]  # type: ignore[method-assign]
-    images = build_data(experiment)
-    use_reference(module, images, tmp_path)
+    images, trainer = build_data(experiment), build_trainer(experiment, tmp_path)
+    use_reference(trainer, module, images, tmp_path)
     data = EncodedImages(images, module.tokenizer, "untrained")  # type: ignore[arg-type]
-    trainer = build_trainer(experiment, tmp_path)
     trainer.fit(module, data)
     assert len(seen) == 1 and torch.equal(seen[0], module.gpt.head.weight), "which are the averaged ones at the end"
 
