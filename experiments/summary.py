@@ -100,6 +100,7 @@ def tokenizer_rows(experiment: Experiment, module: Tokenizer, data_id: str) -> d
         "codebook": f"{model.codebook_size:,} codes of {model.code_dim} dimensions",
         "data": f"{data_id}, {size} x {size} pixels, batch {experiment.data.batch_size}",
         "tokens per image": f"{grid * grid} ({grid} x {grid})",
+        "perceptual loss": module.perceptual.name if module.perceptual is not None else "none",
         "parameters": f"{generator / 1e6:.2f} M trained, discriminator {count(module.discriminator) / 1e6:.2f} M",
         "peak memory, estimate": f"{memory:.2f} GiB a device",
     } | expected_time(experiment, seconds)
