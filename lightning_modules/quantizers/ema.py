@@ -38,6 +38,10 @@ class EMAConfig(QuantizerConfig):
         super().check(codebook_size, code_dim)
         if self.init not in ("latents", "normal"):
             raise ValueError(f"quantizer.init='{self.init}' is none of latents, normal")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"quantizer.decay={self.decay} must be in [0, 1)")
+        if self.eps <= 0:
+            raise ValueError(f"quantizer.eps={self.eps} must be above 0: a code that no latent chose has count 0")
 
 
 class EMAQuantizer(Quantizer):
