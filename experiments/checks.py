@@ -8,6 +8,7 @@ from experiments.values import flatten
 from lightning_modules.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_NETWORKS
 from lightning_modules.losses.perceptual import LPIPS_URLS
 from lightning_modules.metrics import EXTRACTORS, MetricsConfig
+from lightning_modules.networks import BackboneConfig, DiscriminatorConfig
 from lightning_modules.tokenizer import TokenizerConfig
 from lightning_modules.vim import VIMConfig
 
@@ -92,6 +93,17 @@ def not_negative(part: str, config: object) -> None:
         require(ok, f"model.{part}.{name}={value} must not be negative")
 
 
+def check_part(part: str, config: BackboneConfig | DiscriminatorConfig) -> None:
+    """Sizes of networks are at least 1; `head_dim` 0 and lists of dims that are empty leave it to the size."""
+    for name, value in vars(config).items():
+        key = f"model.{part}.{name}"
+        for item in value if isinstance(value, list) else [value]:
+            is_size = isinstance(item, int) and not isinstance(item, bool) and not (name == "head_dim" and item == 0)
+            require(not is_size or item >= 1, f"{key}={value} must be at least 1")
+        require(name != "channel_multipliers" or value, f"{key}={value} must hold a number for each resolution")
+        require(name != "dropout" or 0 <= value < 1, f"{key}={value} must be in [0, 1)")
+
+
 def check_metrics(metrics: MetricsConfig, codebook_size: int) -> None:
     """What would fail at the evaluation, after the training: FID takes two images, precision and recall four."""
     not_negative("metrics", metrics)
@@ -113,6 +125,8 @@ def check_tokenizer(model: TokenizerConfig) -> None:
     require(model.codebook_size >= 1, f"model.codebook_size={model.codebook_size} must be at least 1")
     require(model.code_dim >= 1, f"model.code_dim={model.code_dim} must be at least 1")
     model.quantizer.check(model.codebook_size, model.code_dim)
+    check_part("backbone", model.backbone)
+    check_part("discriminator", model.discriminator)
     not_negative("loss", model.loss)
     not_negative("quantizer", model.quantizer)
     check_metrics(model.metrics, model.codebook_size)
