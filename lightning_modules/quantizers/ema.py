@@ -22,8 +22,8 @@ class EMAConfig(QuantizerConfig):
 
     `init`: "latents" places the codes on random latents of the first training batch; "normal" draws them from
     N(0, 1), and then the few that lie nearest to the latents win for good (both are ours: B's code draws them uniform
-    in (-1/K, 1/K) and starts the counts at 0, not 1). `dead_code_threshold`: a code whose
-    averaged count falls below it is re-seeded with a random latent of the batch (Dhariwal et al. 2020); 0 = never.
+    in (-1/K, 1/K) and starts the counts at 0, not 1). `dead_code_threshold`: a code whose averaged count falls below it
+    is re-seeded with a random latent of the batch (Dhariwal et al. 2020); 0 = never.
     """
 
     name: str = "ema"
