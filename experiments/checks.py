@@ -5,7 +5,10 @@ from typing import Any
 
 from experiments.schema import Experiment
 from experiments.values import flatten
-from lightning_modules.losses import ADVERSARIAL_LOSSES
+from lightning_modules.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_NETWORKS
+from lightning_modules.losses.perceptual import LPIPS_URLS
+from lightning_modules.metrics import EXTRACTORS, MetricsConfig
+from lightning_modules.networks import BackboneConfig, DiscriminatorConfig
 from lightning_modules.tokenizer import TokenizerConfig
 from lightning_modules.vim import VIMConfig
 
@@ -55,6 +58,8 @@ def check_run(experiment: Experiment) -> None:
         for name in names:
             value = getattr(getattr(experiment, part), name)
             require(value >= 1, f"{part}.{name}={value} must be at least 1")
+    val_size = experiment.data.val_size
+    require(val_size is None or val_size >= 2, f"data.val_size={val_size} must be null (all) or at least 2")
     require(trainer.validate_every >= 0, f"trainer.validate_every={trainer.validate_every} must be 0 (off) or more")
     require(len(optimizer.betas) == 2, f"model.optimizer.betas={optimizer.betas} must hold two numbers")
     require(
@@ -88,13 +93,48 @@ def not_negative(part: str, config: object) -> None:
         require(ok, f"model.{part}.{name}={value} must not be negative")
 
 
+def check_part(part: str, config: BackboneConfig | DiscriminatorConfig) -> None:
+    """Sizes of networks are at least 1; `head_dim` 0 and lists of dims that are empty leave it to the size."""
+    for name, value in vars(config).items():
+        key = f"model.{part}.{name}"
+        for item in value if isinstance(value, list) else [value]:
+            is_size = isinstance(item, int) and not isinstance(item, bool) and not (name == "head_dim" and item == 0)
+            require(not is_size or item >= 1, f"{key}={value} must be at least 1")
+        require(name != "channel_multipliers" or value, f"{key}={value} must hold a number for each resolution")
+        require(name != "dropout" or 0 <= value < 1, f"{key}={value} must be in [0, 1)")
+
+
+def check_metrics(metrics: MetricsConfig, codebook_size: int) -> None:
+    """What would fail at the evaluation, after the training: FID takes two images, precision and recall four."""
+    not_negative("metrics", metrics)
+    lpips = ("auto", *LPIPS_URLS, "none")
+    for name, value, known in (("extractor", metrics.extractor, EXTRACTORS), ("lpips", metrics.lpips, lpips)):
+        require(value in known, f"model.metrics.{name}='{value}' is none of {', '.join(known)}")
+    fewest = 4 if metrics.precision_recall else 2
+    require(
+        metrics.num_images == 0 or metrics.num_images >= fewest,
+        f"model.metrics.num_images={metrics.num_images} must be 0 (all) or at least {fewest}",
+    )
+    require(
+        all(1 <= rank <= codebook_size for rank in metrics.code_ranks),
+        f"model.metrics.code_ranks={metrics.code_ranks} must lie between 1 and model.codebook_size={codebook_size}",
+    )
+
+
 def check_tokenizer(model: TokenizerConfig) -> None:
     require(model.codebook_size >= 1, f"model.codebook_size={model.codebook_size} must be at least 1")
     require(model.code_dim >= 1, f"model.code_dim={model.code_dim} must be at least 1")
     model.quantizer.check(model.codebook_size, model.code_dim)
+    check_part("backbone", model.backbone)
+    check_part("discriminator", model.discriminator)
     not_negative("loss", model.loss)
     not_negative("quantizer", model.quantizer)
+    check_metrics(model.metrics, model.codebook_size)
     loss = model.loss
+    require(
+        loss.perceptual_network in PERCEPTUAL_NETWORKS,
+        f"model.loss.perceptual_network='{loss.perceptual_network}' is none of {', '.join(PERCEPTUAL_NETWORKS)}",
+    )
     require(
         loss.adversarial_loss in ADVERSARIAL_LOSSES,
         f"model.loss.adversarial_loss='{loss.adversarial_loss}' is none of {', '.join(ADVERSARIAL_LOSSES)}",

@@ -12,6 +12,7 @@ import lightning as L
 from experiments.build import resolve_data, restore
 from experiments.chain import output_dir_of, prepare_evaluation
 from experiments.errors import user_errors
+from experiments.runtime.ranks import check_accelerator
 from experiments.schema import Downstream
 from experiments.train import evaluate, train
 from experiments.values import from_dotlist, merge
@@ -37,6 +38,7 @@ def main() -> None:
         output_dir = arguments.output_dir or output_dir_of(arguments.checkpoint)
         where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
         experiment, module = restore(arguments.checkpoint, merge(where, from_dotlist(arguments.overrides)))
+        check_accelerator(experiment.runtime)
         resolved = resolve_data(experiment, arguments.data)
         if isinstance(experiment, Downstream):
             assert isinstance(resolved, Downstream)

@@ -20,6 +20,7 @@ from datamodules.token_files import SPLITS
 from datamodules.views import ViewDataset
 from experiments.build import build_data, resolve_data, restore_tokenizer
 from experiments.errors import user_errors
+from experiments.runtime.ranks import check_accelerator
 from experiments.schema import Experiment
 from experiments.stage2.encode import tokenizer_digest
 from experiments.stage2.token_writer import Job, make_job, write_tokens
@@ -67,6 +68,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
         raise ValueError(f"{min(other)}: the tokenizer is trained, only data.* and runtime.* can be changed")
     where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": arguments.output_dir}}
     experiment, module = restore_tokenizer(arguments.checkpoint, merge(where, overrides))
+    check_accelerator(experiment.runtime)
     experiment = plain_experiment(experiment, arguments.data, chosen(experiment, overrides.get("data", {})))
     crop = crop_transform(experiment, arguments.flip) if "crop" in views else None
     data = build_data(experiment)

@@ -1,6 +1,7 @@
 """ViT-VQGAN (paper A): ViT encoder and decoder, factorized l2-normalised codes, StyleGAN2 discriminator.
 
-Losses of paper A, section 3.3: 1.0 L2 + 0.1 logit-Laplace + 0.1 perceptual + 0.1 adversarial + VQ with beta 0.25.
+The recipes set the losses of paper A, section 3.3: 1.0 L2 + 0.1 logit-Laplace + 0.1 perceptual + 0.1 adversarial + VQ
+with beta 0.25. The configuration's default is L2 and VQ alone, so the discriminator is not built.
 """
 
 from dataclasses import dataclass, field

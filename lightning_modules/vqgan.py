@@ -1,6 +1,7 @@
 """VQGAN, the CNN baseline (Esser et al. 2021; rows "VQGAN" of paper B's tables).
 
-CNN encoder and decoder, a wide codebook trained by gradient, PatchGAN with hinge loss and adaptive weight.
+CNN encoder and decoder, a wide codebook trained by gradient. The recipes add the perceptual loss and PatchGAN with
+hinge loss and adaptive weight; the configuration's default is L2 and VQ alone, so the discriminator is not built.
 """
 
 from dataclasses import dataclass, field

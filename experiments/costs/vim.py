@@ -1,4 +1,4 @@
-"""What training a VIM costs, counted like a tokenizer in `cost`: parameters, multiply-accumulates, memory, hours.
+"""What training a VIM costs, counted like a tokenizer in `costs/tokenizer.py`: parameters, MACs, memory, hours.
 
 Letters: T tokens an image, D width, V codes.
 """
@@ -51,7 +51,7 @@ def vim_memory_bytes(experiment: Downstream, devices: int = 1) -> int:
     """
     images = math.ceil(experiment.data.batch_size / devices)
     gpt = transformer(experiment)
-    with FakeTensorMode():  # see cost.activation_bytes
+    with FakeTensorMode():  # see activation_bytes of costs/tokenizer.py
         blocks = [GPTBlock(gpt.size, gpt.config) for _ in gpt.blocks]
         activations = saved_bytes(nn.Sequential(*blocks), torch.zeros(1, gpt.num_tokens, gpt.size.width))
     numbers = NUMBERS_A_WEIGHT[experiment.model.optimizer.name] * count(gpt)

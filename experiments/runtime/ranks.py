@@ -6,6 +6,7 @@ this process starts the others. Either way each of them runs the same command. d
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from lightning_modules.distributed import rank, world_size
 from lightning_modules.vim import VIMConfig
 
 STRATEGIES = ("auto", "ddp", "fsdp")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 WAIT = timedelta(days=30)  # for what one rank makes: tokens, a codebook, a model that another job trains
 
 
@@ -44,8 +46,16 @@ def launched() -> tuple[int, int] | None:
 
 
 def placement(runtime: RuntimeConfig) -> tuple[int | str, int]:
-    """`devices` of each node and `num_nodes`, for Lightning. Raises ValueError when the launcher says otherwise."""
-    given: int | str = int(runtime.devices) if runtime.devices.isdigit() else runtime.devices
+    """`devices` of each node and `num_nodes`, for Lightning: a number, GPUs by number ("0,3" or "3,") or "auto".
+
+    Raises ValueError for other values, and when the launcher says otherwise.
+    """
+    wanted = "auto" if runtime.devices == "-1" else runtime.devices
+    if wanted != "auto" and not re.fullmatch("0*[1-9][0-9]*|([0-9]+,)+[0-9]*", wanted):
+        raise ValueError(f"runtime.devices={wanted} must be a number from 1 on, GPUs by number such as 0,3, or auto")
+    if runtime.num_nodes < 1:
+        raise ValueError(f"runtime.num_nodes={runtime.num_nodes} must be at least 1")
+    given: int | str = int(wanted) if wanted.isdigit() else wanted
     found = launched()
     if found is None:
         return given, runtime.num_nodes
@@ -63,12 +73,38 @@ def num_devices(runtime: RuntimeConfig) -> int:
     devices, nodes = placement(runtime)
     if isinstance(devices, str):
         gpus = 0 if runtime.accelerator == "cpu" else torch.cuda.device_count()
-        devices = (gpus or 1) if devices in ("auto", "-1") else len(devices.strip(",").split(","))
+        devices = (gpus or 1) if devices == "auto" else len(devices.strip(",").split(","))
     return devices * nodes
 
 
+def check_accelerator(runtime: RuntimeConfig) -> None:
+    """Raises ValueError for an accelerator that is unknown, or that this machine has not."""
+    name = runtime.accelerator
+    if name not in ACCELERATORS:
+        raise ValueError(f"runtime.accelerator='{name}' is none of {', '.join(ACCELERATORS)}")
+    if name not in ("auto", "cpu") and not torch.accelerator.is_available():
+        raise ValueError(
+            f"runtime.accelerator={name}, but torch finds no GPU here: leave it out, or set runtime.accelerator=cpu"
+        )
+
+
+def check_gpus(runtime: RuntimeConfig) -> None:
+    """Raises ValueError where `devices` are more GPUs, or other ones, than this machine has. A CPU has any number."""
+    devices, _ = placement(runtime)
+    gpus = 0 if runtime.accelerator == "cpu" else torch.cuda.device_count()
+    if isinstance(devices, int):
+        is_there = gpus == 0 or devices <= gpus
+    else:
+        numbers = [] if devices == "auto" else devices.strip(",").split(",")
+        is_there = all(int(number) < gpus for number in numbers) and len(set(numbers)) == len(numbers)
+    if not is_there:
+        raise ValueError(f"runtime.devices={devices}, but there are {gpus} GPUs to use here: take others, or auto")
+
+
 def check_devices(experiment: Experiment) -> None:
-    """Raises ValueError for what does not go together with so many devices, before any long work."""
+    """Raises ValueError for devices that are not there and for what does not go together with them, before any work."""
+    check_accelerator(experiment.runtime)
+    check_gpus(experiment.runtime)
     devices, strategy = num_devices(experiment.runtime), experiment.runtime.strategy
     if strategy not in STRATEGIES:
         raise ValueError(f"runtime.strategy='{strategy}' is none of {', '.join(STRATEGIES)}")

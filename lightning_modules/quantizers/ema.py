@@ -21,8 +21,9 @@ class EMAConfig(QuantizerConfig):
     """`decay` 0.99 and `eps` 1e-5 as in paper B's baseline.
 
     `init`: "latents" places the codes on random latents of the first training batch; "normal" draws them from
-    N(0, 1), and then the few that lie nearest to the latents win for good. `dead_code_threshold`: a code whose
-    averaged count falls below it is re-seeded with a random latent of the batch (Dhariwal et al. 2020); 0 = never.
+    N(0, 1), and then the few that lie nearest to the latents win for good (both are ours: B's code draws them uniform
+    in (-1/K, 1/K) and starts the counts at 0, not 1). `dead_code_threshold`: a code whose averaged count falls below it
+    is re-seeded with a random latent of the batch (Dhariwal et al. 2020); 0 = never.
     """
 
     name: str = "ema"
@@ -38,6 +39,10 @@ class EMAConfig(QuantizerConfig):
         super().check(codebook_size, code_dim)
         if self.init not in ("latents", "normal"):
             raise ValueError(f"quantizer.init='{self.init}' is none of latents, normal")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"quantizer.decay={self.decay} must be in [0, 1)")
+        if self.eps <= 0:
+            raise ValueError(f"quantizer.eps={self.eps} must be above 0: a code that no latent chose has count 0")
 
 
 class EMAQuantizer(Quantizer):

@@ -49,6 +49,8 @@ def test_keys_that_contradict_the_launcher_are_an_error(alone: None, monkeypatch
 def test_devices_by_number_or_by_name(alone: None) -> None:
     assert num_devices(RuntimeConfig(devices="2", num_nodes=4)) == 8
     assert num_devices(RuntimeConfig(devices="0,3,5")) == 3
+    assert num_devices(RuntimeConfig(devices="3,")) == 1, "the fourth GPU"
+    assert placement(RuntimeConfig(devices="-1")) == ("auto", 1)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,13 @@ def test_devices_by_number_or_by_name(alone: None) -> None:
         (["runtime.devices=3"], "data.batch_size=4 is the global batch .* multiple of 3"),
         (["runtime.strategy=deepspeed"], "runtime.strategy='deepspeed' is none of auto, ddp, fsdp"),
         (["runtime.strategy=fsdp"], "fsdp is for vim, not for vqgan"),
+        (["runtime.devices=0"], r"runtime\.devices=0 must be a number from 1 on"),
+        (["runtime.devices=-2"], r"runtime\.devices=-2 must be a number from 1 on"),
+        (["runtime.devices=foo"], r"runtime\.devices=foo must be a number from 1 on"),
+        (["runtime.devices=0;1"], r"runtime\.devices=0;1 must be a number from 1 on"),
+        (["runtime.num_nodes=0"], r"runtime\.num_nodes=0 must be at least 1"),
+        (["runtime.devices='0,1'"], r"runtime\.devices=0,1, but there are 0 GPUs to use here"),
+        (["runtime.accelerator=npu"], r"runtime\.accelerator='npu' is none of auto, cpu, gpu, cuda, mps"),
     ],
 )
 def test_what_cannot_be_run_is_refused_first(
@@ -64,6 +73,22 @@ def test_what_cannot_be_run_is_refused_first(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check_devices(tiny("vqgan", *overrides))
+
+
+def test_gpus_that_are_not_there_are_refused_first(
+    alone: None, tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"runtime\.accelerator=gpu, but torch finds no GPU here"):
+        check_devices(tiny("vqgan", "runtime.accelerator=gpu"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for devices in ("2", "0,1", "1,", "auto"):
+        check_devices(tiny("vqgan", "runtime.accelerator=gpu", f"runtime.devices='{devices}'"))
+    for devices in ("4", "0,2", "1,1"):
+        with pytest.raises(ValueError, match=rf"runtime\.devices={devices}, but there are 2 GPUs to use here"):
+            check_devices(tiny("vqgan", "runtime.accelerator=gpu", f"runtime.devices='{devices}'"))
+    check_devices(tiny("vqgan", "runtime.devices=4"))  # processes on the CPU
 
 
 def test_the_model_below_must_be_shared_out_too(alone: None, tiny: TinyExperiment) -> None:

@@ -95,6 +95,22 @@ def test_data_defaults_are_those_of_the_data_set() -> None:
             r"model\.codebook_size=64 is not the product of .* or set model\.quantizer\.levels",
         ),
         ("model.quantizer.name=lfq", r"not 64 and 256: take 64 and 6"),
+        ("model.backbone.channels=0", r"model\.backbone\.channels=0 must be at least 1"),
+        ("model.backbone.num_res_blocks=-1", r"model\.backbone\.num_res_blocks=-1 must be at least 1"),
+        ("model.backbone.latent_channels=0", r"model\.backbone\.latent_channels=0 must be at least 1"),
+        ("model.backbone.channel_multipliers=[]", r"channel_multipliers=\[\] must hold a number for each resolution"),
+        ("model.backbone.channel_multipliers=[1,0]", r"channel_multipliers=\[1, 0\] must be at least 1"),
+        ("model.backbone.dropout=1", r"model\.backbone\.dropout=1\.0 must be in \[0, 1\)"),
+        ("model.discriminator.channels=0", r"model\.discriminator\.channels=0 must be at least 1"),
+        ("data.val_size=1", r"data\.val_size=1 must be null \(all\) or at least 2"),
+        ("model.metrics.num_images=1", r"model\.metrics\.num_images=1 must be 0 \(all\) or at least 2"),
+        ("model.metrics.num_images=-1", r"model\.metrics\.num_images=-1 must not be negative"),
+        ("model.metrics.extractor_image_size=-1", r"extractor_image_size=-1 must not be negative"),
+        ("model.metrics.extractor=inception", r"extractor='inception' is none of auto, inception-v3-compat"),
+        ("model.metrics.lpips=squeeze", r"model\.metrics\.lpips='squeeze' is none of auto, vgg, alex, none"),
+        ("model.metrics.code_ranks=[1,65]", r"code_ranks=\[1, 65\] must lie between 1 and model\.codebook_size=64"),
+        ("model.metrics.code_ranks=[0]", r"code_ranks=\[0\] must lie between 1"),
+        ("model.loss.perceptual_network=vgg", r"perceptual_network='vgg' is none of auto, lpips-vgg"),
     ],
 )
 def test_a_mistake_is_named_with_the_file(recipe: Path, override: str, message: str) -> None:
@@ -102,6 +118,40 @@ def test_a_mistake_is_named_with_the_file(recipe: Path, override: str, message: 
         load_experiment(recipe, [override])
     text = str(error.value)
     assert text.startswith(f"{recipe}: ") and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("backbone.patch_size=0", r"model\.backbone\.patch_size=0 must be at least 1"),
+        ("backbone.head_dim=-1", r"model\.backbone\.head_dim=-1 must be at least 1"),
+        ("backbone.encoder_dims=[2,0,64,128]", r"encoder_dims=\[2, 0, 64, 128\] must be at least 1"),
+        ("discriminator.max_channels=-1", r"model\.discriminator\.max_channels=-1 must be at least 1"),
+    ],
+)
+def test_sizes_of_a_vit_that_cannot_be(recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_experiment(recipe, ["model.name=vit_vqgan", f"model.{override}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("decay=1", r"quantizer\.decay=1\.0 must be in \[0, 1\)"),
+        ("decay=1.5", r"quantizer\.decay=1\.5 must be in \[0, 1\)"),
+        ("eps=0", r"quantizer\.eps=0\.0 must be above 0"),
+        ("init=uniform", r"quantizer\.init='uniform' is none of latents, normal"),
+    ],
+)
+def test_moving_averages_that_cannot_be(recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_experiment(recipe, ["model.quantizer.name=ema", f"model.quantizer.{override}"])
+
+
+def test_precision_and_recall_take_three_neighbours(recipe: Path) -> None:
+    load_experiment(recipe, ["model.metrics.num_images=2"])
+    with pytest.raises(ValueError, match=r"num_images=2 must be 0 .* at least 4"):
+        load_experiment(recipe, ["model.metrics.num_images=2", "model.metrics.precision_recall=true"])
 
 
 def test_an_untrained_discriminator_may_not_steer(recipe: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,51 +11,60 @@ from torch import nn
 
 from experiments.build import build_model, resolve_data
 from experiments.config import load_experiment
+from experiments.schema import Downstream
 from experiments.train import train
-from lightning_modules import tokenizer
+from lightning_modules import tokenizer, vim
+from lightning_modules.linear_probe import BlockFeatures, LinearProbe, TokenizerFeatures
+from lightning_modules.tokenizer import TokenizerConfig
 from sweeps.grid import load_grid
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 ALL = sorted(FOLDER.glob("*.yaml"))
 RECIPES = [path for path in ALL if "upstream:" not in path.read_text()]  # of tokenizers
-TRAINED = [path for path in RECIPES if path.stem.endswith("_cifar10")]
-BUILT = [path for path in RECIPES if path.stem.endswith(("_imagenet", "_ffhq", "_celebahq"))]
+DOWNSTREAM = [path for path in ALL if path not in RECIPES]
+TRAINED = [path for path in RECIPES if path.stem.endswith("_cifar10")]  # of the others: tests/experiments/stage2
+PAPER_SCALE = [path for path in ALL if path.stem.endswith(("_imagenet", "_ffhq", "_celebahq"))]
+BUILT = [path for path in PAPER_SCALE if path in RECIPES]
 
-named = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+named = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 
 
 def test_every_recipe_is_tested() -> None:
     assert TRAINED and BUILT and sorted(TRAINED + BUILT) == RECIPES
+    assert len(DOWNSTREAM) >= 9 and all(path.stem.endswith("_cifar10") for path in set(ALL) - set(PAPER_SCALE))
 
 
 @named
 def test_a_recipe_begins_with_its_source_and_its_command(path: Path) -> None:
     lines = path.read_text().splitlines()
     comment = "\n".join(line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
-    assert "Paper" in comment and f"experiments.train experiments/{path.name}" in comment
+    assert "paper" in comment.lower() and f"experiments.train experiments/{path.name}" in comment
 
 
 @named
 def test_a_recipe_parses_and_holds_no_machine_of_ours(path: Path) -> None:
     experiment = load_experiment(path)
-    assert experiment.model.name in path.stem
+    assert {"linear_probe": "probe"}.get(experiment.model.name, experiment.model.name) in path.stem
     assert "runtime" not in path.read_text().replace("runtime.data_dir=", "")
-    warmup, steps = experiment.model.optimizer.warmup_steps, experiment.trainer.max_steps
-    assert warmup < steps and experiment.model.loss.adversarial_start < steps
+    assert experiment.model.optimizer.warmup_steps < experiment.trainer.max_steps
+    if isinstance(experiment.model, TokenizerConfig):
+        assert experiment.model.loss.adversarial_start < experiment.trainer.max_steps
 
 
-@pytest.mark.parametrize("path", BUILT, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAPER_SCALE, ids=lambda path: path.stem)
 def test_a_paper_scale_recipe_names_row_hardware_and_time(path: Path) -> None:
     comment = path.read_text().partition("\ndata:")[0]
-    for text in ("Table", "row", "FID", " h by experiments.preview", "Not run here"):
+    of_tokenizers = ("FID", " h by experiments.preview") if path in BUILT else ()
+    for text in ("Table", "row", "Not run here", *of_tokenizers):
         assert text in comment
     assert ("32 V100" in comment) == ("Paper B" in comment) and ("128 TPUv4" in comment) == ("Paper A" in comment)
 
 
 def test_keys_named_in_comments_are_keys() -> None:
     """Each `model.x=value` that a comment offers can be given on the command line."""
-    offered = {path: re.findall(r"((?:model|data|trainer)[.][\w.]+=[\w.+-]*\w)", comments(path)) for path in RECIPES}
-    assert sum(map(len, offered.values())) > 50
+    key = r"(?:upstream[.])*(?:(?:model|data|trainer)[.][\w.]+|recipe)=(?:[\w.+-]*\w|\[\])"
+    offered = {path: re.findall(key, comments(path)) for path in ALL}
+    assert sum(map(len, offered.values())) > 50 and sum(map(len, (offered[path] for path in DOWNSTREAM))) > 10
     for path, items in offered.items():
         load_experiment(path, [item for item in items if not item.endswith("=FILE")])
 
@@ -109,3 +119,50 @@ def test_a_paper_scale_recipe_builds(path: Path, monkeypatch: pytest.MonkeyPatch
     assert latents.shape == (1, tokens, tokens, experiment.model.code_dim)
     assert module.to_image(prediction).shape == (1, 3, 256, 256)
     assert module.discriminator is not None
+
+
+@pytest.mark.parametrize("path", DOWNSTREAM, ids=lambda path: path.stem)
+def test_a_recipe_of_stage_two_builds_on_what_it_stands_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device: the tokens of the tokenizer are those of the transformer, whose width is the probe's."""
+    for module, name in (tokenizer, "TokenizerMetrics"), (tokenizer, "build_perceptual"), (vim, "GenerationMetrics"):
+        monkeypatch.setattr(module, name, lambda *_: nn.Identity())
+    experiment = load_experiment(path)
+    assert isinstance(experiment, Downstream)
+    with torch.device("meta"):
+        module = build_downstream(experiment)
+    if isinstance(module, vim.VIM):
+        tokens = 64 if path.stem.endswith("_cifar10") else 256 if path.stem.startswith("gpt_") else 1024
+        assert module.gpt.num_tokens == tokens
+        assert module.gpt.head.weight.shape[0] == experiment.upstream.model.codebook_size
+    else:
+        of_vim = {"probe_vim_imagenet": (36, 2048, 1000), "probe_vim_cifar10": (4, 128, 10)}
+        assert module.weight.shape == of_vim.get(path.stem, (1, 128, 10))
+
+
+def build_downstream(experiment: Downstream) -> Any:
+    classes = 10 if experiment.data.name == "cifar10" else 1000
+    upstream = experiment.upstream
+    if isinstance(upstream, Downstream):
+        features = BlockFeatures(build_downstream(upstream).gpt, experiment.model.blocks)
+        return LinearProbe(experiment.model, features, classes)
+    below = build_model(upstream)
+    if isinstance(experiment.model, vim.VIMConfig):
+        grid = (below.encoder.grid_size,) * 2
+        return vim.VIM(experiment.model, upstream.model.codebook_size, grid, classes, experiment.data.image_size)
+    return LinearProbe(experiment.model, TokenizerFeatures(below, experiment.model.features), classes)
+
+
+@pytest.mark.parametrize("scale", ["quick", "reduced", "paper"])
+def test_the_probes_of_table_7_stand_on_what_the_paper_says(scale: str) -> None:
+    """No tokenizer of theirs had the perceptual loss; VIM-Base was trained with dropout, VIM-Large without."""
+    (table,) = load_grid(FOLDER.parent / "sweeps/vit_vqgan/table7.yaml", scale).tables
+    rows = [row for row in table.rows if row.runs]
+    assert len(rows) == {"quick": 1, "reduced": 2, "paper": 3}[scale]
+    for row in rows:
+        for run in row.runs:
+            assert isinstance(run.experiment, Downstream)
+            gpt = run.experiment.upstream.model.gpt
+            assert run.experiment.upstream.upstream.model.loss.perceptual == 0, run.label
+            if scale == "paper":
+                expected = {"Base 650M": ("base", 0.1), "Large 1697M": ("large", 0.0)}[row.heads["size"]]
+                assert (gpt.size, gpt.dropout) == expected, run.label

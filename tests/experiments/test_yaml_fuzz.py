@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from conftest import TinyExperiment
 
 from experiments import config
+from experiments.build import build_model
 from experiments.config import compose, load_experiment, parse
 from experiments.errors import user_errors
 from experiments.values import read_yaml
+from lightning_modules import tokenizer
 from sweeps import grid
 from sweeps.grid import SWEEPS, load_grid
 
@@ -169,6 +173,34 @@ def test_mutated_recipes(paths: list[Path], number: int) -> None:
         tree = mutated(trees[i % len(trees)], rng)
         outcomes.try_(lambda tree=tree: load(tree), tree)  # type: ignore[misc]
     outcomes.check(number, valid=0.05)
+
+
+SIZES: dict[type, list[Any]] = {
+    bool: [True, False],
+    int: [-1, 0, 1, 2, 12],
+    float: [-0.1, 0.0, 1.0],
+    str: ["micro", "sincos", "learned", "gelu", "x"],
+    list: [[], [-1], [0], [1], [1, 2], [2, 0, 64, 128], [1, 2, 32, 0], [1, 2, 32, 64]],
+}
+
+
+def test_networks_that_parse_can_be_built(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key of every backbone and discriminator: one line of error, or weights (on the meta device)."""
+    monkeypatch.setattr(tokenizer, "TokenizerMetrics", lambda *_: torch.nn.Identity())
+    outcomes = Outcomes()
+    for name in ("vqgan", "vit_vqgan"):
+        for part in ("backbone", "discriminator"):
+            for key, default in vars(getattr(tiny(name).model, part)).items():
+                for value in SIZES[type(default)] if key != "name" else []:
+                    override = f"model.{part}.{key}={json.dumps(value)}"
+                    outcomes.try_(lambda name=name, override=override: build(tiny, name, override), override)  # type: ignore[misc]
+    outcomes.check(outcomes.counts.total(), valid=0.05)
+
+
+def build(tiny: TinyExperiment, name: str, override: str) -> None:
+    with torch.device("meta"):
+        module = build_model(tiny(name, "model.loss.adversarial=0.1", override))
+    assert all(parameter.numel() for parameter in module.parameters()), f"{override}: an empty weight"
 
 
 def test_garbled_recipe_files(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Same weights, same numbers: the discriminators against stored outputs of the public implementations.
 
 Each key function maps one of their state-dict names to ours; loading is strict on both sides. Encoders and decoders are
-in tests/experiments/test_import_parity.py: their weights come through the importer.
+in tests/experiments/importers/test_import_parity.py: their weights come through the importer.
 """
 
 import json

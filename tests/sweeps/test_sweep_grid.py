@@ -1,10 +1,18 @@
 """Sweep files become the right experiments, and mistakes in them are named before anything is trained."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from conftest import load_once
 
+from experiments.codebooks.extraction import patch_features
+from experiments.config import RECIPES, load_experiment
 from experiments.values import read_yaml
+from lightning_modules.networks import load_encoder
+from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
 from sweeps import grid as grid_module
 from sweeps.grid import SWEEPS, load_grid, parse_seeds, scale_names
 
@@ -168,3 +176,34 @@ def test_paper_table_shares_the_cells_of_the_ablation() -> None:
     ablation, table = (load_grid(SWEEPS / name, "quick") for name in ("ablation_codebook.yaml", "vqgan_lc/table2.yaml"))
     assert {run.digest for run in table.runs} <= {run.digest for run in ablation.runs}
     assert table.name == "vqgan_lc_table2"
+
+
+def test_feature_dim_is_what_the_encoder_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every LC recipe, and of every LC cell at paper scale. timm's encoders without weights, on the meta device."""
+    experiments = {path.name: load_experiment(path) for path in RECIPES.glob("vqgan_lc*.yaml")}
+    grids = [load_grid(path, "paper") for path in SWEEP_FILES if "experiment: vqgan_lc" in path.read_text()]
+    grids.append(load_grid(SWEEPS / "vqgan_lc/table6.yaml", "reduced"))
+    experiments |= {f"{grid.name} {grid.scale} {run.label}": run.experiment for grid in grids for run in grid.runs}
+    monkeypatch.setattr(timm, "create_model", partial(create_without_weights, timm.create_model))
+    widths: dict[str, int] = {}
+    for where, experiment in experiments.items():
+        quantizer = getattr(experiment.model, "quantizer", None)
+        if isinstance(quantizer, LargeCodebookConfig) and quantizer.source.method != "normal":
+            key = str(vars(quantizer.source) | {"method": "", "num_images": 0, "seed": 0})
+            if key not in widths:
+                widths[key] = width(quantizer.source)
+            assert quantizer.feature_dim == widths[key], where
+    assert len(widths) >= 5, "ViT-L, ViT-B, ResNet-50 and two stages of EfficientNet-Lite0"
+
+
+def create_without_weights(create_model, name, pretrained, **options):  # type: ignore[no-untyped-def]
+    return create_model(name, pretrained=False, **options)
+
+
+def width(source: CodebookSource) -> int:
+    size = source.encoder_image_size
+    if not source.encoder.startswith("timm:"):
+        return patch_features(load_once(source.encoder, size), torch.zeros(1, 3, size, size), source).shape[-1]
+    with torch.device("meta"):
+        encoder = load_encoder(source.encoder, size)
+        return patch_features(encoder, torch.zeros(1, 3, size, size), source).shape[-1]
