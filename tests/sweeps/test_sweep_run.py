@@ -96,6 +96,22 @@ def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, 
     ]
 
 
+def test_cells_of_published_records_are_trained_when_asked(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a queue of their own; the plan, which holds no result, serves both commands."""
+    assert command(tmp_path) == 0
+    monkeypatch.setattr(run_module, "PUBLISHED", tmp_path / "published")
+    (tmp_path / "runs" / "records").rename(tmp_path / "published")
+    assert command(tmp_path) == 0
+    assert trainer.trained == [16, 32, 64]
+    assert command(tmp_path, "--no-published") == 0
+    assert command(tmp_path, "--no-published") == 0
+    assert trainer.trained == [16, 32, 64] * 2
+    assert len(trials(tmp_path)) == 3
+    assert len(list((tmp_path / "runs" / "sweeps").glob("*_own.journal"))) == 1
+
+
 def test_a_cell_on_top_of_another_model(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A VIM: its trial shows the tokenizer's codebook, and the scale's overlay reaches the tokenizer.
 
