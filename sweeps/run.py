@@ -23,6 +23,7 @@ from experiments.records import (
     size_and_seed,
     write_json,
 )
+from experiments.runtime.stop import follow_parent
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.plan import PlanFile, full, state_of, table_grids
 from sweeps.schema import ColumnSpec
@@ -243,6 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_intermixed_args(arguments)
     with user_errors():
         check_worker_arguments(options)
+        if options.as_worker:
+            follow_parent()
         sweep = open_sweep(options)
         if options.as_worker or sweep.unfinished():
             sweep.open_queue(options.storage)
