@@ -78,7 +78,9 @@ class Sweep:
         data = "+".join(sorted(set(self.data_ids.values())))
         name = f"{self.grid.name}_{self.grid.scale}_{data}"
         name += "" if self.published else "_own"  # a worker to whom published records count would end these trials
-        self.queue = Queue(name, storage, self.output_dir)
+        name += "_max" if self.grid.maximize else ""  # apart from a study that was begun to minimize
+        direction = "maximize" if self.grid.maximize else "minimize"
+        self.queue = Queue(name, storage, self.output_dir, direction=direction)
         self.fetch()
 
     def fetch(self) -> None:
@@ -161,7 +163,7 @@ def shown(column: ColumnSpec, record: Record) -> str:
 def outcome(run: Run, record: Record, objective: str, queue: "Queue") -> dict[str, Any]:
     """What `Queue.finish` stores of a record."""
     attributes = record["metrics"] | ({} if queue.is_journal else {"record": record})
-    value = float(record["metrics"].get(objective, math.inf))
+    value = float(record["metrics"].get(objective, math.nan))
     return {"value": value, "attributes": attributes, "params": size_and_seed(run.experiment)}
 
 
