@@ -7,6 +7,7 @@ STORAGE  ?= journal
 WORKERS  ?= 2
 SEEDS    ?=
 TRAIN    ?= yes
+PUBLISHED ?= yes
 PYTHON   ?= python3
 PORT     ?= 6006
 SEARCH   ?= sweeps/search_vqgan_lc.yaml
@@ -19,7 +20,7 @@ READY := .venv/.ready
 # In the environment, where make does not print it: it may hold a password.
 export STORAGE
 CELLS  = --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" $(if $(SEEDS),--seeds $(SEEDS))
-SWEEP  = $(PY) -m sweeps.run $(CELLS) --workers $(WORKERS)
+SWEEP  = $(PY) -m sweeps.run $(CELLS) --workers $(WORKERS) $(if $(filter no,$(PUBLISHED)),--no-published)
 TABLE  = $(PY) -m sweeps.table $(CELLS)
 SAMPLES = $(PY) -m sweeps.samples $(CELLS)
 SIZES  = $(PY) -m sweeps.sizes --out "$(OUT)/tables"
@@ -46,6 +47,7 @@ help: ## list targets and variables
 	@echo "  OUT=runs                    where checkpoints, logs, records and tables go"
 	@echo "  WORKERS=2                   cells trained at the same time on this machine, each with its share of the cores"
 	@echo "  TRAIN=yes|no                no: show what is finished, train nothing"
+	@echo "  PUBLISHED=yes|no            no: train also what only the repository's published records hold, which have no weights"
 	@echo "  SEEDS=0,1                   seeds of each cell; a table shows their mean and spread"
 	@echo "  STORAGE=journal             the sweep's queue: a file in OUT, or postgresql://... for many machines: docs/sweeps.md"
 

@@ -14,7 +14,9 @@ from experiments.runtime.ranks import is_main
 from experiments.schema import DOWNSTREAM, MODULES, Downstream, Experiment
 from experiments.values import merge
 from lightning_modules.archives import check_sums
+from lightning_modules.linear_probe import LinearProbeConfig
 from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.vim import VIMConfig
 
 CHECKPOINT_FORMAT = 1  # of files without this entry too
 
@@ -42,8 +44,8 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
     """Applies the word DATA=auto|cifar10|shapes|imagefolder to a recipe.
 
     auto keeps the recipe's own data set; where that is CIFAR-10 and it is neither in `data_dir` nor to be downloaded,
-    it falls back, loudly, to the rendered shapes. The others replace the data set; sizes and batch stay. The model that
-    a downstream experiment stands on gets the same.
+    it falls back, loudly, to the rendered shapes. The others replace the data set; sizes and batch stay, and tokens
+    that are made once stay those of whole images. The model that a downstream experiment stands on gets the same.
     """
     if isinstance(experiment, Downstream):
         upstream = replace(experiment.upstream, runtime=experiment.runtime)
@@ -72,7 +74,16 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
     shared = {
         key: value for key, value in shared.items() if value is not None
     }  # "all images" of one set is none of another
+    if reads_kept_tokens(experiment.model) and hasattr(config, "random_crop"):
+        shared["random_crop"] = False
     return replace(experiment, data=replace(config, **(shared | {"name": name})))
+
+
+def reads_kept_tokens(model: Any) -> bool:
+    """Whether the training images are encoded once: for a VIM unless it says otherwise, and for a probe of VIM."""
+    if isinstance(model, VIMConfig):
+        return not model.encode_on_the_fly
+    return isinstance(model, LinearProbeConfig) and model.features == "vim"
 
 
 PARTS = ("experiment", "state_dict")  # of every checkpoint of ours

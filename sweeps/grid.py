@@ -55,6 +55,7 @@ class Grid:
     scale: str
     seeds: tuple[int, ...]
     tables: tuple[Table, ...]
+    maximize: bool = False  # the objective
 
     @property
     def runs(self) -> list[Run]:
@@ -122,7 +123,7 @@ def load_grid(
         Table(spec, tuple(expand(spec, cell) for cell in spec.cells if not cell.scales or scale in cell.scales))
         for spec in sweep.tables
     )
-    return Grid(path, sweep_name(path), sweep.title, sweep.objective, scale, numbers, tables)
+    return Grid(path, sweep_name(path), sweep.title, sweep.objective, scale, numbers, tables, sweep.maximize)
 
 
 def recipe_values(

@@ -93,7 +93,7 @@ class PlanFile:
 
         tables = tuple(Table(table_spec(kept["spec"]), tuple(map(row, kept["rows"]))) for kept in plan["tables"])
         seeds, own = tuple(plan["seeds"]), (plan["title"], plan["objective"])
-        return Grid(self.file, sweep_name(self.file), *own, self.scale, seeds, tables)
+        return Grid(self.file, sweep_name(self.file), *own, self.scale, seeds, tables, plan["maximize"])
 
     def write(self, grid: Grid, facts: dict[str, str] | None = None, state: object = None) -> None:
         """Nothing is written where the disk refuses: the next command then takes the long way again."""
@@ -120,6 +120,7 @@ class PlanFile:
             "facts": facts or {},
             "title": grid.title,
             "objective": grid.objective,
+            "maximize": grid.maximize,
             "seeds": grid.seeds,
             "tables": tables,
             "experiments": experiments,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiments import code_version
 from experiments.records import Record
-from sweeps.grid import Grid, Row, Table, show
+from sweeps.grid import Grid, Row, Run, Table, show
 from sweeps.schema import ColumnSpec
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ def find_number(record: Record, metric: str) -> list[tuple[float, str]]:
 
 
 def make_sheet(
-    grid: Grid, table: Table, found: Found, data_id: str, difference: bool = True
+    grid: Grid, table: Table, by_data: Mapping[str, Found], data_id: str, difference: bool = True
 ) -> tuple[Sheet, list[str]]:
-    """The table on one data set, and warnings for the terminal. A missing run leaves its cell empty."""
-    spec = table.spec
+    """The table on the data set `data_id`, and warnings for the terminal. A missing run leaves its cell empty."""
+    spec, found = table.spec, by_data[data_id]
     of_row = [[found[run.digest] for run in row.runs if run.digest in found] for row in table.rows]
     values = [
         [measure(column, records, row.use) for column in spec.columns]
@@ -106,7 +106,7 @@ def make_sheet(
         title=spec.title,
         groups=groups,
         body=body,
-        caption=caption(grid, table, records, usual, data_id, difference, origin),
+        caption=caption(grid, table, by_data, usual, data_id, difference, origin),
         warning="RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
         if data_id == "shapes"
         else "",
@@ -162,7 +162,7 @@ def usual_protocols(
 def caption(
     grid: Grid,
     table: Table,
-    records: Sequence[Record],
+    by_data: Mapping[str, Found],
     usual: Sequence[str],
     data_id: str,
     difference: bool,
@@ -191,11 +191,26 @@ def caption(
     if absent := [c for c, protocol in zip(spec.columns, usual, strict=True) if not protocol]:
         named = (f"{column.head} (needs {column.needs})" if column.needs else column.head for column in absent)
         lines.append(f"Not measured: {', '.join(named)}.")
-    if len(records) < len(runs):
-        lines.append(f"{len(runs) - len(records)} of {len(runs)} runs are missing; their cells are empty.")
+    lines += gaps(runs, by_data, data_id)
     if spec.note:
         lines.append(spec.note)
     return [*lines, origin]
+
+
+def gaps(runs: Sequence[Run], by_data: Mapping[str, Found], data_id: str) -> list[str]:
+    """Why cells are empty: their runs are finished on other data, or on none."""
+    empty = [run.digest for run in runs if run.digest not in by_data[data_id]]
+    others = sorted(other for other, found in by_data.items() if not found.keys().isdisjoint(empty))
+    num_missing = sum(all(digest not in found for found in by_data.values()) for digest in empty)
+    lines = []
+    if others:
+        lines.append(
+            f"{len(empty) - num_missing} of {len(runs)} runs are of other data ({', '.join(others)}) and stand in a "
+            "table of their own; their cells are empty here."
+        )
+    if num_missing:
+        lines.append(f"{num_missing} of {len(runs)} runs are missing; their cells are empty.")
+    return lines
 
 
 def origins(records: Sequence[Record]) -> tuple[str, str]:

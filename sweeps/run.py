@@ -23,6 +23,7 @@ from experiments.records import (
     size_and_seed,
     write_json,
 )
+from experiments.runtime.stop import follow_parent
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.plan import PlanFile, full, state_of, table_grids
 from sweeps.schema import ColumnSpec
@@ -49,12 +50,13 @@ class Sweep:
     """A grid, its queue and its results. Prints one line a cell.
 
     `data_ids`: by digest, the id of the data that each run would be trained on now, as its record will name it.
+    `published`: whether a record that the repository publishes makes a cell a finished one.
     """
 
     queue: "Queue"  # after `open_queue`
 
-    def __init__(self, grid: Grid, data_ids: dict[str, str], output_dir: Path) -> None:
-        self.grid, self.data_ids, self.output_dir = grid, data_ids, output_dir
+    def __init__(self, grid: Grid, data_ids: dict[str, str], output_dir: Path, published: bool = True) -> None:
+        self.grid, self.data_ids, self.output_dir, self.published = grid, data_ids, output_dir, published
         self.runs = {run.digest: run for run in grid.runs}
         self.position = {digest: number for number, digest in enumerate(self.runs, 1)}
         self.columns = {
@@ -62,9 +64,9 @@ class Sweep:
         }
 
     def record(self, run: Run) -> Record | None:
-        """The finished record of this run on this data, ours or a published one."""
-        found = find_records(run.experiment, [self.output_dir / "records", PUBLISHED])
-        return found.get(self.data_ids[run.digest])
+        """The finished record of this run on this data, ours or, if they count, a published one."""
+        directories = [self.output_dir / "records", *([PUBLISHED] if self.published else [])]
+        return find_records(run.experiment, directories).get(self.data_ids[run.digest])
 
     def unfinished(self) -> list[Run]:
         return [run for run in self.runs.values() if self.record(run) is None]
@@ -74,7 +76,11 @@ class Sweep:
         from sweeps.study import Queue  # Optuna: a second or two
 
         data = "+".join(sorted(set(self.data_ids.values())))
-        self.queue = Queue(f"{self.grid.name}_{self.grid.scale}_{data}", storage, self.output_dir)
+        name = f"{self.grid.name}_{self.grid.scale}_{data}"
+        name += "" if self.published else "_own"  # a worker to whom published records count would end these trials
+        name += "_max" if self.grid.maximize else ""  # apart from a study that was begun to minimize
+        direction = "maximize" if self.grid.maximize else "minimize"
+        self.queue = Queue(name, storage, self.output_dir, direction=direction)
         self.fetch()
 
     def fetch(self) -> None:
@@ -157,7 +163,7 @@ def shown(column: ColumnSpec, record: Record) -> str:
 def outcome(run: Run, record: Record, objective: str, queue: "Queue") -> dict[str, Any]:
     """What `Queue.finish` stores of a record."""
     attributes = record["metrics"] | ({} if queue.is_journal else {"record": record})
-    value = float(record["metrics"].get(objective, math.inf))
+    value = float(record["metrics"].get(objective, math.nan))
     return {"value": value, "attributes": attributes, "params": size_and_seed(run.experiment)}
 
 
@@ -182,7 +188,7 @@ def open_sweep(options: argparse.Namespace) -> Sweep:
     """From the plan of the last time, if it holds; else from the sweep file, with the imports that takes."""
     output_dir, state = Path(options.output_dir), state_of(options.data_dir)
     if (kept := plan_file(options, options.data).read(state)) is not None:
-        return Sweep(*kept, output_dir)
+        return Sweep(*kept, output_dir, options.published)
 
     from experiments.build import data_module
 
@@ -195,7 +201,7 @@ def open_sweep(options: argparse.Namespace) -> Sweep:
         plan_file(options, word).write(grid, data_ids, state_of(options.data_dir))
     if not options.as_worker:
         table_grids(output_dir, options.file, options.scale, options.seeds, options.overrides, options.data, recipes)
-    return Sweep(grid, data_ids, output_dir)
+    return Sweep(grid, data_ids, output_dir, options.published)
 
 
 def plan_file(options: argparse.Namespace, data: str) -> PlanFile:
@@ -222,6 +228,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_common_arguments(parser)
     add_seeds(parser)
     add_worker_arguments(parser)
+    parser.add_argument(
+        "--published",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether cells of published records are finished (default: yes; the records hold no weights)",
+    )
     return parser
 
 
@@ -234,6 +246,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_intermixed_args(arguments)
     with user_errors():
         check_worker_arguments(options)
+        if options.as_worker:
+            follow_parent()
         sweep = open_sweep(options)
         if options.as_worker or sweep.unfinished():
             sweep.open_queue(options.storage)

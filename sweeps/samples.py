@@ -3,7 +3,8 @@
 python -m sweeps.samples sweeps/vit_vqgan/table6.yaml --scale reduced
 
 Images 0, 1, ... of seed 0, classes in turn, with the recipe's sampling: nothing is selected. Tables are made
-of records, which hold no weights, so this needs the runs themselves under the output folder.
+of records, which hold no weights, so this needs the runs themselves under the output folder. Rows whose run is not
+there, such as those of published records, are named; `sweeps.run --no-published` trains them.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from experiments.build import data_module, restore
 from experiments.chain import lend, run_dir
 from experiments.codebooks.extraction import build_device
 from experiments.errors import user_errors
+from experiments.records import PUBLISHED, record_path
 from experiments.runtime.callbacks import sample_grid
 from experiments.schema import Downstream
 from experiments.train import train
@@ -27,13 +29,19 @@ from sweeps.run import add_seeds, data_resolver
 from sweeps.workers import add_common_arguments
 
 
-def sampled(run: Run, num: int) -> Tensor | None:
-    """(3, height, width) in [0, 1]; None where the run has no final checkpoint here or is not of a VIM."""
-    experiment = run.experiment
-    checkpoint = run_dir(experiment, run.name) / "checkpoints" / "final.ckpt"
-    if not isinstance(experiment, Downstream) or experiment.model.name != "vim" or not checkpoint.is_file():
-        return None
-    restored, module = restore(checkpoint, {"runtime": vars(experiment.runtime)})
+def vims(grid: Grid) -> list[Run]:
+    """One a training, with the label of its first row."""
+    runs = {run.digest: run for table in grid.tables for row in reversed(table.rows) for run in row.runs}  # first rows
+    return [run for run in reversed(runs.values()) if run.experiment.model.name == "vim"]
+
+
+def checkpoint_of(run: Run) -> Path:
+    return run_dir(run.experiment, run.name) / "checkpoints" / "final.ckpt"
+
+
+def sampled(run: Run, num: int) -> Tensor:
+    """(3, height, width) in [0, 1]."""
+    restored, module = restore(checkpoint_of(run), {"runtime": vars(run.experiment.runtime)})
     assert isinstance(restored, Downstream)
     lend(restored, module, train)
     module.to(build_device(restored)).eval()
@@ -41,10 +49,20 @@ def sampled(run: Run, num: int) -> Tensor | None:
         return sample_grid(module, num)
 
 
+def why_left_out(run: Run) -> str:
+    """Why there are no weights to draw with."""
+    experiment = run.experiment
+    data_id = data_module(experiment).data_id
+    own = record_path(Path(experiment.runtime.output_dir) / "records", experiment, data_id)
+    if own.is_file():
+        return f"its record is here and its weights are not; to train it again, delete {own}"
+    is_published = record_path(PUBLISHED, experiment, data_id).is_file()
+    return "its record is published, without weights" if is_published else "not trained yet"
+
+
 def draw(grid: Grid, num: int) -> Figure | None:
-    """One strip of `num` images a run, the row's name above it."""
-    runs = {run.digest: run for table in grid.tables for row in reversed(table.rows) for run in row.runs}  # first rows
-    strips = [(run.label, strip) for run in reversed(runs.values()) if (strip := sampled(run, num)) is not None]
+    """One strip of `num` images a run, the row's name above it; None without a trained VIM."""
+    strips = [(run.label, sampled(run, num)) for run in vims(grid) if checkpoint_of(run).is_file()]
     if not strips:
         return None
     heights = [strip.shape[1] / strip.shape[2] for _, strip in strips]
@@ -82,16 +100,22 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--num {options.num} must be at least 1")
         resolve = data_resolver(options.data, options.data_dir, options.output_dir)
         grid = load_grid(options.file, options.scale, options.seeds, options.overrides).prepared(resolve)
+        way = f"`python -m sweeps.run {options.file} --scale {options.scale} --no-published` (make: PUBLISHED=no)"
+        left_out = [run for run in vims(grid) if not checkpoint_of(run).is_file()]
+        for run in left_out:
+            print(f"left out: {run.label}: {why_left_out(run)}", flush=True)
         if (figure := draw(grid, options.num)) is None:
             raise ValueError(
                 f"{options.file}: no trained VIM at scale {options.scale} under {options.output_dir}/experiments; "
-                f"run `python -m sweeps.run {options.file} --scale {options.scale}`"
+                f"run {way}"
             )
         out = Path(options.out) if options.out else Path(options.output_dir) / "tables"
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{grid.name}_samples_{grid.scale}_{data_module(grid.runs[0].experiment).data_id}.png"
         replace_file(path, figure)
         print(path)
+        if left_out:
+            print(f"those left out are trained by {way}")
     return 0
 
 

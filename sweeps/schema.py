@@ -70,6 +70,7 @@ class SweepSpec:
     title: str = MISSING
     tables: list[TableSpec] = MISSING
     objective: str = "rfid"  # metric given to Optuna as the trial's value
+    maximize: bool = False  # more of it is better
 
 
 @dataclass

@@ -20,6 +20,7 @@ from experiments.build import data_module
 from experiments.chain import run_dir
 from experiments.config import compose, parse
 from experiments.errors import user_errors
+from experiments.runtime.stop import follow_parent
 from experiments.schema import Experiment
 from experiments.values import from_dotlist
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
@@ -189,6 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_intermixed_args(arguments)
     with user_errors():
         check_worker_arguments(options)
+        if options.as_worker:
+            follow_parent()
         path, output_dir = Path(options.file), Path(options.output_dir)
         spec, experiment_of = load_search(path, options.scale, options.overrides)
         resolve = data_resolver(options.data, options.data_dir, options.output_dir)

@@ -38,7 +38,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class Queue:
     """The study `name` in `storage`: "journal" (a file in `output_dir`) or a database URL. `options` are the study's.
 
-    Raises ValueError when the storage cannot be opened.
+    Raises ValueError when the storage cannot be opened, or holds the study with another direction.
     """
 
     def __init__(self, name: str, storage: str, output_dir: Path, **options: Any) -> None:
@@ -60,6 +60,15 @@ class Queue:
                 raise
             hint = f"; if {journal} is damaged, delete it: results are kept in the records" if self.is_journal else ""
             raise ValueError(f"STORAGE={without_password(storage)}: cannot be opened: {why}{hint}") from None
+        if (begun := self.study.direction.name.lower()) != own["direction"]:
+            raise ValueError(
+                f"STORAGE={without_password(storage)}: study {name} was begun with {begun}, not {own['direction']}: "
+                "its trials are of another search; give this one's file another name"
+            )
+
+    @property
+    def worst(self) -> float:
+        return -math.inf if self.study.direction == optuna.study.StudyDirection.MAXIMIZE else math.inf
 
     def fill(self, jobs: Mapping[str, dict[str, Any]], params: Callable[[str], dict[str, Any]]) -> None:
         """Puts in each job (digest: user attributes) that is neither waiting nor being trained; a failed one once more.
@@ -169,7 +178,8 @@ class Queue:
     def finish(self, trial: Trial, value: float, attributes: Mapping[str, Any], params: Mapping[str, int]) -> None:
         """Stores a finished run's numbers with its trial, for optuna-dashboard and for machines that lack its record.
 
-        A trial that was taken for dead meanwhile stays so: who takes it over finds the record.
+        A value that is not a number counts as the worst. A trial that was taken for dead meanwhile stays so: who takes
+        it over finds the record.
         """
 
         def tell() -> None:
@@ -178,7 +188,7 @@ class Queue:
                     trial.suggest_int(name, number, number)
                 for name, attribute in attributes.items():
                     trial.set_user_attr(name, attribute)
-                self.study.tell(trial.number, math.inf if math.isnan(value) else value, skip_if_finished=True)
+                self.study.tell(trial.number, self.worst if math.isnan(value) else value, skip_if_finished=True)
 
         self.patiently(tell)
 

@@ -18,15 +18,15 @@ from sweeps.run import add_seeds
 from sweeps.workers import add_common_arguments
 
 
-def render(grid: Grid, found: Found, data_id: str, out: Path, difference: bool = True) -> list[Path]:
-    """Writes every table of the sweep for one data set, prints it, and gives the files' paths."""
-    paths = []
+def render(grid: Grid, by_data: dict[str, Found], data_id: str, out: Path, difference: bool = True) -> list[Path]:
+    """Writes every table of the sweep for the data set `data_id`, prints it, and gives the files' paths."""
+    paths, found = [], by_data[data_id]
     for table in grid.tables:
         if not any(run.digest in found for row in table.rows for run in row.runs):
             continue
         name = grid.name if len(grid.tables) == 1 else f"{grid.name}_{table.spec.id}"
         stem = out / f"{name}_{grid.scale}_{data_id}"
-        sheet, warnings = make_sheet(grid, table, found, data_id, difference)
+        sheet, warnings = make_sheet(grid, table, by_data, data_id, difference)
         print(f"\n{plain(sheet)}")
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -68,8 +68,9 @@ def render_sweep(file: str, overrides: list[str], options: argparse.Namespace) -
     out = Path(options.out) if options.out else output_dir / "tables"
     paths: list[Path] = []
     for grid in table_grids(output_dir, file, options.scale, options.seeds, overrides, options.data):
-        for data_id, found in sorted(find_all(grid, [output_dir / "records", PUBLISHED]).items()):
-            paths += render(grid, found, data_id, out, options.difference)
+        by_data = find_all(grid, [output_dir / "records", PUBLISHED])
+        for data_id in sorted(by_data):
+            paths += render(grid, by_data, data_id, out, options.difference)
     return paths
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.records import Record
+from experiments.runtime.stop import FORWARDED
 
 if TYPE_CHECKING:
     from experiments.schema import Experiment
 
-GRACE_SECONDS = 10.0
+SETTLE_SECONDS = 1.0
 
 
 def train(experiment: "Experiment", name: str, run_dir: Path, **options: Any) -> Record:
@@ -44,7 +46,7 @@ def duration(seconds: float) -> str:
 
 
 def spawn_workers(module: str, count: int, arguments: list[str], storage: str) -> None:
-    """The command `count` times, each with its share of the CPU cores; waits for all."""
+    """The command `count` times, each with its share of the CPU cores; waits for all, also when it is stopped."""
     threads = max(1, (os.cpu_count() or 1) // count)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "STORAGE": storage}
     command = [sys.executable, "-m", module, *arguments, "--as-worker"]
@@ -52,12 +54,15 @@ def spawn_workers(module: str, count: int, arguments: list[str], storage: str) -
     try:
         for worker in workers:
             worker.wait()
-    finally:
-        for worker in workers:  # when we are stopped, so are they, unless the signal was for us alone
-            with suppress(subprocess.TimeoutExpired):
-                worker.wait(GRACE_SECONDS)
-            worker.terminate()
+    except BaseException:  # we are stopped, and so are they, as soon as they have saved
+        try:
+            time.sleep(SETTLE_SECONDS)  # a signal for all of us reaches them first
+        finally:
+            for worker in workers:
+                worker.send_signal(FORWARDED)
+        for worker in workers:
             worker.wait()
+        raise
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

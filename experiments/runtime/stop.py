@@ -7,6 +7,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FORWARDED = signal.SIGUSR2  # from a command that is stopped to its workers, see `follow_parent`
 STOPPING = b"\nstopping as soon as the work done is saved; a second signal stops at once\n"
 
 
@@ -24,6 +25,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """Within this context a signal raises `Stopped` where it arrives. Of the main thread; elsewhere nothing changes."""
 
+    has_arrived = False  # a signal, anywhere in this process
+
     def __init__(self) -> None:
         self.before: dict[int, Any] = {}
 
@@ -35,7 +38,11 @@ class StopSignals:
 
     def listen(self) -> None:
         for number in self.before:
-            signal.signal(number, self.receive)
+            signal.signal(number, self.handle)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        StopSignals.has_arrived = True
+        self.receive(number, frame)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
@@ -74,3 +81,17 @@ class StopRequest(StopSignals):
         """Raises Stopped when a signal has come."""
         if self.number:
             raise Stopped(self.number, saved)
+
+
+def follow_parent() -> None:
+    """A worker that gets FORWARDED stops as by SIGTERM, unless a signal has reached it before.
+
+    Ctrl-C and some batch systems stop a command and its workers at once: forwarded as it came, such a signal would be
+    a worker's second, which stops it before its work is saved.
+    """
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if not StopSignals.has_arrived:
+            signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(FORWARDED, receive)

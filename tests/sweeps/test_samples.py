@@ -10,6 +10,7 @@ from vim_cases import tiny_vim
 
 from experiments.build import restore
 from experiments.chain import lend, run_dir
+from experiments.records import record_path, write_json
 from experiments.runtime.callbacks import sample_grid
 from experiments.schema import Downstream, Experiment
 from experiments.train import train
@@ -50,9 +51,31 @@ def test_without_a_trained_vim_there_is_no_picture(tiny: TinyExperiment) -> None
     assert samples.draw(grid_of(tiny_vim(tiny), tiny("vqgan")), 20) is None
 
 
-def test_the_command_says_what_to_run_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = "sweeps/vit_vqgan/table6.yaml"
-    where = ["--output-dir", str(tmp_path), "--data", "shapes"]
+def test_rows_without_weights_are_named_with_the_way_to_have_them(
+    tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained, missing, published, deleted = (tiny_vim(tiny, NO_IMAGES, f"seed={seed}") for seed in range(4))
+    grid = grid_of(trained, missing, published, deleted, tiny("vqgan"))
+    monkeypatch.setattr(samples, "load_grid", lambda *_: grid)
+    monkeypatch.setattr(samples, "PUBLISHED", tmp_path / "published")
+    own = record_path(tmp_path / "runs" / "records", deleted, "shapes")
+    for path in (own, record_path(tmp_path / "published", published, "shapes")):
+        write_json(path, {})
+    command = ["x.yaml", "--output-dir", str(tmp_path / "runs"), "--data", "shapes"]
     with pytest.raises(SystemExit) as stopped:
-        samples.main([sweep, *where])
-    assert stopped.value.code and f"run `python -m sweeps.run {sweep}" in capsys.readouterr().err
+        samples.main(command)
+    way = "`python -m sweeps.run x.yaml --scale quick --no-published`"
+    printed = capsys.readouterr()
+    assert stopped.value.code == 1 and f"no trained VIM at scale quick under {tmp_path}/runs" in printed.err
+    assert way in printed.err and printed.out.count("left out: ") == 4
+
+    train(trained, "vim", run_dir(trained, "vim"))
+    capsys.readouterr()
+    assert samples.main(command) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[:3] == [
+        "left out: row 1: not trained yet",
+        "left out: row 2: its record is published, without weights",
+        f"left out: row 3: its record is here and its weights are not; to train it again, delete {own}",
+    ]
+    assert (tmp_path / "runs" / "tables" / "x_samples_quick_shapes.png").is_file() and way in out

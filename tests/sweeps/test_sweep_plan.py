@@ -53,7 +53,7 @@ def test_a_finished_sweep_needs_no_torch(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_what_was_planned_is_what_is_read(tmp_path: Path) -> None:
     """To the last key, also of a model on top of another."""
-    for file in (SWEEP, SWEEPS / "vit_vqgan" / "table6.yaml"):
+    for file in (SWEEP, SWEEPS / "vit_vqgan" / "table7.yaml"):
         grid = load_grid(file, "quick", "0,1", ["trainer.max_steps=7"])
         plan = PlanFile(tmp_path, file, "quick", {"seeds": "0,1"})
         plan.write(grid, {"a": "b"}, "state")
@@ -65,6 +65,7 @@ def test_what_was_planned_is_what_is_read(tmp_path: Path) -> None:
                 (r.heads, r.paper, r.rule, r.use) for r in theirs.rows
             ]
         assert (kept[0].name, kept[0].seeds, kept[0].objective) == (grid.name, grid.seeds, grid.objective)
+        assert kept[0].maximize == grid.maximize == (file.stem == "table7" and file.parent.name == "vit_vqgan")
         for a, b in zip(kept[0].runs, grid.runs, strict=True):
             assert isinstance(a.experiment, Planned) and (a.name, a.label, a.digest) == (b.name, b.label, b.digest)
             assert a.experiment.identity() == b.experiment.identity() and a.experiment.data.train_size

@@ -1,5 +1,6 @@
 """The queue: nothing finished is trained again, nothing killed is lost, no failure stops the others."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -94,6 +95,41 @@ def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, 
     assert [(t.state.name, t.value, t.params["codebook_size"]) for t in done] == [
         ("COMPLETE", 100 / size, size) for size in (16, 32, 64)
     ]
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_the_best_trial_is_that_of_the_objective(trainer: Trainer, tmp_path: Path, maximize: bool) -> None:
+    """What is not a number is the worst. A study begun with the other direction is left alone."""
+    assert command(tmp_path) == 0
+    sweep = SWEEP.replace("size: 16", "size: 8").replace("size: 32", "size: 24").replace("size: 64", "size: 48")
+    (tmp_path / "sweep.yaml").write_text(f"maximize: {str(maximize).lower()}\n{sweep}")
+    assert command(tmp_path) == 0
+    name = f"sweep_quick_shapes{'_max' if maximize else ''}"
+    queue = Queue(name, "journal", tmp_path / "runs", direction="maximize" if maximize else "minimize")
+    assert queue.study.best_trial.params["codebook_size"] == (8 if maximize else 64)
+    queue.fill({"damaged": {}}, params=lambda digest: {})
+    with queue.claim({"damaged"}) as (trial, _):
+        assert trial is not None
+        queue.finish(trial, math.nan, {}, {})
+    assert queue.study.trials[-1].value == (-math.inf if maximize else math.inf)
+    with pytest.raises(ValueError, match=f"study {name} was begun with m.*another name"):
+        Queue(name, "journal", tmp_path / "runs", direction="minimize" if maximize else "maximize")
+
+
+def test_cells_of_published_records_are_trained_when_asked(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a queue of their own; the plan, which holds no result, serves both commands."""
+    assert command(tmp_path) == 0
+    monkeypatch.setattr(run_module, "PUBLISHED", tmp_path / "published")
+    (tmp_path / "runs" / "records").rename(tmp_path / "published")
+    assert command(tmp_path) == 0
+    assert trainer.trained == [16, 32, 64]
+    assert command(tmp_path, "--no-published") == 0
+    assert command(tmp_path, "--no-published") == 0
+    assert trainer.trained == [16, 32, 64] * 2
+    assert len(trials(tmp_path)) == 3
+    assert len(list((tmp_path / "runs" / "sweeps").glob("*_own.journal"))) == 1
 
 
 def test_a_cell_on_top_of_another_model(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

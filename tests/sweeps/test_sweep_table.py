@@ -60,7 +60,7 @@ def record(metrics: dict, protocol: str = "p1", commit: str = "abc") -> dict:
 
 
 def sheet_of(grid: Grid, found: dict, data_id: str = "cifar10-export", difference: bool = True):
-    return make_sheet(grid, grid.tables[0], found, data_id, difference)
+    return make_sheet(grid, grid.tables[0], {data_id: found}, data_id, difference)
 
 
 def test_mean_spread_difference_and_empty_cells(sweep_file: Path) -> None:
@@ -278,6 +278,25 @@ def test_files_are_written_for_each_data_set_apart(sweep_file: Path, capsys: pyt
     assert "11.0" in export and "22.0" not in export and "cifar10-binary" not in export
     assert (out / "tables" / "sweep_quick_cifar10-export.png").read_bytes().startswith(b"\x89PNG")
     assert "1 of 3 runs are missing" in " ".join(capsys.readouterr().out.split())
+
+
+def test_rows_of_other_data_are_not_missing(sweep_file: Path) -> None:
+    grid = load_grid(sweep_file, "quick")
+    first, second, third = (run.digest for run in grid.runs)
+    by_data = {
+        "imagefolder": {first: record(METRICS)},
+        "imagefolder-ffhq": {second: record(METRICS)},
+        "imagefolder-celebahq": {first: record(METRICS)},  # in both: nothing to say about an empty cell
+    }
+    other = "1 of 3 runs are of other data (imagefolder-ffhq) and stand in a table of their own"
+    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "imagefolder")[0].caption)
+    assert other in text and "1 of 3 runs are missing; their cells are empty." in text
+
+    by_data["imagefolder-ffhq"][third] = record(METRICS)
+    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "imagefolder")[0].caption)
+    assert other.replace("1", "2", 1) in text and "missing" not in text
+    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "imagefolder-ffhq")[0].caption)
+    assert "(imagefolder, imagefolder-celebahq)" in text and "missing" not in text
 
 
 def test_no_records_is_a_clear_error(sweep_file: Path, capsys: pytest.CaptureFixture) -> None:
