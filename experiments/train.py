@@ -45,7 +45,7 @@ from experiments.runtime.ranks import (
     main_first,
     num_devices,
 )
-from experiments.runtime.stop import StopRequest
+from experiments.runtime.stop import StopRequest, follow_parent, wait_for
 from experiments.runtime.trainer import build_trainer, log_hyperparameters, not_swallowed, quiet
 from experiments.schema import Experiment
 from experiments.summary import count, print_summary
@@ -162,8 +162,10 @@ def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Seq
     file = run_dir / f"{name}.json"
     write_json(file, experiment.identity() | {"runtime": vars(experiment.runtime)})
     command = [sys.executable, "-m", "experiments.train", str(file), "--run-dir", str(run_dir)]
-    if status := subprocess.run(command, check=False).returncode:
-        raise RuntimeError(f"training on several devices ended with status {status}: {' '.join(command)}")
+    process = subprocess.Popen(command)
+    wait_for([process])
+    if process.returncode:
+        raise RuntimeError(f"training on several devices ended with status {process.returncode}: {' '.join(command)}")
     records = Path(experiment.runtime.output_dir) / "records"
     return read_record(record_path(records, experiment, data_module(experiment).data_id))
 
@@ -223,6 +225,7 @@ def main() -> None:
     parser.add_argument("--run-dir", help="default: OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST")
     arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
+        follow_parent()
         experiment = load_experiment(arguments.file, arguments.overrides)
         quiet()
         join(experiment)

@@ -4,7 +4,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.records import Record
-from experiments.runtime.stop import FORWARDED
+from experiments.runtime.stop import wait_for
 
 if TYPE_CHECKING:
     from experiments.schema import Experiment
-
-SETTLE_SECONDS = 1.0
 
 
 def train(experiment: "Experiment", name: str, run_dir: Path, **options: Any) -> Record:
@@ -51,18 +48,7 @@ def spawn_workers(module: str, count: int, arguments: list[str], storage: str) -
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "STORAGE": storage}
     command = [sys.executable, "-m", module, *arguments, "--as-worker"]
     workers = [subprocess.Popen(command, env=environment) for _ in range(count)]
-    try:
-        for worker in workers:
-            worker.wait()
-    except BaseException:  # we are stopped, and so are they, as soon as they have saved
-        try:
-            time.sleep(SETTLE_SECONDS)  # a signal for all of us reaches them first
-        finally:
-            for worker in workers:
-                worker.send_signal(FORWARDED)
-        for worker in workers:
-            worker.wait()
-        raise
+    wait_for(workers)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,12 +2,16 @@
 
 import os
 import signal
+import subprocess
 import threading
+import time
+from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FORWARDED = signal.SIGUSR2  # from a command that is stopped to its workers, see `follow_parent`
+SETTLE_SECONDS = 1.0  # a signal to a command and its workers has reached all of them
 STOPPING = b"\nstopping as soon as the work done is saved; a second signal stops at once\n"
 
 
@@ -95,3 +99,20 @@ def follow_parent() -> None:
             signal.raise_signal(signal.SIGTERM)
 
     signal.signal(FORWARDED, receive)
+
+
+def wait_for(workers: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Waits until all have ended. A signal to us alone stops them, too, and we wait until they have saved."""
+    workers = list(workers)
+    try:
+        for worker in workers:
+            worker.wait()
+    except BaseException:
+        try:
+            time.sleep(SETTLE_SECONDS)
+        finally:
+            for worker in workers:
+                worker.send_signal(FORWARDED)
+        for worker in workers:
+            worker.wait()
+        raise

@@ -30,9 +30,10 @@ with user_errors():
 COMMAND = """
 import sys
 from experiments.errors import user_errors
+from experiments.runtime import stop
 from sweeps import workers
 
-workers.SETTLE_SECONDS = 0.2
+stop.SETTLE_SECONDS = 0.2
 with user_errors():
     workers.spawn_workers("slow_worker", 2, sys.argv[1:], "journal")
 """
