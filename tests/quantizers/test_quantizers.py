@@ -269,7 +269,7 @@ def test_ema_has_no_parameters() -> None:
 
 
 def test_reseeding_gives_dead_codes_a_latent_with_sum_and_count_to_match() -> None:
-    quantizer = make("ema", decay=0.5, eps=0.0, dead_code_threshold=0.6)
+    quantizer = make("ema", decay=0.5, eps=1e-12, dead_code_threshold=0.6)
     assert isinstance(quantizer, EMAQuantizer)
     z = torch.randn(3, D) + 50  # three latents far away: at most three codes live on
     indices = quantizer(z).indices
