@@ -135,27 +135,36 @@ def test_rotation_is_finite_where_no_rotation_is_singled_out() -> None:
 SIZES = {"fsq": (240, 3), "lfq": (64, 6), "simvq": (50, 6), "rotation": (50, 6)}
 
 
-def train_rank(rank: int, folder: str, name: str) -> None:
+def train_rank(rank: int, folder: str) -> None:
     """One of two processes, which sees its half of each batch, and draws first values of its own."""
+    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-    cls, config_cls = QUANTIZERS[name]
-    torch.manual_seed(rank)
-    layer = torch.nn.Linear(SIZES[name][1], SIZES[name][1])
-    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(layer, cls(config_cls(), *SIZES[name])))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in range(2):
-        output = model(random(16, SIZES[name][1], seed=step)[rank::2])
-        optimizer.zero_grad()
-        (output.loss + output.quantized.square().mean()).backward()
-        optimizer.step()
-    z = random(16, SIZES[name][1], seed=9)
-    torch.save((model.module.state_dict(), model.module(z).indices), Path(folder) / f"{rank}.pt")
+    for name, size in SIZES.items():
+        cls, config_cls = QUANTIZERS[name]
+        torch.manual_seed(rank)
+        layer = torch.nn.Linear(size[1], size[1])
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(layer, cls(config_cls(), *size)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(2):
+            output = model(random(16, size[1], seed=step)[rank::2])
+            optimizer.zero_grad()
+            (output.loss + output.quantized.square().mean()).backward()
+            optimizer.step()
+        z = random(16, size[1], seed=9)
+        torch.save((model.module.state_dict(), model.module(z).indices), Path(folder) / f"{name}{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes of their own: autograd's threads, should this one have any, do not outlive a fork."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.start_processes(train_rank, (str(folder),), nprocs=2, start_method="spawn")
+    return folder
+
+
 @pytest.mark.parametrize("name", SIZES)
-def test_two_processes_hold_the_same_codebook(tmp_path: Path, name: str) -> None:
-    torch.multiprocessing.start_processes(train_rank, (str(tmp_path), name), nprocs=2, start_method="fork")
-    (first, indices), (second, others) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+def test_two_processes_hold_the_same_codebook(ranks: Path, name: str) -> None:
+    (first, indices), (second, others) = (torch.load(ranks / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first and all(torch.equal(first[key], second[key]) for key in first)
     assert torch.equal(indices, others)
