@@ -86,7 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
             if not (written := render_sweep(file, overrides, options)):
                 print(
                     f"{file}: no cell is finished at scale {options.scale} (records are looked for in "
-                    f"{options.output_dir}/records); run `python -m sweeps.run {file} --scale {options.scale}`",
+                    f"{options.output_dir}/records and sweeps/records); run "
+                    f"`python -m sweeps.run {file} --scale {options.scale}`",
                     file=sys.stderr,
                 )
             paths += written
