@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.codebooks import estimate, extraction
@@ -15,6 +16,7 @@ from experiments.config import parse
 from experiments.schema import Experiment
 from experiments.stage2 import classifier
 from experiments.values import from_dotlist, merge
+from lightning_modules import tokenizer
 from lightning_modules.losses import perceptual
 from lightning_modules.metrics import extractors
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
@@ -113,3 +115,9 @@ class LargestResult(TorchDispatchMode):
         if isinstance(result, torch.Tensor):
             self.numel = max(self.numel, result.numel())
         return result
+
+
+@pytest.fixture
+def no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their networks are in no checkpoint, and take longer to read than a small model takes to import."""
+    monkeypatch.setattr(tokenizer, "TokenizerMetrics", lambda *_: nn.Identity())

@@ -311,7 +311,7 @@ def test_bf16_trains_with_all_losses_in_float32(build: Any, game: str) -> None:
     options = [GAN, f"model.loss.adversarial_loss={game}", "model.loss.r1=1", "model.loss.adaptive_weight=true"]
     logged, dtypes = [], set()
     for precision in ("32-true", "bf16-mixed"):
-        module, snapshots = build("vit_vqgan", *options), Snapshots()
+        module, snapshots = build("vqgan", *options), Snapshots()
         judge, fool = module.discriminator_loss, module.adversarial_loss
         module.discriminator_loss = lambda *x, f=judge: (dtypes.update(logits.dtype for logits in x), f(*x))[1]
         module.adversarial_loss = lambda x, f=fool: (dtypes.add(x.dtype), f(x))[1]

@@ -14,22 +14,15 @@ import torch.nn.functional as F
 from foreign import SIZE, D, K, Tensors, as_llamagen, as_vqgan_lc, taming_state
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import experiments.evaluate
 import experiments.import_checkpoint
 from experiments.build import restore
 from experiments.import_checkpoint import convert, import_checkpoint
 from experiments.importers import FAMILIES, Options
-from lightning_modules import tokenizer
 from lightning_modules.quantizers import LargeCodebook, VectorQuantizer
 from lightning_modules.tokenizer import TokenizerConfig
-
-
-@pytest.fixture
-def no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their networks are in no checkpoint, and take longer to read than a small model takes to import."""
-    monkeypatch.setattr(tokenizer, "TokenizerMetrics", lambda *_: nn.Identity())
 
 
 @pytest.fixture

@@ -12,18 +12,11 @@ import pytest
 import torch
 from foreign import SIZE, D, K, Tensors, as_enhancing, as_llamagen, as_vqgan_lc, conv, taming_state
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.build import restore
 from experiments.import_checkpoint import convert, import_checkpoint
 from experiments.importers import Options
-from lightning_modules import tokenizer
-
-
-@pytest.fixture
-def no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their networks are in no checkpoint, and take longer to read than a small model takes to import."""
-    monkeypatch.setattr(tokenizer, "TokenizerMetrics", lambda *_: nn.Identity())
 
 
 @pytest.fixture
