@@ -6,8 +6,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from experiments.build import build_model
-from experiments.config import load_experiment
+from experiments.config.compose import load_experiment
+from experiments.pipeline.build import build_model
 from lightning_modules.quantizers import LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
 

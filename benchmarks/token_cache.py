@@ -27,10 +27,10 @@ from benchmarks.timing import Side, paired, report
 from datamodules import TokensConfig, TokensDataModule, TokenSource
 from datamodules.base import Batch
 from datamodules.views import ViewDataset
-from experiments.build import build_data, build_model, resolve_data, restore
-from experiments.config import load_experiment
-from experiments.stage2.encode import EncodedImages, tokenizer_digest
-from experiments.stage2.token_writer import make_job, write_tokens
+from experiments.config.compose import load_experiment
+from experiments.pipeline.build import build_data, build_model, resolve_data, restore
+from experiments.pipeline.encode import EncodedImages, tokenizer_digest
+from experiments.pipeline.token_writer import make_job, write_tokens
 from lightning_modules.quantizers import LargeCodebook
 
 OFFLINE = "{extractor: efficientnet-lite0, lpips: none}"  # no weights to download

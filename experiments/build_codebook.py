@@ -8,145 +8,16 @@ Neither the images nor the features need to fit in memory; docs/codebook.md has 
 """
 
 import argparse
-import hashlib
-import json
-import tempfile
-import time
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from datamodules import DATAMODULES
-from experiments.build import build_data, resolve_data
-from experiments.codebooks.estimate import estimate
-from experiments.codebooks.extraction import build_device, digest, features_for, images_id, large_codebook, sole_worker
-from experiments.codebooks.features import require_space
-from experiments.codebooks.kmeans import StateFile, load_state, make_table, new_state, split
-from experiments.config import load_experiment
-from experiments.errors import user_errors
-from experiments.runtime.stop import StopRequest
-from experiments.schema import Experiment
-
-
-def codebook_for(experiment: Experiment, data_id: str) -> Tensor:
-    """The (K, C) table of the experiment: from `source.path`, else from the cache in output_dir, else built now."""
-    config = large_codebook(experiment)
-    source, shape = config.source, (experiment.model.codebook_size, config.feature_dim)
-    if source.path:
-        return read_codebook(Path(source.path), shape)
-    if source.method == "normal":  # B-Table 6, random initialisation
-        return torch.randn(shape, generator=torch.Generator().manual_seed(source.seed))
-    experiment, data_id = with_source_data(experiment, data_id)
-    path = codebook_path(experiment, data_id)
-    if not path.is_file():
-        build_codebook(experiment, data_id, path)
-    return read_codebook(path, shape)
-
-
-def with_source_data(experiment: Experiment, data_id: str) -> tuple[Experiment, str]:
-    """The experiment on the images that its codebook is made of, and their id (B-Table 9)."""
-    name = large_codebook(experiment).source.data
-    if not name:
-        return experiment, data_id
-    data = DATAMODULES[name][1](image_size=experiment.data.image_size)
-    experiment = replace(experiment, data=data)
-    return experiment, build_data(experiment).data_id
-
-
-def source_id(experiment: Experiment) -> dict[str, Any]:
-    """The options that decide the table; newer ones only where they are set, so that older files keep their names."""
-    source = asdict(large_codebook(experiment).source)
-    return {key: value for key, value in source.items() if key not in ("tolerance", "data") or value}
-
-
-def codebook_path(experiment: Experiment, data_id: str) -> Path:
-    source, size = source_id(experiment), experiment.model.codebook_size
-    name = f"{source['method']}_{size}_{digest(source, *images_id(experiment, data_id))}.safetensors"
-    return Path(experiment.runtime.output_dir) / "codebooks" / name
-
-
-def read_codebook(path: Path, shape: tuple[int, int]) -> Tensor:
-    """Raises ValueError that names the file when it is missing, broken, or of another shape."""
-    try:
-        with safe_open(path, "pt") as file:
-            table, metadata = file.get_tensor("codebook"), file.metadata() or {}
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such codebook; build it with `python -m experiments.build_codebook`") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a codebook file ({error}); delete it and build it again") from None
-    if tuple(table.shape) != shape:
-        raise ValueError(
-            f"{path}: holds a codebook of shape {tuple(table.shape)}, but model.codebook_size and "
-            f"model.quantizer.feature_dim ask for {shape}"
-        )
-    is_whole = metadata.get("sha256", sha256_of(table)) == sha256_of(table)  # older files have none
-    if not is_whole or not table.is_floating_point() or not torch.isfinite(table).all():
-        raise ValueError(f"{path}: a damaged codebook, its values have changed; delete it and build it again")
-    return table.float()
-
-
-def sha256_of(table: Tensor) -> str:
-    return hashlib.sha256(table.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
-
-
-def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
-    """Makes the table and saves it atomically with its metadata; a build that was stopped goes on where it was.
-
-    Raises ValueError, before the long work, when K exceeds the features that the training images give, feature_dim is
-    not the encoder's, the disk is too small, or a file is damaged or of another setting.
-    """
-    config, K, start = large_codebook(experiment), experiment.model.codebook_size, time.monotonic()
-    source, path_exists = config.source, path.is_file()
-
-    def check(shape: tuple[int, int], labels: np.ndarray) -> None:
-        if shape[1] != config.feature_dim:
-            raise ValueError(f"model.quantizer.feature_dim={config.feature_dim}: the encoder gives {shape[1]}")
-        if shape[0] < K:
-            raise ValueError(
-                f"model.codebook_size={K} exceeds the {shape[0]} features of the training images: use more images "
-                "(source.num_images), a larger source.encoder_image_size, or a smaller codebook"
-            )
-        split(labels, K, source.per_class)
-
-    features = features_for(experiment, data_id, check)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with sole_worker(experiment, path):
-        if path.is_file() and not path_exists:  # another worker has made it meanwhile
-            return
-        require_space(path.parent, 4 * K * config.feature_dim * 4, "the codebook, with two saved states on the way,")
-        identity = f"{codebook_path(experiment, data_id).name} {tuple(features.shape)}"
-        device = build_device(experiment)
-        state = load_state(partial, identity, device) if partial.is_file() else new_state(identity, source.seed)
-        parts = split(features.labels(), K, source.per_class)
-        with StopRequest() as stop:
-            keep = StateFile(partial, stop)
-            table = make_table(features, parts, source, state, device, keep)
-        save_codebook(path, table, source_id(experiment), data_id, len(features), state.statistics())
-        keep.remove()
-    words = f", {state.passes} passes, {state.reseeded} empty clusters re-seeded" if source.method == "kmeans" else ""
-    print(f"codebook: {K:,} of {len(features):,} features by {source.method}{words}, {time.monotonic() - start:.0f} s")
-
-
-def save_codebook(
-    path: Path, table: Tensor, source: dict[str, Any], data_id: str, num_features: int, statistics: dict[str, str]
-) -> None:
-    """Atomic, with its metadata. Raises OSError when the disk is full."""
-    metadata = {"source": json.dumps(source), "data": data_id, "features": str(num_features)} | statistics
-    metadata["sha256"] = sha256_of(table)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder) / "codebook.safetensors"
-        try:
-            save_file({"codebook": table.contiguous()}, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path}: {error}") from None
-        temporary.replace(path)
+from experiments.config.compose import load_experiment
+from experiments.pipeline.build import build_data, resolve_data
+from experiments.pipeline.codebooks.build import build_codebook, codebook_path, with_source_data
+from experiments.pipeline.codebooks.estimate import estimate
+from experiments.pipeline.codebooks.extraction import (
+    large_codebook,
+)
+from experiments.runtime.errors import user_errors
 
 
 def main() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import lightning as L
 
-from experiments.build import resolve_data, restore
-from experiments.chain import output_dir_of, prepare_evaluation
-from experiments.errors import user_errors
+from experiments.config.experiment import Downstream
+from experiments.config.values import from_dotlist, merge
+from experiments.pipeline.build import resolve_data, restore
+from experiments.pipeline.training import evaluate, train
+from experiments.pipeline.upstream import output_dir_of, prepare_evaluation
+from experiments.runtime.errors import user_errors
 from experiments.runtime.ranks import check_accelerator
-from experiments.schema import Downstream
-from experiments.train import evaluate, train
-from experiments.values import from_dotlist, merge
 
 
 def main() -> None:

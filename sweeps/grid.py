@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.values import from_dotlist, merge, read_yaml
+from experiments.config.values import from_dotlist, merge, read_yaml
 from sweeps.schema import CellSpec, PlotSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
 
 if TYPE_CHECKING:
-    from experiments.schema import Experiment
+    from experiments.config.experiment import Experiment
 
 SWEEPS = Path(__file__).resolve().parent
 EXPERIMENTS = SWEEPS.parent / "experiments"
@@ -89,7 +89,7 @@ def load_grid(
 
     Raises ValueError that names the file, the row and the key at fault.
     """
-    from experiments.config import compose, parse
+    from experiments.config.compose import compose, parse
 
     path = Path(path)
     overlay = load_scale(scale)
@@ -130,7 +130,7 @@ def recipe_values(
     name: str, changes: dict[str, Any], overlay: ScaleSpec, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """A recipe with the scale's overlay and `changes`; what it stands on likewise. The overlay is of tokenizers."""
-    from experiments.config import compose
+    from experiments.config.compose import compose
 
     if name not in files:
         files[name] = read_yaml(EXPERIMENTS / f"{name}.yaml")

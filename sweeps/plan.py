@@ -17,13 +17,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from experiments.records import write_json
+from experiments.runtime.records import write_json
 from sweeps import grid as grid_module
 from sweeps.grid import Grid, Row, Run, Table, load_grid, sweep_name
 from sweeps.schema import CellSpec, ColumnSpec, PlotSpec, TableSpec
 
 if TYPE_CHECKING:
-    from experiments.schema import Experiment
+    from experiments.config.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lightning_modules", "datamodules", "experiments", "sweeps")
@@ -52,7 +52,7 @@ class Planned:
         return SimpleNamespace(**self.config["data"])
 
     def load(self) -> "Experiment":
-        from experiments.config import parse
+        from experiments.config.compose import parse
 
         return parse(self.config | {"runtime": self.runtime}, f"the plan of {self.key}")
 
@@ -154,7 +154,7 @@ def table_grids(
         if (kept := plan.read()) is not None:
             grids.append(kept[0])
             continue
-        from experiments.build import resolve_data
+        from experiments.pipeline.build import resolve_data
 
         recipes = recipes or load_grid(file, scale, seeds, overrides)
         grid = recipes if word == "recipe" else recipes.prepared(partial(resolve_data, data=word))

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.records import Record
+from experiments.runtime.records import Record
 from sweeps.grid import Row, Table, label_of, show
 from sweeps.render import replace_file
 from sweeps.results import Found, measure

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from experiments import code_version
-from experiments.records import Record
+from experiments.runtime import code_version
+from experiments.runtime.records import Record
 from sweeps.grid import Grid, Row, Run, Table, show
 from sweeps.schema import ColumnSpec
 
 if TYPE_CHECKING:
-    from experiments.schema import Experiment
+    from experiments.config.experiment import Experiment
 
 DAGGER = "†"
 Found = dict[str, Record]  # digest -> record, all of one data id

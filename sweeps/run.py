@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.errors import user_errors
-from experiments.records import (
+from experiments.runtime.errors import user_errors
+from experiments.runtime.records import (
     PUBLISHED,
     Record,
     find_records,
@@ -23,7 +23,7 @@ from experiments.records import (
     size_and_seed,
     write_json,
 )
-from experiments.runtime.stop import follow_parent
+from experiments.runtime.signals import follow_parent
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.plan import PlanFile, full, state_of, table_grids
 from sweeps.schema import ColumnSpec
@@ -40,7 +40,7 @@ from sweeps.workers import (
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-    from experiments.schema import Experiment
+    from experiments.config.experiment import Experiment
     from sweeps.study import Queue
 
 DATA_WORDS = {"cifar10": "cifar10", "shapes": "shapes", "image_folder": "imagefolder"}
@@ -169,7 +169,7 @@ def outcome(run: Run, record: Record, objective: str, queue: "Queue") -> dict[st
 
 def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[["Experiment"], "Experiment"]:
     """Puts data and folders into experiments. "auto" is decided once a data set, not once a cell."""
-    from experiments.build import resolve_data
+    from experiments.pipeline.build import resolve_data
 
     words: dict[str, str] = {}
 
@@ -190,7 +190,7 @@ def open_sweep(options: argparse.Namespace) -> Sweep:
     if (kept := plan_file(options, options.data).read(state)) is not None:
         return Sweep(*kept, output_dir, options.published)
 
-    from experiments.build import data_module
+    from experiments.pipeline.build import data_module
 
     recipes = load_grid(options.file, options.scale, options.seeds, options.overrides)
     grid = recipes.prepared(data_resolver(options.data, options.data_dir, options.output_dir))
@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def train_cells(sweep: Sweep, todo: list[Run], options: argparse.Namespace, arguments: list[str]) -> None:
-    from experiments.build import data_module
+    from experiments.pipeline.build import data_module
 
     experiments = {run.experiment.data.name: full(run) for run in todo}
     for experiment in experiments.values():

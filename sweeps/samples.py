@@ -15,14 +15,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.build import data_module, restore
-from experiments.chain import lend, run_dir
-from experiments.codebooks.extraction import build_device
-from experiments.errors import user_errors
-from experiments.records import PUBLISHED, record_path
+from experiments.config.experiment import Downstream
+from experiments.pipeline.build import data_module, restore
+from experiments.pipeline.codebooks.extraction import build_device
+from experiments.pipeline.training import train
+from experiments.pipeline.upstream import lend, run_dir
 from experiments.runtime.callbacks import sample_grid
-from experiments.schema import Downstream
-from experiments.train import train
+from experiments.runtime.errors import user_errors
+from experiments.runtime.records import PUBLISHED, record_path
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.render import replace_file
 from sweeps.run import add_seeds, data_resolver

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.values import read_yaml
+from experiments.config.values import read_yaml
 
 
 @dataclass

@@ -16,13 +16,13 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from experiments.build import data_module
-from experiments.chain import run_dir
-from experiments.config import compose, parse
-from experiments.errors import user_errors
-from experiments.runtime.stop import follow_parent
-from experiments.schema import Experiment
-from experiments.values import from_dotlist
+from experiments.config.compose import compose, parse
+from experiments.config.experiment import Experiment
+from experiments.config.values import from_dotlist
+from experiments.pipeline.build import data_module
+from experiments.pipeline.upstream import run_dir
+from experiments.runtime.errors import user_errors
+from experiments.runtime.signals import follow_parent
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
 from sweeps.pruning import Report
 from sweeps.run import DATA_WORDS, data_resolver

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.config import load_experiment
+from experiments.config.compose import load_experiment
 from experiments.costs.papers import A_TABLE_2, A_TABLE_2_VIM, B_TABLE_8
 from experiments.costs.tokenizer import count, count_cost, networks
 from lightning_modules.networks.gpt import GPT, GPT_SIZES, GPTConfig

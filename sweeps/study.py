@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.records import Record
+from experiments.runtime.records import Record
 from sweeps import storage as storages
 from sweeps.storage import Patience, open_storage, reason, without_password
 

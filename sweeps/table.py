@@ -7,8 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.errors import user_errors
-from experiments.records import PUBLISHED, find_records
+from experiments.runtime.errors import user_errors
+from experiments.runtime.records import PUBLISHED, find_records
 from sweeps.grid import Grid
 from sweeps.plan import table_grids
 from sweeps.plots import write_plot

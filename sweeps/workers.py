@@ -10,16 +10,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.records import Record
-from experiments.runtime.stop import wait_for
+from experiments.runtime.records import Record
+from experiments.runtime.signals import wait_for
 
 if TYPE_CHECKING:
-    from experiments.schema import Experiment
+    from experiments.config.experiment import Experiment
 
 
 def train(experiment: "Experiment", name: str, run_dir: Path, **options: Any) -> Record:
     """`train_apart`, imported only where there is work: torch and Lightning take ten seconds."""
-    from experiments import train as training
+    from experiments.pipeline import training
 
     return training.train_apart(experiment, name, run_dir, **options)
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.codebooks import estimate, extraction
-from experiments.config import parse
-from experiments.schema import Experiment
-from experiments.stage2 import classifier
-from experiments.values import from_dotlist, merge
+from experiments.config.compose import parse
+from experiments.config.experiment import Experiment
+from experiments.config.values import from_dotlist, merge
+from experiments.pipeline import classifier
+from experiments.pipeline.codebooks import estimate, extraction
 from lightning_modules import tokenizer
 from lightning_modules.losses import perceptual
 from lightning_modules.metrics import extractors

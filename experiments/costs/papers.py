@@ -6,7 +6,7 @@ Nowhere else in this repository do these numbers stand.
 
 from dataclasses import dataclass
 
-from experiments.schema import Downstream, Experiment
+from experiments.config.experiment import Downstream, Experiment
 from lightning_modules.networks import VIT_SIZES, CNNConfig, ViTConfig
 
 A_TABLE_2 = {"small": 32.0, "base": 91.0, "large": 599.0}  # millions of parameters

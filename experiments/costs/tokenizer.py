@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.schema import Experiment
+from experiments.config.experiment import Experiment
 from lightning_modules.losses import build_perceptual
 from lightning_modules.losses.perceptual import PerceptualLoss, resolve_perceptual
 from lightning_modules.networks import BACKBONES, build_discriminator

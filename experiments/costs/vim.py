@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from experiments.config.experiment import Downstream
 from experiments.costs.tokenizer import Cost, count, count_cost, count_macs, networks, saved_bytes
-from experiments.schema import Downstream
 from lightning_modules.losses.tokens import LOGITS_AT_ONCE
 from lightning_modules.networks.gpt import GPT, GPTBlock
 

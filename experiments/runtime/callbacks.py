@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
-from experiments.build import CHECKPOINT_FORMAT
+from experiments.runtime.checkpoint_files import CHECKPOINT_FORMAT
 
 LAYOUT = {
     "training": {

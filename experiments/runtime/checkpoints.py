@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
 from experiments.runtime.atomic import replacing
-from experiments.runtime.stop import Stopped, StopRequest
+from experiments.runtime.signals import Stopped, StopRequest
 
 SAVE_SECONDS = 60.0  # of work that a kill may cost
 SAVE_SHARE = 0.05  # of the time, at most, is spent on saving: large models are saved less often

@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from experiments.schema import Experiment, RuntimeConfig
+from experiments.config.experiment import Experiment, RuntimeConfig
 from lightning_modules.distributed import rank, world_size
 from lightning_modules.vim import VIMConfig
 

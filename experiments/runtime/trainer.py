@@ -12,6 +12,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from experiments.config.experiment import Downstream, Experiment
+from experiments.config.values import flatten
 from experiments.runtime.callbacks import (
     AccuracyByBlock,
     AveragedWeights,
@@ -25,9 +27,7 @@ from experiments.runtime.checkpoints import AtomicCheckpointIO, ResumePoints
 from experiments.runtime.health import FiniteWeights
 from experiments.runtime.random_state import RandomState
 from experiments.runtime.ranks import SameStart, build_strategy, placement
-from experiments.runtime.stop import StopRequest
-from experiments.schema import Downstream, Experiment
-from experiments.values import flatten
+from experiments.runtime.signals import StopRequest
 
 DISPLAYS: dict[str, type[Callback]] = {"vim": Samples, "linear_probe": AccuracyByBlock}  # tokenizers: Dashboard
 

@@ -21,12 +21,12 @@ from conftest import ENCODER_USERS, load_once, tiny_experiment
 from vim_cases import tiny_vim
 
 import experiments.train as train_module
-from experiments.chain import prepare, run_dir
+from experiments.config.experiment import Experiment
+from experiments.pipeline import token_writer
+from experiments.pipeline.training import evaluate, train
+from experiments.pipeline.upstream import prepare, run_dir
 from experiments.runtime.ranks import join, main_first
 from experiments.runtime.trainer import build_trainer, quiet
-from experiments.schema import Experiment
-from experiments.stage2 import token_writer
-from experiments.train import evaluate, train
 from lightning_modules.distributed import all_reduce_sum, rank, world_size
 from lightning_modules.quantizers.ema import EMAQuantizer
 from lightning_modules.sharding import full

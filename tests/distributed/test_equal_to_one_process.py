@@ -18,11 +18,11 @@ import torch
 from conftest import ENCODER_USERS, load_once
 from torch import Tensor
 
-from experiments.build import restore, restore_tokenizer
-from experiments.chain import prepare_evaluation, upstream_checkpoint
-from experiments.records import read_record
-from experiments.schema import Downstream
-from experiments.train import evaluate
+from experiments.config.experiment import Downstream
+from experiments.pipeline.build import restore, restore_tokenizer
+from experiments.pipeline.training import evaluate
+from experiments.pipeline.upstream import prepare_evaluation, upstream_checkpoint
+from experiments.runtime.records import read_record
 from lightning_modules.networks.gpt import GPT
 from lightning_modules.quantizers import QUANTIZERS
 

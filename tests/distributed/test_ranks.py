@@ -8,10 +8,10 @@ import torch
 from conftest import TinyExperiment
 from vim_cases import tiny_vim
 
-from experiments.records import read_record
+from experiments.config.experiment import RuntimeConfig
+from experiments.pipeline.training import train_apart
 from experiments.runtime.ranks import check_devices, num_devices, placement
-from experiments.schema import RuntimeConfig
-from experiments.train import train_apart
+from experiments.runtime.records import read_record
 from lightning_modules.networks import batch_norm
 from lightning_modules.networks.batch_norm import BatchNorm2d
 from lightning_modules.quantizers.ema import chosen_rows

@@ -13,7 +13,7 @@ from conftest import TinyExperiment
 from resume_cases import PROJECT, differences, final, recipe, record
 from vim_cases import tiny_vim
 
-from experiments.schema import Experiment
+from experiments.config.experiment import Experiment
 
 PATIENCE = 900  # seconds, on a machine that is busy with other things
 OPTIONS = ("runtime.devices=2", "trainer.max_steps=24", "trainer.checkpoint_every=3", "trainer.weight_ema=0.5")

@@ -12,10 +12,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from vim_cases import build, tiny_vim
 
-from experiments import preview as module
-from experiments.build import build_model
-from experiments.config import load_experiment
+from experiments.config.compose import load_experiment
+from experiments.config.experiment import Downstream
+from experiments.costs import report as module
 from experiments.costs.papers import PaperCount, paper_counts, vim_paper_counts
+from experiments.costs.report import preview
 from experiments.costs.tokenizer import (
     activation_bytes,
     count,
@@ -28,8 +29,8 @@ from experiments.costs.tokenizer import (
     training_macs,
 )
 from experiments.costs.vim import count_vim, vim_hours, vim_memory_bytes
-from experiments.preview import main, preview
-from experiments.schema import Downstream
+from experiments.pipeline.build import build_model
+from experiments.preview import main
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 PAPER_SCALE = [

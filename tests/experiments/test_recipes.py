@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.build import build_model, resolve_data
-from experiments.config import load_experiment
-from experiments.schema import Downstream
-from experiments.train import train
+from experiments.config.compose import load_experiment
+from experiments.config.experiment import Downstream
+from experiments.pipeline.build import build_model, resolve_data
+from experiments.pipeline.training import train
 from lightning_modules import tokenizer, vim
 from lightning_modules.linear_probe import BlockFeatures, LinearProbe, TokenizerFeatures
 from lightning_modules.tokenizer import TokenizerConfig

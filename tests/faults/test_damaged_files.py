@@ -17,11 +17,12 @@ from PIL import Image
 from datamodules import ImageFolderConfig, ImageFolderDataModule, TokensConfig, TokensDataModule
 from datamodules.folders import read_image
 from datamodules.token_files import SPLITS, TokenMeta, read_labels, tokens_path
-from experiments.build import build_model, load_checkpoint, restore
-from experiments.build_codebook import read_codebook, save_codebook
-from experiments.errors import user_errors
-from experiments.records import KINDS, find_records, read_record, record_path, same_experiment, write_json
-from experiments.stage2.token_writer import finish
+from experiments.pipeline.build import build_model, restore
+from experiments.pipeline.codebooks.build import read_codebook, save_codebook
+from experiments.pipeline.token_writer import finish
+from experiments.runtime.checkpoint_files import load_checkpoint
+from experiments.runtime.errors import user_errors
+from experiments.runtime.records import KINDS, find_records, read_record, record_path, same_experiment, write_json
 from lightning_modules.metrics.fidelity import RealImages, read_real
 
 
@@ -129,7 +130,7 @@ def tokens(tmp_path: Path) -> Path:
             self.labels = torch.arange(size) % 10
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.stage2.token_writer.labels_of", lambda source: source.labels.numpy())
+        patch.setattr("experiments.pipeline.token_writer.labels_of", lambda source: source.labels.numpy())
         finish(type("Job", (), {"meta": meta, "sources": {s: Source(sizes[s]) for s in SPLITS}}), tmp_path)  # type: ignore[arg-type]
     return tmp_path
 

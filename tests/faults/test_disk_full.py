@@ -15,10 +15,10 @@ from conftest import TinyExperiment
 from token_cases import contents, run, write_all
 
 from datamodules.cache import cached
-from experiments.build_codebook import read_codebook, save_codebook
-from experiments.codebooks.kmeans import State, StateFile
-from experiments.errors import DISK_FULL, user_errors
-from experiments.records import write_json
+from experiments.pipeline.codebooks.build import read_codebook, save_codebook
+from experiments.pipeline.codebooks.kmeans import State, StateFile
+from experiments.runtime.errors import DISK_FULL, user_errors
+from experiments.runtime.records import write_json
 from lightning_modules.metrics.fidelity import Fidelity
 
 
@@ -61,7 +61,7 @@ def test_no_room_for_a_codebook(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_no_room_for_the_state_of_clustering(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("experiments.codebooks.kmeans.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("experiments.pipeline.codebooks.kmeans.SAVE_SECONDS", 0.0)
     keep = StateFile(tmp_path / "state.partial")
     keep(State("one", torch.zeros(3)))
     with said_in_one_line(capsys), room_for(10_000):

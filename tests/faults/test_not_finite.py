@@ -10,8 +10,8 @@ from conftest import TinyExperiment
 from torch import Tensor
 from vim_cases import tiny_vim
 
-from experiments.build import load_checkpoint
-from experiments.train import train
+from experiments.pipeline.training import train
+from experiments.runtime.checkpoint_files import load_checkpoint
 from lightning_modules.finite import check_finite, first_not_finite
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM

@@ -18,11 +18,11 @@ from vim_cases import tiny_vim
 
 from datamodules import ImageFolderConfig, ImageFolderDataModule
 from datamodules.cache import fingerprint
-from experiments.build import restore
-from experiments.config import parse
-from experiments.records import PACKAGES, Record
-from experiments.schema import Experiment
-from experiments.train import train
+from experiments.config.compose import parse
+from experiments.config.experiment import Experiment
+from experiments.pipeline.build import restore
+from experiments.pipeline.training import train
+from experiments.runtime.records import PACKAGES, Record
 
 PROJECT = Path(__file__).parents[2]
 MEASURED = {"images_per_second", "wall_seconds", "peak_memory_bytes", "peak_device_memory_bytes"}
@@ -80,8 +80,8 @@ from conftest import load_once  # of the fixture `tiny`, which draws no random n
 from lightning_modules.losses import perceptual
 from lightning_modules.metrics import extractors
 extractors.load_encoder = perceptual.load_encoder = load_once
-from experiments.config import parse
-from experiments.train import train
+from experiments.config.compose import parse
+from experiments.pipeline.training import train
 train(parse(json.loads(sys.argv[1]), "test"), "x", Path(sys.argv[2]))
 """
 

@@ -20,8 +20,8 @@ from conftest import TINY_BACKBONES, TINY_DISCRIMINATORS
 from torch import Tensor
 
 from datamodules import ShapesConfig, ShapesDataModule
-from experiments.config import parse
-from experiments.schema import MODULES
+from experiments.config.compose import parse
+from experiments.config.experiment import MODULES
 from lightning_modules.linear_probe import BlockFeatures, LinearProbe, LinearProbeConfig
 from lightning_modules.losses import hinge_d_loss, l1_loss, l2_loss, logit_laplace_loss, non_saturating_d_loss
 from lightning_modules.losses.tokens import token_loss

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from experiments.schema import Experiment
+from experiments.config.experiment import Experiment
 
 PROJECT = Path(__file__).parents[2]
 TIMES = {"images_per_second", "wall_seconds", "peak_memory_bytes", "environment"}  # of a record

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 import experiments.build_codebook
-import experiments.codebooks.extraction
+import experiments.pipeline.codebooks.extraction
+import experiments.pipeline.training
 import experiments.tokenize
 import experiments.train
 from lightning_modules.losses import perceptual
@@ -124,11 +125,11 @@ def child(job: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    for module in (extractors, perceptual, experiments.codebooks.extraction):
+    for module in (extractors, perceptual, experiments.pipeline.codebooks.extraction):
         module.load_encoder = load_once  # type: ignore[attr-defined]
     load_once("efficientnet-lite0", 32)
     fidelity.fid_statistics_to_metric = quick_distance
-    experiments.train.print_summary = lambda *_: None  # it traces the model, for a second
+    experiments.pipeline.training.print_summary = lambda *_: None  # it traces the model, for a second
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)

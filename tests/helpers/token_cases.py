@@ -10,9 +10,9 @@ from conftest import TinyExperiment
 from torch import Tensor
 
 from datamodules import TokensConfig, TokensDataModule
-from experiments import tokenize
-from experiments.build import build_data, build_model
-from experiments.schema import Experiment
+from experiments.config.experiment import Experiment
+from experiments.pipeline import tokens as tokenize
+from experiments.pipeline.build import build_data, build_model
 
 SIZES = ["data.train_size=20", "data.val_size=10"]  # images
 

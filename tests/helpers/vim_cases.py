@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from conftest import TinyExperiment
 
-from experiments.build import build_model
-from experiments.config import parse
-from experiments.schema import Downstream
-from experiments.values import from_dotlist, merge
+from experiments.config.compose import parse
+from experiments.config.experiment import Downstream
+from experiments.config.values import from_dotlist, merge
+from experiments.pipeline.build import build_model
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM
 

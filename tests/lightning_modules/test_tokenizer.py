@@ -9,8 +9,8 @@ from conftest import TINY_LARGE_CODEBOOK, TinyExperiment
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from experiments.build import build_model
-from experiments.schema import MODULES
+from experiments.config.experiment import MODULES
+from experiments.pipeline.build import build_model
 from lightning_modules.losses import l2_loss
 from lightning_modules.quantizers import LargeCodebook
 from lightning_modules.tokenizer import Tokenizer

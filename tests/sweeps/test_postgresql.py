@@ -14,7 +14,7 @@ import pytest
 from postgresql_server import PASSWORD, Server
 from shared_worker import work, write_sweep
 
-from experiments.records import find_records
+from experiments.runtime.records import find_records
 from sweeps import grid as grid_module
 from sweeps import run as run_module
 from sweeps import storage as storage_module

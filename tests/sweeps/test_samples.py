@@ -8,12 +8,12 @@ import pytest
 from conftest import TinyExperiment
 from vim_cases import tiny_vim
 
-from experiments.build import restore
-from experiments.chain import lend, run_dir
-from experiments.records import record_path, write_json
+from experiments.config.experiment import Downstream, Experiment
+from experiments.pipeline.build import restore
+from experiments.pipeline.training import train
+from experiments.pipeline.upstream import lend, run_dir
 from experiments.runtime.callbacks import sample_grid
-from experiments.schema import Downstream, Experiment
-from experiments.train import train
+from experiments.runtime.records import record_path, write_json
 from sweeps import samples
 from sweeps.grid import Grid, Row, Run, Table
 from sweeps.schema import TableSpec

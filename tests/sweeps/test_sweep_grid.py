@@ -8,9 +8,9 @@ import timm
 import torch
 from conftest import load_once
 
-from experiments.codebooks.extraction import patch_features
-from experiments.config import RECIPES, load_experiment
-from experiments.values import read_yaml
+from experiments.config.compose import RECIPES, load_experiment
+from experiments.config.values import read_yaml
+from experiments.pipeline.codebooks.extraction import patch_features
 from lightning_modules.networks import load_encoder
 from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
 from sweeps import grid as grid_module

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import sweeps.run as run_module
-from experiments.records import Record, find_records, record_path, write_json
+from experiments.runtime.records import Record, find_records, record_path, write_json
 from sweeps import grid as grid_module
 from sweeps.grid import SWEEPS, Grid, Run, load_grid
 from sweeps.plan import PlanFile, Planned, full, state_of, table_grids

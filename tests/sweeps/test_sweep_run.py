@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import sweeps.run as run_module
-from experiments import chain
-from experiments import config as config_module
-from experiments.records import Record, read_record, record_path, write_json
-from experiments.schema import Experiment
-from experiments.values import read_yaml
+from experiments.config import compose as config_module
+from experiments.config.experiment import Experiment
+from experiments.config.values import read_yaml
+from experiments.pipeline import upstream as chain
+from experiments.runtime.records import Record, read_record, record_path, write_json
 from sweeps import grid as grid_module
 from sweeps import storage as storage_module
 from sweeps import study as study_module

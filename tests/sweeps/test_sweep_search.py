@@ -8,7 +8,7 @@ import pytest
 from shared_worker import RECIPE
 
 import sweeps.search as search_module
-from experiments.train import train
+from experiments.pipeline.training import train
 from sweeps import grid as grid_module
 from sweeps.grid import SWEEPS, scale_names
 from sweeps.pruning import Report

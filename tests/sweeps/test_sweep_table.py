@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import code_version
-from experiments.records import record_path, write_json
-from experiments.values import read_yaml
+from experiments.config.values import read_yaml
+from experiments.runtime import code_version
+from experiments.runtime.records import record_path, write_json
 from sweeps import grid as grid_module
 from sweeps import plots
 from sweeps import table as table_module

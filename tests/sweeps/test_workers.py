@@ -14,8 +14,8 @@ from sweeps.grid import SWEEPS
 
 WORKER = """
 import hashlib, os, pathlib, sys, time
-from experiments.errors import user_errors
-from experiments.runtime.stop import StopRequest, follow_parent
+from experiments.runtime.errors import user_errors
+from experiments.runtime.signals import StopRequest, follow_parent
 
 folder = pathlib.Path(sys.argv[1])
 with user_errors():
@@ -29,8 +29,8 @@ with user_errors():
 """
 COMMAND = """
 import sys
-from experiments.errors import user_errors
-from experiments.runtime import stop
+from experiments.runtime.errors import user_errors
+from experiments.runtime import signals as stop
 from sweeps import workers
 
 stop.SETTLE_SECONDS = 0.2

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import experiments.evaluate
 import experiments.import_checkpoint
-from experiments.build import restore
-from experiments.import_checkpoint import convert, import_checkpoint
 from experiments.importers import FAMILIES, Options
+from experiments.importers.convert import convert, import_checkpoint
+from experiments.pipeline.build import restore
 from lightning_modules.quantizers import LargeCodebook, VectorQuantizer
 from lightning_modules.tokenizer import TokenizerConfig
 

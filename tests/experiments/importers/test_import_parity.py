@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from experiments.build import build_model, restore
-from experiments.import_checkpoint import convert, import_checkpoint
 from experiments.importers import FAMILIES, Options
+from experiments.importers.convert import convert, import_checkpoint
+from experiments.pipeline.build import build_model, restore
 from lightning_modules import tokenizer
 from lightning_modules.networks import ViTEncoder
 from lightning_modules.quantizers import LargeCodebook, LargeCodebookConfig

@@ -14,9 +14,9 @@ from foreign import SIZE, D, K, Tensors, as_enhancing, as_llamagen, as_vqgan_lc,
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.build import restore
-from experiments.import_checkpoint import convert, import_checkpoint
 from experiments.importers import Options
+from experiments.importers.convert import convert, import_checkpoint
+from experiments.pipeline.build import restore
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 from conftest import TinyExperiment
 from lightning.pytorch.callbacks import RichProgressBar
 
+from experiments.pipeline.training import train
 from experiments.runtime import callbacks, health
 from experiments.runtime.callbacks import ProgressLines, Throughput, TimeLeft
 from experiments.runtime.health import memory_limit, peak_memory_bytes, reset_peak_memory
-from experiments.train import train
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")

@@ -10,14 +10,16 @@ from resume_cases import Driver, differences, final, recipe, record
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from vim_cases import tiny_vim
 
-from experiments.config import parse
-from experiments.schema import Experiment
-from experiments.values import from_dotlist, merge
+from experiments.config.compose import parse
+from experiments.config.experiment import Experiment
+from experiments.config.values import from_dotlist, merge
 
 SIGKILL = -9
 TOKENIZER, VIM, PROBE = (
     f"lightning_modules.{name}" for name in ("tokenizer:Tokenizer", "vim:VIM", "linear_probe:LinearProbe")
 )
+
+CODEBOOKS = "experiments.pipeline.codebooks"
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_killed_everywhere(driver: Driver, tiny: TinyExperiment, tmp_path: Path)
     runs.killed(f"{TOKENIZER}.on_validation_epoch_end", 1, "kill")  # of step 9, before final.ckpt
     runs.killed("half a save", 1)  # final.ckpt
     runs.killed(f"{TOKENIZER}.validation_step", 2, "kill")  # of the evaluation
-    runs.killed("experiments.train:write_json", 1, "kill")
+    runs.killed("experiments.pipeline.training:write_json", 1, "kill")
     runs.finish()
     for tag in ("psnr", "rfid", "usage/val"):
         expected = curve(tmp_path / "straight", tag)
@@ -158,8 +160,11 @@ def test_a_codebook(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> Non
     source = "model.quantizer.source"
     experiment = tiny("vqgan_lc", f"{source}.method=kmeans", f"{source}.iterations=4", "data.val_batch_size=8")
     command = ["experiments.build_codebook", recipe(experiment, tmp_path / "recipe.yaml")]
-    settings = {"experiments.codebooks.extraction:SAVE_SECONDS": 0, "experiments.codebooks.kmeans:SAVE_SECONDS": 0}
-    settings["experiments.codebooks.kmeans:CHUNK"] = 8
+    settings = {
+        f"{CODEBOOKS}.extraction:SAVE_SECONDS": 0,
+        f"{CODEBOOKS}.kmeans:SAVE_SECONDS": 0,
+    }
+    settings[f"{CODEBOOKS}.kmeans:CHUNK"] = 8
 
     def build(folder: str, *arm: Any) -> Any:
         where = [f"runtime.output_dir={tmp_path / folder}", "--out", str(tmp_path / f"{folder}.safetensors")]
@@ -167,17 +172,21 @@ def test_a_codebook(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> Non
 
     assert build("straight").code == 0
     arms = [
-        ("experiments.codebooks.extraction:patch_features", 4, "kill"),
-        ("experiments.codebooks.extraction:Path.rename", 1, "kill"),  # the features are whole, but not in their place
+        (f"{CODEBOOKS}.extraction:patch_features", 4, "kill"),
+        (
+            f"{CODEBOOKS}.extraction:Path.rename",
+            1,
+            "kill",
+        ),  # the features are whole, but not in their place
         ("half a save", 3),
-        ("experiments.codebooks.kmeans:move_centres", 2, "kill"),
+        (f"{CODEBOOKS}.kmeans:move_centres", 2, "kill"),
         ("experiments.build_codebook:save_file", 1, "kill"),
     ]
     for arm in arms:
         result = build("killed", *arm)
         assert result.code == SIGKILL and not (tmp_path / "killed.safetensors").exists(), (arm, result.output)
         if arm[0] == "half a save":
-            stopped = build("killed", "experiments.codebooks.kmeans:one_pass", 1, "term")
+            stopped = build("killed", f"{CODEBOOKS}.kmeans:one_pass", 1, "term")
             assert stopped.code == 143 and "stopped by SIGTERM: the clustering, " in stopped.output
     assert build("killed").code == 0
     assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "straight.safetensors").read_bytes()

@@ -16,11 +16,12 @@ from resume_cases import Driver, recipe
 from test_resume import TOKENIZER, Runs, driver
 from token_cases import arguments, contents, save
 
+import experiments.pipeline.training
 import experiments.train
-from experiments.errors import user_errors
 from experiments.runtime.atomic import replacing
+from experiments.runtime.errors import user_errors
 from experiments.runtime.locks import require_writable, sole_run
-from experiments.runtime.stop import Stopped, StopRequest
+from experiments.runtime.signals import Stopped, StopRequest
 
 __all__ = ["driver"]
 
@@ -67,9 +68,9 @@ def test_a_signal_saves_the_tokens(driver: Driver, tiny: TinyExperiment, tmp_pat
     command = arguments(experiment, save(experiment, tmp_path / "final.ckpt"), "--flip")[1:]
     module, out = "experiments.tokenize", ["--out", str(tmp_path / "stopped")]
     assert driver.run(module, *command, "--out", str(tmp_path / "whole")).code == 0
-    stopped = driver.run(module, *command, *out, arm=["experiments.stage2.token_writer:encode_batch", 3, "term"])
+    stopped = driver.run(module, *command, *out, arm=["experiments.pipeline.token_writer:encode_batch", 3, "term"])
     assert stopped.code == 143 and "the tokens of 12 images are in" in stopped.output
-    killed = driver.run(module, *command, *out, arm=["experiments.stage2.token_writer:finish", 1, "kill"])
+    killed = driver.run(module, *command, *out, arm=["experiments.pipeline.token_writer:finish", 1, "kill"])
     assert killed.code == -signal.SIGKILL and not (tmp_path / "stopped/meta.json").exists()
     assert driver.run(module, *command, *out).code == 0
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
@@ -186,7 +187,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(
 ) -> None:
     command = ["train", recipe(tiny(), tmp_path / "recipe.yaml"), "--run-dir", "/proc/run"]
     monkeypatch.setattr(sys, "argv", command)
-    monkeypatch.setattr(experiments.train, "prepare", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(experiments.pipeline.training, "prepare", lambda *_: pytest.fail("too late"))
     with pytest.raises(SystemExit) as stop:
         experiments.train.main()
     message = capsys.readouterr().err

@@ -13,13 +13,14 @@ from resume_cases import differences
 from torch import Tensor
 
 from datamodules.base import ArrayDataset, Batch, DataConfig, ImageDataModule
-from experiments.build import build_data, build_model, load_checkpoint, restore
+from experiments.config.experiment import Experiment
+from experiments.pipeline.build import build_data, build_model, restore
+from experiments.pipeline.training import train
 from experiments.runtime import checkpoints
+from experiments.runtime.checkpoint_files import load_checkpoint
 from experiments.runtime.random_state import random_state, set_random_state
-from experiments.runtime.stop import StopRequest
+from experiments.runtime.signals import StopRequest
 from experiments.runtime.trainer import build_trainer
-from experiments.schema import Experiment
-from experiments.train import train
 from lightning_modules.tokenizer import Tokenizer
 
 

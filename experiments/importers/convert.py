@@ -1,0 +1,124 @@
+"""Turns a public checkpoint into one of ours."""
+
+import hashlib
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.config.compose import parse
+from experiments.config.experiment import Experiment
+from experiments.config.values import merge, select
+from experiments.importers import FAMILIES, Options, Source
+from experiments.importers.family import Tensors
+from experiments.importers.files import read_state_dict
+from experiments.pipeline.build import build_model
+from experiments.runtime.checkpoint_files import CHECKPOINT_FORMAT
+
+
+def convert(
+    name: str,
+    tensors: Tensors,
+    options: Options | None = None,
+    overrides: dict[str, Any] | None = None,
+    origin: str = "state dict",
+) -> tuple[Experiment, Tensors]:
+    """The experiment and the state dict of our module for a state dict of family `name`; meta tensors will do.
+
+    Raises ValueError, which begins with `origin`, when the keys are of another family (it is named), when a key is
+    missing, unknown, or of a shape that does not fit.
+    """
+    family = FAMILIES[name]
+    if select(overrides or {}, "data.image_size") is not None:
+        raise ValueError("data.image_size: use --image-size, where attention sits depends on it")
+    if not family.fits(tensors):
+        for other, candidate in FAMILIES.items():
+            if candidate.fits(tensors):
+                raise ValueError(f"{origin}: not a {name} checkpoint, its keys look like {other}: use --from {other}")
+    values = family.infer(Source(tensors, origin, name), options or Options())
+    experiment = parse(merge(values, overrides or {}), origin)
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # the metrics' networks say that their weights are not loaded
+        needed = build_model(experiment).state_dict()
+
+    weights = {key: family.weight(key, experiment.model) for key in needed}
+    if unknown := [key for key, weight in weights.items() if weight is None]:
+        raise ValueError(f"{origin}: a {name} checkpoint holds nothing for our {some(unknown)}; change the overrides")
+    found = {key: weight for key, weight in weights.items() if weight is not None}
+    used = {key for weight in found.values() for key in weight.keys}
+    if missing := [key for key in sorted(used) if key not in tensors]:
+        raise ValueError(f"{origin}: lacks {some(missing)}, which a {name} model of its other shapes has")
+    if extra := [key for key in tensors if key not in used and not key.startswith(tuple(family.dropped))]:
+        raise ValueError(
+            f"{origin}: holds {some(extra)}, of which --from {name} knows nothing; no key is left out silently"
+        )
+
+    state: Tensors = {}
+    for key, weight in found.items():
+        sources = [tensors[theirs] for theirs in weight.keys]
+        try:
+            state[key] = weight.make(*(source.float() for source in sources))
+        except (RuntimeError, IndexError):  # shapes that do not even go together
+            state[key] = torch.empty(0, device="meta")
+        if state[key].shape != needed[key].shape:
+            theirs = ", ".join(f"'{k}' {tuple(s.shape)}" for k, s in zip(weight.keys, sources, strict=True))
+            raise ValueError(f"{origin}: {theirs} does not fit our '{key}' {tuple(needed[key].shape)}")
+    return experiment, state
+
+
+def some(keys: list[str]) -> str:
+    """At most four keys, quoted, and how many more there are."""
+    return ", ".join(f"'{key}'" for key in keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def import_checkpoint(
+    name: str,
+    path: Path,
+    out: Path,
+    options: Options | None = None,
+    overrides: dict[str, Any] | None = None,
+    force: bool = False,
+) -> str:
+    """Reads `path`, writes `out` atomically and returns a report. Raises ValueError for anything but a clean import."""
+    if out.is_dir():
+        raise ValueError(f"{out}: a folder; give the name of the file to write")
+    if out.exists() and not force:
+        raise ValueError(f"{out}: exists; choose another name, or --force")
+    if out.exists() and path.exists() and out.samefile(path):
+        raise ValueError(f"{out}: is the file to import; choose another name")
+    family = FAMILIES[name]
+    tensors, wrapper = read_state_dict(path, family)
+    experiment, state = convert(name, tensors, options, overrides, str(path))
+    dropped = Counter(prefix for key in tensors for prefix in family.dropped if key.startswith(prefix))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    checkpoint = {
+        "format": CHECKPOINT_FORMAT,
+        "experiment": experiment.identity(),
+        "state_dict": {key: own(tensor) for key, tensor in state.items()},
+        "generator_steps": 0,
+        "epoch_usage": {},
+        "epoch_tokens": 0,
+        "imported": {"family": name, "file": path.name, "sha256": digest, "dropped": dict(dropped)},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        temporary = Path(folder) / "checkpoint"
+        torch.save(checkpoint, temporary)
+        temporary.replace(out)
+    model = experiment.model
+    lines = [
+        f"{out}: {model.name}, {model.codebook_size:,} codes of {model.code_dim} dimensions, "
+        f"{experiment.data.image_size} pixels; imported {len(tensors) - dropped.total()} keys of {wrapper or 'its top'}"
+    ]
+    lines += [f"  left out: {count} keys {prefix}* ({family.dropped[prefix]})" for prefix, count in dropped.items()]
+    return "\n".join(lines)
+
+
+def own(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that does not share its storage with others: torch.save would write all of it."""
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)

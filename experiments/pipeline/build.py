@@ -1,0 +1,123 @@
+"""From an `Experiment` to its data module and LightningModule, and from a checkpoint back to them."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datamodules import DATAMODULES, ImageDataModule
+from datamodules.cifar10 import find_cifar10
+from experiments.config.compose import parse
+from experiments.config.experiment import DOWNSTREAM, MODULES, Downstream, Experiment
+from experiments.config.values import merge
+from experiments.runtime.checkpoint_files import load_checkpoint
+from experiments.runtime.ranks import is_main
+from lightning_modules.linear_probe import LinearProbeConfig
+from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.vim import VIMConfig
+
+
+def build_data(experiment: Experiment) -> ImageDataModule:
+    """The data module, prepared and set up (`data_id` is known). Raises ValueError or FileNotFoundError."""
+    data = data_module(experiment)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def data_module(experiment: Experiment) -> ImageDataModule:
+    """The data module, not yet set up."""
+    runtime = experiment.runtime
+    cls = DATAMODULES[experiment.data.name][0]
+    return cls(experiment.data, runtime.data_dir, num_workers=runtime.num_workers, seed=experiment.seed)
+
+
+def build_model(experiment: Experiment) -> Tokenizer:
+    return MODULES[experiment.model.name][0](experiment.model, experiment.data.image_size)
+
+
+def resolve_data(experiment: Experiment, data: str) -> Experiment:
+    """Applies the word DATA=auto|cifar10|shapes|imagefolder to a recipe.
+
+    auto keeps the recipe's own data set; where that is CIFAR-10 and it is neither in `data_dir` nor to be downloaded,
+    it falls back, loudly, to the rendered shapes. The others replace the data set; sizes and batch stay, and tokens
+    that are made once stay those of whole images. The model that a downstream experiment stands on gets the same.
+    """
+    if isinstance(experiment, Downstream):
+        upstream = replace(experiment.upstream, runtime=experiment.runtime)
+        experiment = replace(experiment, upstream=resolve_data(upstream, data))
+    names = {
+        "auto": experiment.data.name,
+        "cifar10": "cifar10",
+        "shapes": "shapes",
+        "imagefolder": "image_folder",
+    }
+    if data not in names:
+        raise ValueError(f"DATA={data} is none of {', '.join(names)}")
+    name = names[data]
+    if data == "auto" and name == "cifar10" and find_cifar10(experiment.runtime.data_dir) is None:
+        try:
+            build_data(experiment)  # downloads
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            if is_main():
+                print(f"\n!!! NO CIFAR-10: {reason}\n!!! DATA=auto trains on rendered shapes instead.\n", flush=True)
+            name = "shapes"
+    if name == experiment.data.name:
+        return experiment
+    config = DATAMODULES[name][1]()
+    shared = {key: getattr(experiment.data, key) for key in vars(config) if hasattr(experiment.data, key)}
+    shared = {
+        key: value for key, value in shared.items() if value is not None
+    }  # "all images" of one set is none of another
+    if reads_kept_tokens(experiment.model) and hasattr(config, "random_crop"):
+        shared["random_crop"] = False
+    return replace(experiment, data=replace(config, **(shared | {"name": name})))
+
+
+def reads_kept_tokens(model: Any) -> bool:
+    """Whether the training images are encoded once: for a VIM unless it says otherwise, and for a probe of VIM."""
+    if isinstance(model, VIMConfig):
+        return not model.encode_on_the_fly
+    return isinstance(model, LinearProbeConfig) and model.features == "vim"
+
+
+def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Experiment, Any]:
+    """The experiment and trained module of a checkpoint; `overrides` may change data, metrics, sampling or runtime.
+
+    A module on top of another comes without it, see `chain.lend`.
+    Raises ValueError when the file is not a checkpoint of ours or its weights do not fit its configuration.
+    """
+    checkpoint = load_checkpoint(path)
+    experiment = parse(merge(checkpoint["experiment"], overrides or {}), str(path))
+    if isinstance(experiment, Downstream) and "sizes" not in checkpoint:
+        raise ValueError(
+            f"{path}: of model '{experiment.model.name}', which is nothing without the model below it: its numbers are "
+            "in its record, and `python -m experiments.train` makes them again"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if isinstance(experiment, Downstream):
+            module: Any = DOWNSTREAM[experiment.model.name][0](experiment.model, **checkpoint["sizes"])
+        else:
+            module = build_model(experiment)
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        problem = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"{path}: the weights do not fit model '{experiment.model.name}': {problem}") from None
+    if isinstance(experiment, Downstream):
+        module.on_load_checkpoint(checkpoint)
+    elif not isinstance(checkpoint.get("generator_steps"), int):
+        raise ValueError(f"{path}: a checkpoint without generator_steps, its number of training steps")
+    else:
+        module.step = checkpoint["generator_steps"]
+    return experiment, module
+
+
+def restore_tokenizer(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Experiment, Tokenizer]:
+    """`restore` where only a tokenizer will do. Raises ValueError for another model."""
+    experiment, module = restore(path, overrides)
+    if not isinstance(module, Tokenizer):
+        raise ValueError(f"{path}: holds a '{experiment.model.name}', not a tokenizer")
+    return experiment, module

@@ -1,0 +1,226 @@
+"""Patch features of the training images by a pretrained encoder: made once, kept on disk, continued after a stop.
+
+A folder of features holds
+
+    features.npy    (N, C) float32, image by image, the patches of each row by row
+    labels.npy      (N,) int64, the class of each feature's image
+    metadata.json   what they are of, and how many images are done
+
+While it is made it is called NAME.partial; a build that was killed goes on behind the images that metadata.json counts.
+float32 and not float16, which would halve the disk: codes stay the encoder's very features, and the published
+codebooks what they are.
+
+Shapes: N features of C channels in all, B images a batch, h w the pooled feature map.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from datamodules import DATAMODULES, ImageDataModule
+from experiments.config.experiment import Experiment
+from experiments.pipeline.build import build_data
+from experiments.pipeline.codebooks.features import Features, bar, require_space
+from experiments.runtime.records import write_json
+from experiments.runtime.signals import StopRequest
+from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
+from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
+
+SAVE_SECONDS = 60.0  # of work that a kill may cost
+
+Check = Callable[[tuple[int, int], np.ndarray], None]
+
+
+def large_codebook(experiment: Experiment) -> LargeCodebookConfig:
+    """Raises ValueError when the recipe has another quantizer, or no known way to make its codebook."""
+    config = experiment.model.quantizer
+    if not isinstance(config, LargeCodebookConfig):
+        raise ValueError(f"model.quantizer.name={config.name}: only large_codebook has a codebook file")
+    source = config.source
+    if source.method not in ("kmeans", "random", "normal"):
+        raise ValueError(f"model.quantizer.source.method='{source.method}' is none of kmeans, random, normal")
+    if source.data and source.data not in DATAMODULES:
+        raise ValueError(f"model.quantizer.source.data='{source.data}' is none of {', '.join(DATAMODULES)}")
+    if not 0 <= source.tolerance < 1:
+        raise ValueError(f"model.quantizer.source.tolerance={source.tolerance} must be in [0, 1)")
+    return config
+
+
+def build_device(experiment: Experiment) -> torch.device:
+    """The GPU of this process if there is one and runtime.accelerator allows it, else the CPU."""
+    if experiment.runtime.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def digest(*identity: object) -> str:
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+
+
+def images_id(experiment: Experiment, data_id: str) -> tuple[object, ...]:
+    """Which training images the features are of; `data_seed` picks their subset."""
+    return data_id, experiment.data.image_size, experiment.data.data_seed
+
+
+def features_folder(experiment: Experiment, data_id: str) -> Path:
+    source = large_codebook(experiment).source
+    identity = [source.encoder, source.encoder_image_size, source.stage, source.pool, source.num_images]
+    name = f"features_{digest(identity, *images_id(experiment, data_id))}"
+    return Path(experiment.runtime.output_dir) / "codebooks" / name
+
+
+def sole_worker(experiment: Experiment, path: Path) -> FileLock:
+    """Held by the one worker that makes `path`; the others wait, and then find it made."""
+    folder = Path(experiment.runtime.output_dir) / "codebooks" / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / path.name)
+
+
+def plain_data(experiment: Experiment) -> ImageDataModule:
+    """The training images as they are, not augmented.
+
+    `source.num_images` is a class-balanced subset of the whole training set, whatever data.train_size is.
+    """
+    size = large_codebook(experiment).source.num_images or type(experiment.data)().train_size
+    # None = all; shapes has no end
+    plain: dict[str, Any] = {"flip": False, "random_crop": False, "train_size": size, "batch_size": 64}
+    known = {key: value for key, value in plain.items() if hasattr(experiment.data, key)}
+    return build_data(replace(experiment, data=replace(experiment.data, **known)))
+
+
+def describe(experiment: Experiment, data: ImageDataModule, data_id: str) -> dict[str, Any]:
+    """What the features of `data` are of; the pixels of the first and the last image stand for all."""
+    source = asdict(large_codebook(experiment).source)
+    images: Any = data.train_set
+    pixels = b"".join(images[i]["image"].numpy().tobytes() for i in (0, len(images) - 1))
+    return {
+        "data_id": data_id,
+        "image_size": experiment.data.image_size,
+        "data_seed": experiment.data.data_seed,
+        **{key: source[key] for key in ("encoder", "encoder_image_size", "stage", "pool", "num_images")},
+        "images": len(images),
+        "pixels": hashlib.sha256(pixels).hexdigest()[:12],
+        "dtype": "float32",
+    }
+
+
+def features_for(experiment: Experiment, data_id: str, check: Check = lambda *_: None) -> Features:
+    """The features of the training images; extracted if they are not kept yet.
+
+    `check(shape, labels)` gets (N, C) and labels (N,) before any long work, to raise what it finds wrong.
+    Raises ValueError when the folder is damaged or of other data, or the disk is too small.
+    """
+    folder, data = features_folder(experiment, data_id), plain_data(experiment)
+    setting = describe(experiment, data, data_id)
+    labels: np.ndarray = data.train_set.labels.numpy()  # type: ignore[union-attr]  # (images,)
+    if not folder.is_dir():
+        source, device, size = large_codebook(experiment).source, build_device(experiment), data.config.image_size
+        encoder = load_encoder(source.encoder, source.encoder_image_size).to(device)
+        _, h, w, C = patch_features(encoder, torch.zeros(1, 3, size, size, device=device), source).shape
+        check((len(labels) * h * w, C), labels.repeat(h * w))
+        with sole_worker(experiment, folder):
+            if not folder.is_dir():
+                partial = folder.with_name(f"{folder.name}.partial")
+                partial.mkdir(exist_ok=True)
+                loader = data.ordered_train_dataloader
+                encode = lambda batch: patch_features(encoder, batch.to(device), source)  # noqa: E731
+                extract(partial, setting | {"features": len(labels) * h * w, "dims": C}, labels, loader, encode)
+                partial.rename(folder)
+    features = Features(folder)
+    if (folder / "metadata.json").is_file():  # folders of before it was written have none
+        read_metadata(folder, setting | {"features": len(features), "dims": features.shape[1]})
+    labels = labels.repeat(len(features) // len(labels))  # (N,)
+    if not np.array_equal(features.labels(), labels):
+        raise ValueError(f"{folder}: of other images than the training set's; delete it or set runtime.output_dir")
+    check(features.shape, labels)
+    return features
+
+
+def patch_features(encoder: PretrainedEncoder, images: Tensor, source: CodebookSource) -> Tensor:
+    """Pooled features (B, h, w, C) of images (B, 3, H, W). Raises ValueError for a stage or pool that is not there."""
+    if source.stage:
+        stages = encoder.stages(images, source.stage)
+        if len(stages) != source.stage:
+            raise ValueError(f"model.quantizer.source.stage={source.stage}: {encoder.name} has {len(stages)} stages")
+        maps = stages[-1].permute(0, 2, 3, 1)
+    else:
+        maps = encoder.features(images)  # (B, h, w, C)
+    if source.pool > min(maps.shape[1:3]):
+        raise ValueError(
+            f"model.quantizer.source.pool={source.pool}: the map has only {tuple(maps.shape[1:3])} patches"
+        )
+    if source.pool > 1:
+        maps = F.avg_pool2d(maps.permute(0, 3, 1, 2), source.pool).permute(0, 2, 3, 1)
+    return maps.float()
+
+
+def read_metadata(folder: Path, setting: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError when it is not readable, or of another setting than `setting`."""
+    path = folder / "metadata.json"
+    try:
+        metadata = json.loads(path.read_text())
+        differ = [key for key in setting if metadata.get(key) != setting[key]]
+        is_sound = 0 <= metadata["images_done"] <= metadata["images"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not readable ({error!r}); delete {folder} and it is made again") from None
+    if differ or not is_sound:
+        key = differ[0] if differ else "images_done"
+        raise ValueError(
+            f"{folder}: made with {key}={metadata.get(key)}, here it is {setting.get(key)}; "
+            "delete the folder or set runtime.output_dir"
+        )
+    return metadata
+
+
+@torch.no_grad()
+def extract(
+    folder: Path, setting: dict[str, Any], labels: np.ndarray, loader: Callable[[int], Any], encode: Callable
+) -> None:
+    """Streams `loader(first image)` through `encode` into `folder`, from where it was stopped if it was.
+
+    Equal to the last bit, stopped or not, as long as data.val_batch_size stays: progress is counted in whole batches.
+    """
+    path, metadata, C = folder / "features.npy", setting | {"images_done": 0}, setting["dims"]
+    if (folder / "metadata.json").is_file():
+        metadata = read_metadata(folder, setting)
+    images, done = setting["images"], metadata["images_done"]
+    row_bytes = setting["features"] // images * C * 4  # of an image
+    needed = (images - done) * row_bytes + (0 if done else setting["features"] * 8)
+    require_space(folder.parent, needed, f"extracting features of {images:,} images")
+    if not done:
+        np.save(folder / "labels.npy", labels.repeat(setting["features"] // images))
+        with open(path, "wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (setting["features"], C)}
+            np.lib.format.write_array_header_1_0(file, header)
+        metadata["offset"] = path.stat().st_size
+    end = metadata["offset"] + done * row_bytes
+    if not path.is_file() or path.stat().st_size < end:
+        raise ValueError(f"{path}: cut off, {done} images take {end} bytes; delete {folder} and it is made again")
+
+    progress = tqdm(**bar("features", images, done, " images"))
+    with StopRequest() as stop, open(path, "r+b") as file, progress:
+        file.truncate(end)  # drops what came behind the last save
+        file.seek(end)
+        saved = time.monotonic()
+        for batch in loader(done):
+            file.write(encode(batch["image"]).flatten(0, 2).cpu().numpy().tobytes())
+            done += len(batch["image"])
+            progress.update(len(batch["image"]))
+            if done == images or stop.number or time.monotonic() - saved >= SAVE_SECONDS:
+                file.flush()
+                os.fsync(file.fileno())  # the rows are on the disk before they are counted
+                write_json(folder / "metadata.json", metadata | {"images_done": done})
+                saved = time.monotonic()
+                stop.check(f"the features of {done:,} of {images:,} images are in {folder}")

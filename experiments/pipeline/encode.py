@@ -1,0 +1,109 @@
+"""From images to tokens by a frozen tokenizer, once (`experiments.tokenize`) or at every step (`EncodedImages`).
+
+Shapes: B images a batch, T = h * w tokens.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+
+from datamodules import ImageDataModule, TokenSource
+from datamodules.base import Batch
+from experiments.config.compose import parse
+from experiments.runtime.checkpoint_files import load_checkpoint
+from lightning_modules.tokenizer import Tokenizer
+
+
+def tokenizer_digest(path: str | Path) -> str:
+    """Names a checkpoint's tokenizer: its experiment's digest and a hash of its weights, the discriminator left out."""
+    checkpoint = load_checkpoint(path)
+    weights = hashlib.sha256()
+    for name, value in sorted(checkpoint["state_dict"].items()):
+        if not name.startswith("discriminator."):
+            weights.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            weights.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return f"{parse(checkpoint['experiment'], str(path)).digest()}-{weights.hexdigest()[:12]}"
+
+
+def freeze(tokenizer: Tokenizer) -> Tokenizer:
+    """In eval mode and without gradients: encoding changes nothing in it (an EMA codebook learns in training mode)."""
+    return tokenizer.eval().requires_grad_(False)
+
+
+@torch.no_grad()  # not inference_mode: an embedding could not save such ids for its backward pass
+def encode_batch(tokenizer: Tokenizer, batch: Batch, precision: str = "32-true") -> Batch:
+    """{"image": (B, 3, H, W) in [-1, 1], "label"} to {"tokens": (B, T) int64 in raster order, "label"}.
+
+    Args:
+        tokenizer: frozen, on the batch's device.
+        batch: images and whatever else, which is passed on.
+        precision: the encoder's, 32-true or bf16-mixed; the code search is float32 in both.
+    """
+    assert not tokenizer.training, "freeze(tokenizer) first"
+    image = batch["image"]
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        indices = tokenizer.encode(image).indices  # (B, h, w)
+    return {"tokens": indices.flatten(1)} | {key: value for key, value in batch.items() if key != "image"}
+
+
+class EncodedImages(TokenSource, LightningDataModule):
+    """The papers' way: images, flips and crops included, become tokens on the device at every step.
+
+    Serves what `TokensDataModule` serves, so that a module that trains on tokens need not know which of the two it has.
+    The tokenizer stays out of the trained module: no optimizer, checkpoint or ``train()`` call reaches it.
+
+    Args:
+        images: set up or not.
+        tokenizer: frozen here.
+        digest: of its checkpoint, see `tokenizer_digest`.
+        precision: of `encode_batch`.
+    """
+
+    def __init__(self, images: ImageDataModule, tokenizer: Tokenizer, digest: str, precision: str = "32-true"):
+        super().__init__()
+        self.images, self.tokenizer, self.precision = images, freeze(tokenizer), precision
+        self.digest, self.origin = digest, f"tokenizer {digest}"
+
+    @property
+    def codebook_size(self) -> int:
+        return self.tokenizer.config.codebook_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        size = self.tokenizer.encoder.grid_size
+        return size, size
+
+    @property
+    def tokenizer_digest(self) -> str:
+        return self.digest
+
+    @property
+    def num_classes(self) -> int:
+        return self.images.num_classes
+
+    @property
+    def data_id(self) -> str:
+        return self.images.data_id
+
+    def prepare_data(self) -> None:
+        self.images.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        self.images.setup(stage)
+
+    def train_dataloader(self) -> Any:
+        self.images.trainer = self.trainer  # its number of devices and rank
+        return self.images.train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        self.images.trainer = self.trainer
+        return self.images.val_dataloader()
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Batch:
+        if self.tokenizer.device != batch["image"].device:
+            self.tokenizer.to(batch["image"].device)
+        return encode_batch(self.tokenizer, batch, self.precision)

@@ -1,0 +1,191 @@
+"""Images out of a trained VIM. Image i of a seed is the same at any batch size and number of images."""
+
+import argparse
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.config.experiment import Downstream
+from experiments.config.values import from_dotlist, merge
+from experiments.pipeline.build import restore
+from experiments.pipeline.classifier import classifier_for
+from experiments.pipeline.codebooks.extraction import build_device
+from experiments.pipeline.encode import tokenizer_digest
+from experiments.pipeline.sample_files import Images, check_out, progress, suffix
+from experiments.pipeline.training import train
+from experiments.pipeline.upstream import lend, output_dir_of, plain_images
+from lightning_modules.metrics.classifier import LabelClassifier
+from lightning_modules.metrics.extractors import to_uint8
+from lightning_modules.metrics.generation import best_of_each_class
+from lightning_modules.networks.sampling import SEED_STRIDE, SamplingConfig
+from lightning_modules.vim import VIM
+
+
+@dataclass
+class Job:
+    """All that decides the images, checked, and where they go."""
+
+    module: VIM  # with its tokenizer, on its device
+    sampling: SamplingConfig
+    classes: list[int]  # in turn; [] = unconditional
+    num: int
+    seed: int
+    batch_size: int
+    accept: float = 1.0
+    classifier: LabelClassifier | None = None
+
+    def labels(self, ids: list[int]) -> Tensor:
+        """(B,); zeros of an unconditional model."""
+        classes = torch.tensor(self.classes or [0])
+        return classes[torch.tensor(ids) % len(classes)]
+
+    @property
+    def num_candidates(self) -> int:
+        return round(self.num / self.accept)
+
+    def sample(self, ids: list[int]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] and tokens (B, T) of the numbers `ids`."""
+        images, tokens, _ = self.module.sample(ids, self.seed, self.labels(ids), self.sampling)
+        return images, tokens
+
+
+def batches(ids: list[int], size: int) -> Iterator[list[int]]:
+    return (ids[first : first + size] for first in range(0, len(ids), size))
+
+
+def images_of(job: Job, done: set[int]) -> Iterator[Images]:
+    """Finished images by batches, those whose numbers are in `done` left out."""
+    if job.classifier is not None:
+        yield from accepted(job, done)
+        return
+    missing = [number for number in range(job.num) if number not in done]
+    with progress("image", job.num, job.num - len(missing)) as show:
+        for ids in batches(missing, job.batch_size):
+            images, _ = job.sample(ids)
+            yield Images(ids, job.labels(ids), to_uint8(images).cpu())
+            show(len(ids))
+
+
+def accepted(job: Job, done: set[int]) -> Iterator[Images]:
+    """The best of each class of all candidates; only tokens and scores of the others are ever kept."""
+    assert job.classifier is not None
+    tokens, scores = [], []
+    with progress("candidate", job.num_candidates, 0) as show:
+        for ids in batches(list(range(job.num_candidates)), job.batch_size):
+            images, found = job.sample(ids)
+            tokens.append(found.cpu())
+            scores.append(job.classifier(images, job.labels(ids).to(images.device)).cpu())
+            show(len(ids))
+    all_tokens, labels = torch.cat(tokens), job.labels(list(range(job.num_candidates)))
+    kept = in_turn(best_of_each_class(torch.cat(scores), labels, job.num), labels)
+    kept = [number for number in kept if number not in done]
+    for ids in batches(kept, job.batch_size):
+        yield Images(ids, labels[ids], to_uint8(job.module.decode(all_tokens[ids])).cpu())
+
+
+def in_turn(kept: Tensor, labels: Tensor) -> list[int]:
+    """The numbers `kept` (n,) so that their classes, out of `labels` (N,), come in turn again."""
+    seen: Counter[int] = Counter()
+    place = []
+    for number, label in zip(kept.tolist(), labels[kept].tolist(), strict=True):
+        place.append((seen[label], label, number))
+        seen[label] += 1
+    return [number for _, _, number in sorted(place)]
+
+
+# ---- from arguments to a checked job
+
+
+def parse_classes(text: str | None, num_classes: int) -> list[int]:
+    """ "0,3" -> [0, 3]; "all" and None: every class. Raises ValueError."""
+    if not num_classes:
+        if text is not None:
+            raise ValueError(f"--classes {text}: the model was trained without classes")
+        return []
+    if text is None or text == "all":
+        return list(range(num_classes))
+    try:
+        classes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--classes {text}: expected numbers such as 0,3 or the word all") from None
+    if min(classes) < 0 or max(classes) >= num_classes or len(set(classes)) < len(classes):
+        raise ValueError(f"--classes {text}: must be different numbers from 0 to {num_classes - 1}")
+    return classes
+
+
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for what is out of range whatever the model is."""
+    if arguments.num < 1 or arguments.batch_size < 1:
+        raise ValueError(f"--num {arguments.num} and --batch-size {arguments.batch_size} must be at least 1")
+    if arguments.seed < 0:
+        raise ValueError(f"--seed {arguments.seed} must not be negative")
+    if not 0 < arguments.accept <= 1:
+        raise ValueError(f"--accept {arguments.accept}: the share of candidates to keep lies in (0, 1]")
+    if round(arguments.num / arguments.accept) > SEED_STRIDE:
+        raise ValueError(f"--num {arguments.num}: a seed has {SEED_STRIDE:,} images, candidates included: take several")
+
+
+def sampling_of(module: VIM, arguments: argparse.Namespace) -> SamplingConfig:
+    """The checkpoint's options with the given ones. Raises ValueError."""
+    names = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "guidance": "guidance_scale"}
+    given = {key: getattr(arguments, name) for name, key in names.items() if getattr(arguments, name) is not None}
+    sampling = replace(module.config.sampling, **given)
+    if sampling.guidance_scale != 1 and not module.config.label_dropout:
+        raise ValueError(
+            f"--guidance {sampling.guidance_scale:g}: the model was not trained without its label now and then; that "
+            "takes model.label_dropout=0.1, say, in training"
+        )
+    return sampling
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]] | None:
+    """The job, where its images go, and its description; None when they are all there.
+
+    Raises ValueError or FileNotFoundError before any long work.
+    """
+    check_numbers(arguments)
+    overrides = from_dotlist(arguments.overrides)
+    if other := set(overrides) - {"data", "runtime"}:
+        raise ValueError(f"{min(other)}: the model is trained, only data.* and runtime.* can be changed")
+    output_dir = arguments.output_dir or output_dir_of(arguments.checkpoint)
+    where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
+    experiment, module = restore(arguments.checkpoint, merge(where, overrides))
+    if not isinstance(experiment, Downstream) or not isinstance(module, VIM):
+        raise ValueError(f"{arguments.checkpoint}: holds a '{experiment.model.name}', which generates no images")
+    classes = parse_classes(arguments.classes, module.gpt.num_classes)
+    job = Job(module, sampling_of(module, arguments), classes, arguments.num, arguments.seed, arguments.batch_size)
+    if arguments.accept < 1 and not classes:
+        raise ValueError(f"--accept {arguments.accept}: the model was trained without classes to be accepted as")
+    description: dict[str, object] = {
+        "model": tokenizer_digest(arguments.checkpoint),  # it names any checkpoint's weights
+        "tokenizer": module.tokenizer_digest,
+        "sampling": asdict(job.sampling),
+        "classes": classes,
+        "seed": job.seed,
+        "accept": arguments.accept,
+        "classifier": module.config.generation.classifier if arguments.accept < 1 else "",
+        "format": arguments.format,
+    }
+    if arguments.format != "png" or arguments.accept < 1:  # a folder may grow
+        description["num"] = job.num
+    name = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:8]
+    parent = Path(arguments.checkpoint).absolute().parents[1]
+    out = Path(arguments.out or parent / "samples" / f"{name}{suffix(arguments.format)}")
+    if check_out(out, arguments.format, description, job.num):
+        print(f"they are finished, nothing was done: {out}")
+        return None
+    if arguments.accept < 1:
+        job.accept = arguments.accept
+        images = plain_images(experiment)
+        if images.num_classes != module.num_classes:
+            raise ValueError(f"{images.data_id}: has {images.num_classes} classes, the model {module.num_classes}")
+        job.classifier = classifier_for(module.config.generation.classifier, experiment, images)
+    lend(experiment, module, train, arguments.tokenizer)
+    module.to(build_device(experiment)).eval()
+    return job, out, description

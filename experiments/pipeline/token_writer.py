@@ -1,0 +1,215 @@
+"""Writes a token folder (see `datamodules/token_files.py`), going on where it was stopped.
+
+The ids of each batch are appended; now and then the file is flushed and a small state file says how many are done.
+Shapes: B images a batch, N of a split, V views of each, T = h * w tokens.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from datamodules import ImageDataModule
+from datamodules.base import keep_batch
+from datamodules.token_files import DTYPE, SPLITS, TokenMeta, labels_path, read_meta, tokens_path
+from datamodules.views import ViewDataset
+from experiments.config.experiment import Experiment
+from experiments.pipeline.encode import encode_batch, freeze
+from experiments.runtime.records import write_json
+from experiments.runtime.signals import StopRequest
+from lightning_modules.tokenizer import Tokenizer
+
+SAVE_SECONDS = 10.0  # between two saved states
+SHOW_SECONDS = 10.0  # between two progress lines
+NO_IDENTITY = ("batch_size", "val_batch_size", "download", "flip", "random_crop")  # data options that change no token
+
+
+@dataclass
+class Job:
+    """All that decides the tokens, checked and at hand.
+
+    A continued job is byte-equal to an uninterrupted one of the same `batch_size`: with another, kernels round
+    differently, and a latent that is as near to two codes may take the other one.
+    """
+
+    meta: TokenMeta
+    sources: dict[str, ViewDataset]  # by split
+    tokenizer: Tokenizer  # frozen, on the device to use
+    batch_size: int = 64  # images, each in all its views
+    num_workers: int = 0
+
+    @property
+    def name(self) -> str:
+        """Names the tokens: tokenizer, weights, images and views."""
+        text = json.dumps(asdict(self.meta), sort_keys=True)
+        return f"{self.meta.tokenizer_digest}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def make_job(
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    tokenizer_digest: str,
+    data: ImageDataModule,
+    sources: dict[str, ViewDataset],
+    batch_size: int,
+) -> Job:
+    """The job of encoding `sources`, made of the images of `data`, with `tokenizer`, which is frozen."""
+    size = tokenizer.encoder.grid_size
+    meta = TokenMeta(
+        tokenizer_digest=tokenizer_digest,
+        model=experiment.model.name,
+        precision=experiment.trainer.precision,
+        codebook_size=experiment.model.codebook_size,
+        grid_size=[size, size],
+        data_id=data.data_id,
+        data={key: value for key, value in asdict(experiment.data).items() if key not in NO_IDENTITY},
+        num_classes=data.num_classes,
+        num_images={split: len(source) for split, source in sources.items()},
+        views={split: list(source.views) for split, source in sources.items()},
+        labels_sha256={s: hashlib.sha256(labels_of(source).tobytes()).hexdigest() for s, source in sources.items()},
+    )
+    return Job(meta, sources, freeze(tokenizer), batch_size, experiment.runtime.num_workers)
+
+
+def labels_of(source: ViewDataset) -> np.ndarray:
+    return source.images.labels.numpy()  # type: ignore[attr-defined]
+
+
+def is_finished(folder: Path, meta: TokenMeta) -> bool:
+    """Raises ValueError when the folder holds the finished tokens of something else."""
+    if not (folder / "meta.json").is_file():
+        return False
+    if (found := replace(read_meta(folder), sha256={})) != meta:
+        raise ValueError(
+            f"{folder}: holds other tokens ({differences(asdict(found), asdict(meta))}): choose another --out"
+        )
+    return True
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    names = [key for key in wanted if found.get(key) != wanted[key]]
+    return ", ".join(f"{key} {found.get(key)} instead of {wanted[key]}" for key in names[:2])
+
+
+def write_tokens(job: Job, folder: Path) -> bool:
+    """Encodes what is missing in `folder`; False when nothing was. One process at a time.
+
+    Raises ValueError: the folder holds, or a running process writes, something else; the disk is too small.
+    """
+    if is_finished(folder, job.meta):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(tokens_path(folder, "train"), "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is writing these tokens; wait for it") from None
+        if is_finished(folder, job.meta):  # by that process, a moment ago
+            return False
+        done = resume_point(job, folder)
+        check_space(job.meta, folder, done)
+        progress = Progress(job.meta.num_images, done)
+        with StopRequest() as stop:
+            for split in SPLITS:
+                encode_split(job, folder, split, done, progress, stop)
+        finish(job, folder)
+    return True
+
+
+def resume_point(job: Job, folder: Path) -> dict[str, int]:
+    """Images done, by split: whole batches that are on disk."""
+    path = folder / "state.json"
+    if not path.is_file():
+        for file in (tokens_path(folder, split) for split in SPLITS):
+            if file.is_file() and file.stat().st_size:
+                raise ValueError(f"{file}: not made by this command, which would overwrite it: choose another --out")
+        save_state(job, folder, dict.fromkeys(SPLITS, 0))
+    try:
+        state = json.loads(path.read_text())
+        meta, counts = dict(state["meta"]), {split: int(state["done"][split]) for split in SPLITS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not readable ({error!r}): delete {folder}") from None
+    if meta != asdict(job.meta):
+        differ = differences(meta, asdict(job.meta))
+        raise ValueError(f"{folder}: holds a half of other tokens ({differ}): delete it or choose another --out")
+    done = {}
+    for split, images in counts.items():
+        file = tokens_path(folder, split)
+        on_disk = file.stat().st_size // job.meta.row_bytes(split) if file.is_file() else 0
+        done[split] = images if on_disk >= images else on_disk // job.batch_size * job.batch_size
+    return done
+
+
+def save_state(job: Job, folder: Path, done: dict[str, int]) -> None:
+    write_json(folder / "state.json", {"meta": asdict(job.meta), "done": done})
+
+
+def check_space(meta: TokenMeta, folder: Path, done: dict[str, int]) -> None:
+    """Raises ValueError when the disk cannot hold what is missing."""
+    missing = sum((meta.num_images[s] - done[s]) * meta.row_bytes(s) + meta.num_images[s] * 8 for s in SPLITS)
+    if (free := shutil.disk_usage(folder).free) < missing:
+        raise ValueError(f"{folder}: the tokens need {missing / 1e9:,.2f} GB, the disk has {free / 1e9:,.2f} GB left")
+
+
+class Progress:
+    """A plain line now and then: images, speed, time left."""
+
+    def __init__(self, total: dict[str, int], done: dict[str, int]):
+        self.total, self.first = sum(total.values()), sum(done.values())
+        self.start = self.last = time.monotonic()
+
+    def show(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self.last >= SHOW_SECONDS:
+            self.last, speed = now, (done - self.first) / (now - self.start)
+            left = (self.total - done) / speed
+            print(f"  image {done:,}/{self.total:,}  {speed:,.1f} images/s  {left:,.0f} s left", flush=True)
+
+
+@torch.inference_mode()
+def encode_split(
+    job: Job, folder: Path, split: str, done: dict[str, int], progress: Progress, stop: StopRequest
+) -> None:
+    """Appends the tokens of the images behind the first done[split], which it counts up, until `stop` has a signal."""
+    source, meta = job.sources[split], job.meta
+    rest: Sequence[int] = range(done[split], len(source))
+    loader = DataLoader(Subset(source, rest), job.batch_size, num_workers=job.num_workers, collate_fn=keep_batch)
+    saved = time.monotonic()
+    with open(tokens_path(folder, split), "ab") as file:
+        file.truncate(done[split] * meta.row_bytes(split))  # what was written after the state was
+        for batch in loader:
+            images = batch["image"].flatten(0, 1).to(job.tokenizer.device)  # (B V, 3, H, W)
+            tokens = encode_batch(job.tokenizer, {"image": images}, meta.precision)["tokens"]  # (B V, T)
+            file.write(tokens.cpu().numpy().astype(DTYPE).tobytes())
+            done[split] += len(batch["image"])
+            if stop.number or time.monotonic() - saved >= SAVE_SECONDS or done[split] == len(source):
+                file.flush()
+                os.fsync(file.fileno())
+                save_state(job, folder, done)
+                saved = time.monotonic()
+                stop.check(f"the tokens of {sum(done.values()):,} images are in {folder}")
+            progress.show(sum(done.values()))
+
+
+def finish(job: Job, folder: Path) -> None:
+    """Labels and hashes; meta.json last. The folder is finished when that is there."""
+    hashes = {}
+    for split in SPLITS:
+        np.save(labels_path(folder, split), labels_of(job.sources[split]))
+        for path in (tokens_path(folder, split), labels_path(folder, split)):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    write_json(folder / "meta.json", asdict(replace(job.meta, sha256=hashes)))
+    for path in (folder / "state.json", *folder.glob(".*.json.*")):  # and what a kill within write_json has left
+        path.unlink(missing_ok=True)

@@ -1,0 +1,206 @@
+"""Trains one experiment and writes its result record."""
+
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from datamodules import ImageDataModule
+from experiments.config.experiment import Experiment
+from experiments.pipeline.build import data_module
+from experiments.pipeline.summary import count, print_summary
+from experiments.pipeline.upstream import prepare
+from experiments.runtime.callbacks import Throughput
+from experiments.runtime.checkpoint_files import load_checkpoint
+from experiments.runtime.health import (
+    naming_last_checkpoint,
+    peak_device_memory_bytes,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
+from experiments.runtime.locks import require_writable, sole_run
+from experiments.runtime.ranks import (
+    check_devices,
+    from_main,
+    is_main,
+    main_first,
+    num_devices,
+)
+from experiments.runtime.records import (
+    FORMAT,
+    Record,
+    environment,
+    read_record,
+    record_path,
+    same_experiment,
+    write_json,
+)
+from experiments.runtime.signals import StopRequest, wait_for
+from experiments.runtime.trainer import build_trainer, log_hyperparameters, not_swallowed, quiet
+from lightning_modules.metrics import TokenizerMetrics
+from lightning_modules.metrics.generation import GenerationMetrics
+from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.vim import VIM
+
+
+def train(
+    experiment: Experiment,
+    name: str,
+    run_dir: Path,
+    needs_checkpoint: bool = False,
+    waits: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> Record:
+    """Trains `experiment` in `run_dir`, from its last checkpoint if there is one, evaluates it and writes its record.
+
+    Returns the record, also found at <runtime.output_dir>/records/<digest>.<data_id>.json. A finished run is not
+    trained again, unless its checkpoint is needed and gone. While another run trains there this one `waits`, and then
+    goes on where it was, or raises ValueError. Several processes have been joined before (`join`); they return the same
+    record, and rank 0 has written it.
+    """
+    quiet()
+    check_devices(experiment)
+    records = Path(experiment.runtime.output_dir) / "records"
+    path = record_path(records, experiment, data_module(experiment).data_id)
+    needed = run_dir / "checkpoints" / "final.ckpt" if needs_checkpoint else None
+    if record := finished(path, experiment, needed):
+        return record
+    with ExitStack() as stack:
+        with main_first():
+            require_writable(records)
+            require_writable(run_dir)
+            stack.enter_context(sole_run(run_dir, waits))
+        return finished(path, experiment, needed) or train_alone(experiment, name, run_dir, path, callbacks)
+
+
+def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Record | None:
+    """The record at `path`, if it is of this experiment, and the checkpoint if one is needed; all ranks get it."""
+    record = None
+    with main_first():
+        if path.is_file() and (checkpoint is None or checkpoint.is_file()):
+            found = read_record(path)
+            record = found if same_experiment(found, experiment) else None
+    return from_main(record)  # a shared disk may show others less
+
+
+def train_alone(
+    experiment: Experiment, name: str, run_dir: Path, path: Path, callbacks: Sequence[Callback] = ()
+) -> Record:
+    """`train`, where no other process does the same; the record is written to `path`."""
+    made_on = environment()  # the code that runs, not what is committed meanwhile
+    reset_peak_memory()
+    checkpoints, output_dir = run_dir / "checkpoints", Path(experiment.runtime.output_dir)
+    with main_first():
+        resumed = resume_point(checkpoints, experiment)
+    resumed, throughput = from_main(resumed), Throughput()
+    L.seed_everything(experiment.seed, workers=True, verbose=False)
+    module, data, images = prepare(experiment, train)
+    if is_main():
+        print_summary(experiment, module, name, images.data_id)
+
+    with StopRequest() as stop, not_swallowed(), naming_last_checkpoint(checkpoints):
+        trainer = build_trainer(experiment, run_dir, throughput, *callbacks, stop=stop)
+        if experiment.trainer.validate_every:
+            use_reference(trainer, module, images, output_dir)
+        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+        final = checkpoints / "final.ckpt"
+        if resumed != final:
+            trainer.save_checkpoint(final)
+        if trainer.is_global_zero:
+            (checkpoints / "last.ckpt").unlink(missing_ok=True)  # final.ckpt holds the same and more
+        stop.check(f"the trained model is in {final}")
+    with not_swallowed():
+        metrics = evaluate(trainer, module, data, images, output_dir) | module.training_metrics
+
+    record = {
+        "format": FORMAT,
+        "name": name,
+        "digest": experiment.digest(),
+        "data_id": images.data_id,
+        "config": experiment.identity(),
+        "seed": experiment.seed,
+        "metrics": metrics,
+        "history": module.history,
+        "protocols": module.protocols(),
+        "perceptual_network": getattr(getattr(module, "perceptual", None), "name", None),  # what "auto" was
+        "parameters": count(module) - count(getattr(module, "discriminator", None)),
+        "images_per_second": throughput.images_per_second,
+        "wall_seconds": throughput.wall_seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_device_memory_bytes": peak_device_memory_bytes(),
+        "device": str(trainer.strategy.root_device),
+        "num_devices": trainer.world_size,
+        "environment": made_on,
+    }
+    if trainer.is_global_zero:
+        log_hyperparameters(trainer, experiment, metrics)
+        write_json(path, record)
+    return record
+
+
+def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Sequence[Callback] = ()) -> Record:
+    """`train`, for a process that must stay alone: a run on several devices gets processes of its own.
+
+    Raises RuntimeError when they fail; their messages are on the terminal. `callbacks` are for one device only.
+    """
+    if num_devices(experiment.runtime) == 1:
+        return train(experiment, name, run_dir, callbacks=callbacks)
+    if callbacks:
+        raise ValueError("a trial of a search is watched by this process and takes one device: runtime.devices=1")
+    file = run_dir / f"{name}.json"
+    write_json(file, experiment.identity() | {"runtime": vars(experiment.runtime)})
+    command = [sys.executable, "-m", "experiments.train", str(file), "--run-dir", str(run_dir)]
+    process = subprocess.Popen(command)
+    wait_for([process])
+    if process.returncode:
+        raise RuntimeError(f"training on several devices ended with status {process.returncode}: {' '.join(command)}")
+    records = Path(experiment.runtime.output_dir) / "records"
+    return read_record(record_path(records, experiment, data_module(experiment).data_id))
+
+
+def resume_point(checkpoints: Path, experiment: Experiment) -> Path | None:
+    """The newest checkpoint of a run that was stopped; None to start afresh.
+
+    final.ckpt comes first: where it is there without a record, the run was stopped while it was evaluated.
+    Raises ValueError when the file is damaged or of another experiment.
+    """
+    for path in (checkpoints / "final.ckpt", checkpoints / "last.ckpt"):
+        if path.is_file():
+            if not same_experiment({"config": load_checkpoint(path)["experiment"]}, experiment):
+                raise ValueError(f"{path}: of another experiment; delete it or choose another --run-dir")
+            return path
+    return None
+
+
+def evaluate(
+    trainer: L.Trainer, module: Any, data: L.LightningDataModule, images: ImageDataModule, output_dir: Path
+) -> dict[str, float]:
+    """Validation metrics of `module` on all validation data, by the module's own validation loop."""
+    use_reference(trainer, module, images, output_dir)
+    metrics, *_ = trainer.validate(module, data, verbose=False)  # the same for every loader
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def use_reference(trainer: L.Trainer, module: Any, images: ImageDataModule, output_dir: Path) -> None:
+    """FID's real images: one file for all models that are measured against them, made on the trainer's device."""
+    metrics: TokenizerMetrics | GenerationMetrics
+    if isinstance(module, Tokenizer):
+        metrics, split = module.metrics, "val"
+    elif isinstance(module, VIM) and module.config.generation.num_samples:
+        metrics, split = module.generation, module.config.generation.reference
+    else:
+        return
+    with main_first():
+        metrics.fidelity.to(trainer.strategy.root_device)
+        loader = images.ordered_train_dataloader() if split == "train" else images.ordered_val_dataloader()
+        metrics.use_reference(output_dir / "references", pixels(loader), images.images_key(split))
+
+
+def pixels(loader: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
+    return (batch["image"] for batch in loader)

@@ -1,0 +1,109 @@
+"""Result records: one JSON file a finished run, the only source of every table.
+
+A record holds the full configuration, the metrics with their protocol ids, and what it ran on. Finished runs live
+in `runs/records/`; the ones that the repository publishes live in `sweeps/records/`. Both are searched.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.config.values import flatten
+from experiments.runtime import code_version
+from experiments.runtime.atomic import replacing
+
+FORMAT = 1
+PUBLISHED = Path(__file__).resolve().parents[2] / "sweeps" / "records"
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "lpips")
+
+Record = dict[str, Any]
+
+
+class Identified(Protocol):
+    """What a look-up needs of an `Experiment`; a sweep's plan has it without importing torch."""
+
+    def identity(self) -> dict[str, Any]: ...
+    def changed(self) -> set[str]: ...
+    def digest(self) -> str: ...
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes atomically: a reader sees the old file or the whole new one, also after a crash or on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, alone=False) as file:
+        file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def record_path(directory: Path, experiment: Identified, data_id: str) -> Path:
+    return directory / f"{experiment.digest()}.{data_id}.json"
+
+
+def run_dir(output_dir: Path, name: str, experiment: Identified) -> Path:
+    """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST: TensorBoard's list of runs shows codebook size and seed."""
+    size, seed = size_and_seed(experiment).values()
+    return output_dir / "experiments" / f"{name}_k{size}_s{seed}_{experiment.digest()}"
+
+
+def size_and_seed(experiment: Identified) -> dict[str, int]:
+    """`codebook_size`, of the tokenizer that a stage-2 run stands on, and the run's own `seed`."""
+    own = tokenizer = experiment.identity()
+    while "upstream" in tokenizer:
+        tokenizer = tokenizer["upstream"]
+    return {"codebook_size": tokenizer["model"]["codebook_size"], "seed": own["seed"]}
+
+
+KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protocols": dict}
+
+
+def read_record(path: Path) -> Record:
+    """Raises ValueError that names the file when it is not a whole record."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a readable result record ({error}); delete it to run the cell again") from None
+    if not isinstance(record, dict):
+        record = {}
+    if missing := KINDS.keys() - record.keys():
+        raise ValueError(f"{path}: a result record without {', '.join(sorted(missing))}; delete it")
+    wrong = [key for key, kind in KINDS.items() if not isinstance(record[key], kind)]
+    wrong += (
+        [name for name, value in record["metrics"].items() if not isinstance(value, int | float)] if not wrong else []
+    )
+    if wrong or not isinstance(record.get("environment", {}), dict):
+        raise ValueError(f"{path}: damaged at {', '.join(wrong) or 'environment'}; delete it to run the cell again")
+    return record
+
+
+def find_records(experiment: Identified, directories: Sequence[Path]) -> dict[str, Record]:
+    """The finished records of this very experiment, by data id; the first directory that has one wins."""
+    found: dict[str, Record] = {}
+    for directory in directories:
+        for path in sorted(directory.glob(f"{experiment.digest()}.*.json")):
+            record = read_record(path)
+            if record["data_id"] not in found and same_experiment(record, experiment):
+                found[record["data_id"]] = record
+    return found
+
+
+def same_experiment(record: Record, experiment: Identified) -> bool:
+    """Whether the record's full configuration, with today's defaults for newer keys, is the experiment's."""
+    given, ours = flatten(record["config"]), flatten(experiment.identity())
+    if any(key not in ours or ours[key] != value for key, value in given.items()):
+        return False
+    return not (ours.keys() - given.keys()) & experiment.changed()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, code that decides numbers, and machine, for the record."""
+    return {
+        "commit": code_version.git("rev-parse", "HEAD"),
+        "dirty": bool(code_version.git("status", "--porcelain", "--untracked-files=no")),
+        "code": code_version.of_files(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        **{package: version(package) for package in PACKAGES},
+    }

@@ -1,0 +1,285 @@
+"""Runs on top of other runs: what is trained, what is reused, identity, errors, resuming, evaluation."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from conftest import TinyExperiment
+from vim_cases import build, tiny_vim
+
+import experiments.evaluate
+from experiments.config.compose import load_experiment, parse
+from experiments.config.experiment import Downstream
+from experiments.pipeline import token_writer
+from experiments.pipeline import upstream as chain
+from experiments.pipeline.build import build_data, resolve_data, restore, restore_tokenizer
+from experiments.pipeline.encode import EncodedImages
+from experiments.pipeline.training import evaluate, train, use_reference
+from experiments.pipeline.upstream import output_dir_of, prepare, run_dir
+from experiments.runtime.checkpoint_files import load_checkpoint
+from experiments.runtime.records import Record
+from experiments.runtime.trainer import build_trainer
+from lightning_modules.vim import VIM
+
+RECIPE = Path(__file__).parents[3] / "experiments/vim_cifar10.yaml"
+NO_IMAGES = "model.generation.num_samples=0"
+
+
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The classes of the modules that are trained from now on."""
+    trained: list[str] = []
+    fit = L.Trainer.fit
+    monkeypatch.setattr(L.Trainer, "fit", lambda s, m, *a, **k: (trained.append(type(m).__name__), fit(s, m, *a, **k)))
+    return trained
+
+
+def own_dir(experiment: Downstream) -> Path:
+    return run_dir(experiment, "vim")
+
+
+# ---- what is trained
+
+
+def test_the_folder_of_a_run_tells_codebook_size_and_seed(tiny: TinyExperiment) -> None:
+    """The tokenizer's size for what stands on it, and the run's own seed."""
+    experiment = tiny_vim(tiny, "seed=3", "upstream.model.codebook_size=48")
+    folder = Path(experiment.runtime.output_dir) / "experiments"
+    assert own_dir(experiment) == folder / f"vim_k48_s3_{experiment.digest()}"
+    assert run_dir(experiment.upstream, "vqgan").name == f"vqgan_k48_s0_{experiment.upstream.digest()}"
+
+
+def test_only_what_is_missing_is_trained(
+    tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, trained = tiny_vim(tiny, NO_IMAGES, "data.flip=true"), fits(monkeypatch)
+    record = train(experiment, "vim", own_dir(experiment))
+    assert trained == ["VQGAN", "VIM"]
+    assert "vqgan_cifar10.yaml is trained first: " in capsys.readouterr().out
+    assert set(record["metrics"]) == {"bits_per_token/val"} == set(record["protocols"])
+    assert record["config"] == experiment.identity()
+    assert train(experiment, "vim", own_dir(experiment)) == record and len(trained) == 2
+
+    # another run on the same tokenizer
+    with monkeypatch.context() as patch:
+        patch.setattr(token_writer, "encode_batch", lambda *_: pytest.fail("the tokens are there"))
+        other = train(tiny_vim(tiny, NO_IMAGES, "data.flip=true", "seed=1"), "vim", own_dir(experiment) / "other")
+    assert trained == ["VQGAN", "VIM", "VIM"]
+    assert other["metrics"] != record["metrics"]
+
+    # the tokenizer's checkpoint is gone, its record is not
+    upstream = replace(experiment.upstream, runtime=experiment.runtime)
+    shutil.rmtree(run_dir(upstream, experiment.upstream_name))
+    shutil.rmtree(own_dir(experiment))
+    for path in Path(experiment.runtime.output_dir).glob(f"records/{experiment.digest()}.*"):
+        path.unlink()
+    again = train(experiment, "vim", own_dir(experiment))
+    assert trained[3:] == ["VQGAN", "VIM"]
+    assert again["metrics"] == record["metrics"]
+
+
+def test_encoding_at_every_step_gives_the_tokens_of_the_cache(tiny: TinyExperiment) -> None:
+    cached = prepare(tiny_vim(tiny, NO_IMAGES), train)
+    encoded = prepare(tiny_vim(tiny, NO_IMAGES, "model.encode_on_the_fly=true"), train)
+    assert isinstance(encoded.data, EncodedImages)
+    for name in ("train_dataloader", "val_dataloader"):
+        for ours, theirs in zip(getattr(cached.data, name)(), getattr(encoded.data, name)(), strict=True):
+            made = encoded.data.on_after_batch_transfer(theirs, 0)
+            assert torch.equal(ours["tokens"], made["tokens"]) and torch.equal(ours["label"], made["label"])
+    for key, value in cached.module.state_dict().items():
+        assert torch.equal(value, encoded.module.state_dict()[key])
+
+
+# ---- identity
+
+
+def test_the_digest_is_of_all_but_runtime(tiny: TinyExperiment) -> None:
+    def digest(*overrides: str, upstream: list[str] | None = None) -> str:
+        return tiny_vim(tiny, *overrides, upstream=upstream).digest()
+
+    first = digest()
+    assert digest("runtime.num_workers=3", "runtime.output_dir=elsewhere") == first
+    assert digest("model.label_dropout=0.0") == first, "a default that is stated"
+    changes = [["seed=1"], ["model.label_dropout=0.1"], ["data.flip=true"], ["trainer.max_steps=4"]]
+    upstreams = [["seed=1"], ["model.code_dim=4"], ["data.train_size=17"]]
+    others = [digest(*change) for change in changes] + [digest(upstream=change) for change in upstreams]
+    assert len({first, *others}) == 1 + len(others)
+    experiment = tiny_vim(tiny, "seed=3")
+    assert parse(experiment.identity(), "record").digest() == experiment.digest()
+    assert resolve_data(experiment, "shapes").digest() == experiment.digest()
+
+
+def test_the_recipe_and_changes_of_its_upstream() -> None:
+    changes = ["quantizer.name=fsq", "codebook_size=1000", "code_dim=4"]
+    experiment = load_experiment(RECIPE, [f"upstream.model.{change}" for change in changes])
+    assert isinstance(experiment, Downstream) and experiment.upstream_name == "vit_vqgan_cifar10"
+    assert experiment.upstream.model.quantizer.name == "fsq" and experiment.upstream.model.code_dim == 4
+    assert experiment.model.generation.acceptance == [0.5, 0.25]
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"upstream": None}, "model 'vim' needs `upstream: {recipe: FILE.yaml}`"),
+        ({"upstream": {}}, "upstream.recipe must name a recipe"),
+        ({"upstream": {"recipe": "vqgan_cifar.yaml"}}, "no such file; did you mean vqgan_cifar10.yaml"),
+        (
+            {"upstream": {"recipe": "vqgan_cifar10.yaml", "model": {"cod_dim": 1}}},
+            r"upstream \(vqgan_cifar10.yaml\): .*c",
+        ),
+        ({"upstream": {"recipe": RECIPE.name}}, "'vim' needs a tokenizer's recipe upstream, not vim's"),
+        ({"recipe": "x.yaml"}, "unknown key 'recipe'; did you mean 'upstream.recipe'"),
+        ({"model": {"name": "vqgan"}}, "model 'vqgan' stands on no other model: leave out `upstream`"),
+        ({"data": {"image_size": 64}}, "data.image_size=64, but upstream.data.image_size=32"),
+        ({"model": {"label_dropout": 2}}, r"label_dropout=2.0 must be in \[0, 1\]"),
+        ({"model": {"sampling": {"guidance_scale": 2}}}, "guidance_scale=2.0 needs a model that was trained without"),
+        ({"model": {"sampling": {"temperature": 0}}}, "^x: temperature 0.0 must be above 0"),
+        ({"model": {"class_conditional": False, "label_dropout": 0.1}}, "label_dropout needs model.class_conditional"),
+        (
+            {"model": {"class_conditional": False, "generation": {"num_samples": 9, "acceptance": [0.5]}}},
+            "acceptance needs model.class_conditional=true",
+        ),
+        ({"model": {"optimizer": {"decay": "step"}}}, "^x: model.optimizer.decay='step' is none of exponential"),
+        ({"model": {"gpt": {"size": "huge"}}}, "^x: size 'huge' is not one of micro"),
+        ({"data": {"name": "image_folder", "image_size": 32, "random_crop": True}}, "random_crop needs model.encode"),
+    ],
+)
+def test_mistakes_are_found_before_the_work(change: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {
+        "data": {"name": "cifar10"},
+        "model": {"name": "vim"},
+        "upstream": {"recipe": "vqgan_cifar10.yaml"},
+    }
+    for key, value in change.items():
+        values[key] = {**values[key], **value} if key in ("data", "model") else value
+    if values["upstream"] is None:
+        del values["upstream"]
+    with pytest.raises(ValueError, match=message) as error:
+        parse(values, "x")
+    assert "\n" not in str(error.value)
+
+
+def test_a_vim_is_no_tokenizer(tiny: TinyExperiment, tmp_path: Path) -> None:
+    experiment = tiny_vim(tiny)
+    path, module = tmp_path / "vim.ckpt", build(experiment)[0]
+    content: dict[str, Any] = {"experiment": experiment.identity(), "state_dict": module.state_dict()}
+    module.on_save_checkpoint(content)
+    torch.save(content, path)
+    again, restored = restore(path)
+    assert again.identity() == experiment.identity() and restored.gpt.grid_size == (8, 8)
+    with pytest.raises(ValueError, match=r"vim\.ckpt: holds a 'vim', not a tokenizer"):
+        restore_tokenizer(path)
+    with pytest.raises(ValueError, match=r"vim\.ckpt: the weights do not fit model 'vim'"):
+        restore(path, {"model": {"gpt": {"dims": [2, 2, 16, 32]}}})
+
+
+# ---- stopping and going on
+
+
+@pytest.mark.parametrize(
+    "options", [["trainer.checkpoint_every=4"], ["trainer.checkpoint_every=5", "trainer.weight_ema=0.5"]]
+)
+def test_a_continued_run_is_bit_equal(
+    tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    """Four batches an epoch; with dropout, dropped labels, random tokens and two views, all of which draw numbers."""
+    random = ["model.label_dropout=0.3", "model.keep_tokens=0.8", "data.flip=true", "model.optimizer.warmup_steps=3"]
+    experiment = tiny_vim(tiny, NO_IMAGES, "trainer.max_steps=7", *random, *options)
+    straight = train(experiment, "vim", tmp_path / "a")
+    expected = load_checkpoint(tmp_path / "a/checkpoints/final.ckpt")
+    for path in Path(experiment.runtime.output_dir).glob(f"records/{experiment.digest()}.*"):
+        path.unlink()
+    step = VIM.training_step
+
+    def stopping(self: VIM, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if self.trainer.global_step == 6:
+            raise ConnectionAbortedError("stopped")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VIM, "training_step", stopping)
+        with pytest.raises(ConnectionAbortedError):
+            train(experiment, "vim", tmp_path / "b")
+    assert [file.name for file in (tmp_path / "b/checkpoints").iterdir()] == ["last.ckpt"]
+    record = train(experiment, "vim", tmp_path / "b")
+    assert record["metrics"] == straight["metrics"]
+    found = load_checkpoint(tmp_path / "b/checkpoints/final.ckpt")
+    assert found["global_step"] == 7 and {name.split(".")[0] for name in found["state_dict"]} == {"gpt"}
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0)
+
+
+def test_images_are_generated_with_averaged_weights(tiny: TinyExperiment, tmp_path: Path) -> None:
+    experiment = tiny_vim(tiny, "trainer.weight_ema=0.6", "trainer.validate_every=3")
+    module, _ = build(experiment)
+    seen: list[torch.Tensor] = []
+    sample = module.sample_images
+    module.sample_images = lambda: (seen.append(module.gpt.head.weight.clone()), sample())[1]  # type: ignore[method-assign]
+    images, trainer = build_data(experiment), build_trainer(experiment, tmp_path)
+    use_reference(trainer, module, images, tmp_path)
+    data = EncodedImages(images, module.tokenizer, "untrained")  # type: ignore[arg-type]
+    trainer.fit(module, data)
+    assert len(seen) == 1 and torch.equal(seen[0], module.gpt.head.weight), "which are the averaged ones at the end"
+
+
+# ---- evaluation
+
+
+def run_evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *command: str) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *command, "--json", "runtime.accelerator=cpu"])
+    experiments.evaluate.main()
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_evaluation_repeats_the_record(
+    tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tiny_vim(tiny, "model.generation.acceptance=[0.5]", "model.generation.num_samples=10")
+    record: Record = train(experiment, "vim", own_dir(experiment))
+    generation = {"fid", "is", "is_std", "usage/generated"}
+    names = generation | {f"{name}/accept-0.5" for name in generation} | {"bits_per_token/val"}
+    assert set(record["metrics"]) == names == set(record["protocols"])
+    assert record["metrics"]["fid"] != record["metrics"]["fid/accept-0.5"]
+    accepted = record["protocols"]["fid/accept-0.5"]
+    assert "/generated-vs-train16/n10/uint8/t1/accept-0.5-by-efficientnet-lite0@64px-head-top1-" in accepted
+
+    checkpoint = own_dir(experiment) / "checkpoints/final.ckpt"
+    assert output_dir_of(checkpoint) == experiment.runtime.output_dir
+    capsys.readouterr()
+    trained = fits(monkeypatch)
+    found = run_evaluate(monkeypatch, capsys, str(checkpoint))
+    assert found == {"data_id": "shapes", "metrics": record["metrics"], "protocols": record["protocols"]}
+
+    # the tokenizer is named, its run and the tokens are not there
+    upstream = chain.upstream_checkpoint(experiment, train)
+    elsewhere = ["--output-dir", str(tmp_path / "x"), "--tokenizer", str(upstream)]
+    changed = run_evaluate(monkeypatch, capsys, str(checkpoint), *elsewhere, "model.generation.acceptance=[]")
+    assert changed["metrics"] == pytest.approx({k: v for k, v in record["metrics"].items() if "accept" not in k})
+    assert not (tmp_path / "x/tokens").exists() and not trained
+
+    # another tokenizer than the one it was trained with
+    content = load_checkpoint(upstream)
+    content["state_dict"] = {key: value + 1 for key, value in content["state_dict"].items()}
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(SystemExit):
+        run_evaluate(monkeypatch, capsys, str(checkpoint), "--tokenizer", str(tmp_path / "other.ckpt"))
+    message = capsys.readouterr().err
+    assert "other.ckpt: the transformer was trained on tokens of tokenizer" in message and message.count("\n") == 1
+
+
+def test_evaluation_without_generation_needs_no_samples(tiny: TinyExperiment, tmp_path: Path) -> None:
+    module, _ = build(tiny_vim(tiny, NO_IMAGES))
+    experiment = tiny_vim(tiny, NO_IMAGES)
+    images = build_data(experiment)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    data = EncodedImages(images, module.tokenizer, "untrained")  # type: ignore[arg-type]
+    assert set(evaluate(trainer, module, data, images, tmp_path)) == {"bits_per_token/val"}
+    assert not [*tmp_path.iterdir()], "no reference features either"

@@ -1,0 +1,30 @@
+"""The screen before training."""
+
+import pytest
+import torch
+from conftest import TinyExperiment
+
+from experiments.pipeline import summary
+from experiments.pipeline.build import build_model
+
+
+def test_the_time_is_of_all_micro_batches_and_only_where_the_cpu_trains(
+    tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, eight = (tiny("vqgan", "trainer.max_steps=600", f"model.optimizer.accumulate={n}") for n in (1, 8))
+    assert summary.expected_time(one, 2.0) == {"expected time, rough": "20.0 min for 600 steps here, 32-true"}
+    assert summary.expected_time(eight, 2.0) == {"expected time, rough": "160.0 min for 600 steps here, 32-true"}
+    monkeypatch.setattr(summary, "num_devices", lambda _: 4)
+    assert summary.expected_time(eight, 2.0) == {"expected time, rough": "40.0 min for 600 steps here, 32-true"}
+    monkeypatch.setattr(summary, "build_device", lambda _: torch.device("cuda"))
+    assert summary.expected_time(one, 2.0) == {}
+
+
+def test_the_perceptual_network_that_auto_found_is_named(
+    tiny: TinyExperiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for weight, name in ((0.1, "efficientnet-lite0"), (0.0, "none")):
+        experiment = tiny("vqgan", f"model.loss.perceptual={weight}", "model.loss.perceptual_network=auto")
+        summary.print_summary(experiment, build_model(experiment), "vqgan", "shapes")
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "perceptual loss" in line)
+        assert name in line
