@@ -1,8 +1,6 @@
-import os
-from pathlib import Path
-
 import pytest
 import torch
+from parity_vectors import load_io
 from torch import nn
 
 from lightning_modules.losses.adversarial import (
@@ -15,29 +13,17 @@ from lightning_modules.losses.adversarial import (
     r1_penalty,
 )
 
-SHARED = Path(os.environ.get("SHARED_DIR", Path(__file__).parents[3] / "shared"))
-VECTORS = SHARED / "parity" / "vectors"
-needs_vectors = pytest.mark.skipif(not VECTORS.exists(), reason="parity vectors not there (SHARED_DIR)")
 
-
-def load_vectors(name: str) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(VECTORS / name / "io.safetensors")
-
-
-@needs_vectors
 def test_losses_equal_taming() -> None:
-    io = load_vectors("taming_discriminator")
+    io = load_io("taming_discriminator")
     real, fake = io["real_logits"], io["fake_logits"]
     torch.testing.assert_close(hinge_d_loss(real, fake), io["hinge_d_loss"])
     torch.testing.assert_close(non_saturating_d_loss(real, fake), io["vanilla_d_loss"])
     torch.testing.assert_close(hinge_g_loss(fake), io["g_loss"])
 
 
-@needs_vectors
 def test_losses_equal_enhancing_transformers() -> None:
-    io = load_vectors("enhancing_stylegan_discriminator")
+    io = load_io("enhancing_stylegan_discriminator")
     real, fake = io["real_logits"], io["fake_logits"]
     torch.testing.assert_close(hinge_d_loss(real, fake), io["hinge_d"])
     torch.testing.assert_close(hinge_g_loss(fake), io["hinge_g"])
@@ -45,9 +31,8 @@ def test_losses_equal_enhancing_transformers() -> None:
     torch.testing.assert_close(non_saturating_g_loss(fake), io["vanilla_g"])
 
 
-@needs_vectors
 def test_r1_penalty_equals_enhancing_transformers() -> None:
-    io = load_vectors("enhancing_stylegan_discriminator")
+    io = load_io("enhancing_stylegan_discriminator")
     images = io["image"].requires_grad_()
     # A discriminator that is linear in each image and has the recorded gradient stands in for theirs.
     logits = (images * io["grad_image"]).sum(dim=(1, 2, 3))

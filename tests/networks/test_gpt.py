@@ -1,13 +1,11 @@
 """The transformer of stage 2: parity with taming's minGPT, causality, cache, errors, sizes."""
 
-import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from parity_vectors import load_io, load_meta, load_weights
 from torch import Tensor
 
 from lightning_modules.networks.gpt import BLOCK, GPT, GPT_SIZES, GPTConfig, Linear
@@ -15,8 +13,6 @@ from lightning_modules.networks.sampling import SamplingConfig, generate
 from lightning_modules.networks.taming_gpt import taming_gpt_state
 
 PROJECT = Path(__file__).parents[2]
-VECTORS = Path(os.environ.get("SHARED_DIR", PROJECT.parent / "shared")) / "parity" / "vectors" / "taming_gpt"
-needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason="needs parity vectors: set SHARED_DIR")
 VOCABULARY, GRID, CLASSES = 50, (3, 4), 5
 
 
@@ -42,16 +38,15 @@ def batch(size: int = 2) -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def taming() -> tuple[GPT, dict[str, Tensor]]:
     """Their GPT as ours: their first token is our class, as in their class-conditional model."""
-    theirs = json.loads((VECTORS / "meta.json").read_text())["constructor"]
+    theirs = load_meta("taming_gpt")["constructor"]
     vocabulary, width = theirs["vocab_size"], theirs["n_embd"]
     config = GPTConfig(dims=[theirs["n_layer"], theirs["n_head"], width, 4 * width], positions="1d", dropout=0.0)
     model = GPT(config, vocabulary, (1, theirs["block_size"] - 1), num_classes=vocabulary)
-    weights = load_file(VECTORS / "weights.safetensors")
+    weights = load_weights("taming_gpt")
     model.load_state_dict(taming_gpt_state(weights, vocabulary, num_classes=vocabulary))
-    return model.eval(), load_file(VECTORS / "io.safetensors")
+    return model.eval(), load_io("taming_gpt")
 
 
-@needs_vectors
 def test_gpt_equals_taming(taming: tuple[GPT, dict[str, Tensor]]) -> None:
     model, io = taming
     logits = model.logits(model(io["tokens"][:, 1:], io["tokens"][:, 0]))
@@ -60,7 +55,6 @@ def test_gpt_equals_taming(taming: tuple[GPT, dict[str, Tensor]]) -> None:
     torch.testing.assert_close(loss, io["loss"], atol=5e-5, rtol=1e-4)
 
 
-@needs_vectors
 def test_greedy_sampling_equals_taming(taming: tuple[GPT, dict[str, Tensor]]) -> None:
     model, io = taming
     prompt = io["tokens"][:, :4]
@@ -68,17 +62,16 @@ def test_greedy_sampling_equals_taming(taming: tuple[GPT, dict[str, Tensor]]) ->
     assert torch.equal(tokens, io["greedy"][:, 1:])
 
 
-@needs_vectors
 def test_taming_checkpoint_with_classes_after_the_codes(taming: tuple[GPT, dict[str, Tensor]]) -> None:
     """Paper B's vocabulary: codes first, then classes; here 100 of 128 and 28."""
     full, io = taming
     model = GPT(full.config, 100, full.grid_size, num_classes=28).eval()
-    model.load_state_dict(taming_gpt_state(load_file(VECTORS / "weights.safetensors"), 100, 28, class_offset=100))
+    model.load_state_dict(taming_gpt_state(load_weights("taming_gpt"), 100, 28, class_offset=100))
     tokens, labels = io["tokens"][:, 1:] % 100, torch.tensor([0, 27])
     expected = full.logits(full(tokens, labels + 100))[..., :100]
     torch.testing.assert_close(model.logits(model(tokens, labels)), expected)
     with pytest.raises(ValueError, match="vocabulary has 128 tokens, 130 are needed"):
-        taming_gpt_state(load_file(VECTORS / "weights.safetensors"), 100, 30, class_offset=100)
+        taming_gpt_state(load_weights("taming_gpt"), 100, 30, class_offset=100)
 
 
 # ---- what a slot sees

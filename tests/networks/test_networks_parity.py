@@ -4,39 +4,20 @@ Each key function maps one of their state-dict names to ours; loading is strict 
 in tests/experiments/importers/test_import_parity.py: their weights come through the importer.
 """
 
-import json
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from parity_vectors import Tensors, assert_close, load_io, load_meta, load_weights
+from torch import nn
 
 from lightning_modules.networks import PatchGAN, StyleGANDiscriminator
-
-PROJECT = Path(__file__).parents[2]
-VECTORS = Path(os.environ.get("SHARED_DIR", PROJECT.parent / "shared")) / "parity" / "vectors"
-pytestmark = pytest.mark.skipif(not VECTORS.is_dir(), reason="needs parity vectors: set SHARED_DIR")
-
-Tensors = dict[str, Tensor]
 
 
 def load(name: str) -> tuple[dict, Tensors, Tensors]:
     """The constructor arguments, weights, and inputs and outputs of one public implementation."""
-    folder = VECTORS / name
-    meta = json.loads((folder / "meta.json").read_text())
-    return (
-        meta["constructor"],
-        load_file(folder / "weights.safetensors"),
-        load_file(folder / "io.safetensors"),
-    )
-
-
-def assert_close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
+    return load_meta(name)["constructor"], load_weights(name), load_io(name)
 
 
 def load_mapped(network: nn.Module, weights: Tensors, prefix: str, key: Callable[[str], str]) -> nn.Module:

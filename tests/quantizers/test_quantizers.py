@@ -3,16 +3,14 @@
 Letters: N latents of d dimensions, K codes, C feature dimensions.
 """
 
-import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from parity_vectors import load_io, load_weights
 from torch import Tensor
 
 from lightning_modules.quantizers import (
@@ -32,8 +30,6 @@ from lightning_modules.quantizers import (
 
 K, D, C = 40, 6, 10
 PROJECT = Path(__file__).parents[2]
-VECTORS = Path(os.environ.get("SHARED_DIR", PROJECT.parent / "shared")) / "parity" / "vectors"
-needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason="needs parity vectors: set SHARED_DIR")
 
 TRAINED_CODES = ["vq", "rotation", "factorized", "factorized_l2", "large_codebook", "simvq"]  # by gradient
 WITH_LOSS = [*TRAINED_CODES, "ema", "lfq"]
@@ -463,12 +459,6 @@ def test_projected_table_takes_mean_and_deviation_of_the_first_latents(scale: fl
 # ---- parity with the public implementations
 
 
-def load_vectors(name: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    folder = VECTORS / name
-    meta = json.loads((folder / "meta.json").read_text())
-    return meta, load_file(folder / "weights.safetensors"), load_file(folder / "io.safetensors")
-
-
 def check_against(io: dict[str, Tensor], quantizer: Quantizer, suffix: str, loss: str, channels_first: bool) -> None:
     """Same indices, codes and loss, and the gradient of (quantised * W).sum() + loss at the latents."""
 
@@ -484,9 +474,8 @@ def check_against(io: dict[str, Tensor], quantizer: Quantizer, suffix: str, loss
     torch.testing.assert_close(z.grad, last(io[f"grad_latents{suffix}"]), atol=1e-6, rtol=1e-5)
 
 
-@needs_vectors
 def test_large_codebook_equals_vqgan_lc() -> None:
-    _, weights, io = load_vectors("vqgan_lc_quantizer")
+    weights, io = load_weights("vqgan_lc_quantizer"), load_io("vqgan_lc_quantizer")
     table = weights["tok_embeddings.weight"]
     config = LargeCodebookConfig(feature_dim=table.shape[1])  # 1.0 and 0.33 are the defaults
     quantizer = LargeCodebook(config, len(table), io["projected_codebook"].shape[1])
@@ -501,10 +490,9 @@ def test_large_codebook_equals_vqgan_lc() -> None:
         torch.testing.assert_close(actual, io[f"grad_projection_{name}"], atol=1e-6, rtol=1e-4)
 
 
-@needs_vectors
 @pytest.mark.parametrize(("variant", "commitment", "codebook"), [("legacy", 1.0, 0.25), ("fixed", 0.25, 1.0)])
 def test_vq_equals_taming(variant: str, commitment: float, codebook: float) -> None:
-    _, weights, io = load_vectors("taming_cnn")
+    weights, io = load_weights("taming_cnn"), load_io("taming_cnn")
     codes = weights["quantize.embedding.weight"]
     quantizer = VectorQuantizer(VQConfig(commitment_weight=commitment, codebook_weight=codebook), *codes.shape)
     quantizer.load_state_dict({"codes": codes})
@@ -512,14 +500,13 @@ def test_vq_equals_taming(variant: str, commitment: float, codebook: float) -> N
     torch.testing.assert_close(quantizer.codes.grad, io[f"grad_codebook_{variant}"], atol=1e-6, rtol=1e-4)
 
 
-@needs_vectors
 def test_factorized_equals_enhancing() -> None:
     """Values, loss and gradients; 0.25 and 1.0 are the defaults.
 
     Departs on one path: theirs hands the gradient of the normalised code to the latents as they were before
     normalisation, ours to the normalised ones, as the chain rule has it. So theirs is the loss's gradient plus W.
     """
-    _, weights, io = load_vectors("enhancing_vit")
+    weights, io = load_weights("enhancing_vit"), load_io("enhancing_vit")
     codes = weights["quantizer.embedding.weight"]
     quantizer = FactorizedQuantizer(FactorizedConfig(), *codes.shape)
     quantizer.load_state_dict({"codes": codes})

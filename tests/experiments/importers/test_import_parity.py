@@ -1,56 +1,34 @@
 """Public weights through the importer: the public implementations' numbers, and every full-size key accounted for.
 
-Weights, inputs and outputs of small public models and the key lists of the full-size ones lie beside the project.
+Weights, inputs and outputs of small public models and the key lists of the full-size ones are in tests/parity.
 """
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from parity_vectors import MANIFESTS, VECTORS, Tensors, assert_close, load_io, load_weights
 
 from experiments.importers import FAMILIES, Options
 from experiments.importers.convert import convert, import_checkpoint
 from experiments.pipeline.build import build_model, restore
-from lightning_modules import tokenizer
 from lightning_modules.networks import ViTEncoder
 from lightning_modules.quantizers import LargeCodebook, LargeCodebookConfig
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
 
-PROJECT = Path(__file__).parents[3]
-PARITY = Path(os.environ.get("SHARED_DIR", PROJECT.parent / "shared")) / "parity"
-MANIFESTS = sorted((PARITY / "manifests").glob("*.json"))
-pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason="needs parity vectors: set SHARED_DIR")
-
-Tensors = dict[str, Tensor]
-
-
-@pytest.fixture(autouse=True)
-def no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their networks take a second to read and are in no checkpoint."""
-    monkeypatch.setattr(tokenizer, "TokenizerMetrics", lambda *_: nn.Identity())
-
-
-def load_io(name: str) -> Tensors:
-    return load_file(PARITY / "vectors" / name / "io.safetensors")
+pytestmark = pytest.mark.usefixtures("no_metrics")
 
 
 def imported(family: str, name: str, folder: Path, *overrides: dict) -> Tokenizer:
     """The module that evaluation would get, by way of an imported file."""
     out = folder / "imported.ckpt"
-    weights = PARITY / "vectors" / name / "weights.safetensors"
+    weights = VECTORS / name / "weights.safetensors"
     image_size = Options(image_size=32) if family == "taming" else None  # enhancing's positions tell
     import_checkpoint(family, weights, out, image_size, *overrides)
     experiment, module = restore(out)
     assert experiment.data.name == "image_folder" and experiment.data.image_size == 32
     return module.eval()
-
-
-def assert_close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -93,7 +71,7 @@ def test_enhancing_end_to_end(tmp_path: Path) -> None:
 
 
 def test_sincos_positions_equal_enhancing() -> None:
-    weights = load_file(PARITY / "vectors/enhancing_vit/weights.safetensors")
+    weights = load_weights("enhancing_vit")
     experiment, _ = convert("enhancing", weights)
     encoder = ViTEncoder(experiment.model.backbone, experiment.data.image_size)  # type: ignore[arg-type]
     assert_close(encoder.transformer.positions, weights["encoder.en_pos_embedding"])
@@ -102,7 +80,7 @@ def test_sincos_positions_equal_enhancing() -> None:
 @torch.no_grad()
 def test_vqgan_lc_quantizer() -> None:
     """Its vectors hold no encoder, so its weights go through the family's map, not through a file."""
-    weights, io = load_file(PARITY / "vectors/vqgan_lc_quantizer/weights.safetensors"), load_io("vqgan_lc_quantizer")
+    weights, io = load_weights("vqgan_lc_quantizer"), load_io("vqgan_lc_quantizer")
     codebook_size, feature_dim = weights["tok_embeddings.weight"].shape
     quantizer = LargeCodebook(LargeCodebookConfig(feature_dim=feature_dim), codebook_size, io["latents"].shape[1])
     state = {}
