@@ -35,7 +35,7 @@ endef
 BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache probe ddp
 
 .PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables dashboard bench check format \
-        test clean
+        options test clean
 .DEFAULT_GOAL := help
 
 help: ## list targets and variables
@@ -103,6 +103,9 @@ check: $(READY) ## ruff (lint and format) and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+options: $(READY) ## write docs/options.md, the page of all options, from the dataclasses
+	$(PY) -m docs.options
 
 format: $(READY) ## let ruff fix what it can
 	$(PY) -m ruff check --fix .
