@@ -82,7 +82,7 @@ def shown(value: Any) -> str:
     """A default as a YAML has it; of a section, its name and what differs from its own defaults."""
     if not dataclasses.is_dataclass(value):
         return "" if value is dataclasses.MISSING else f"`{json.dumps(value)}`"
-    own, plain = dataclasses.asdict(value), dataclasses.asdict(type(value)())  # type: ignore[call-overload]
+    own, plain = vars(value), vars(type(value)())
     changed = {key: own[key] for key in own if own[key] != plain[key] and key != "name"}
     head = f"`{own['name']}`" if own.get("name") else "its defaults"
     return ", ".join([head, *(f"`{key}: {json.dumps(changed[key])}`" for key in changed)])
