@@ -140,7 +140,7 @@ def test_machines_that_share_no_disk(machines: Machines) -> None:
     assert a.pid is not None
     os.kill(a.pid, signal.SIGSTOP)
     b = machines.start("b", out=machines.folder / "b", machine="b", heartbeat=1, grace=4)
-    machines.wait_for(lambda: machines.steps()[16][-1] == (b.pid, 3))
+    machines.wait_for(lambda: (b.pid, 3) in machines.steps()[16])
     (machines.folder / "go").touch()
     os.kill(a.pid, signal.SIGCONT)
     machines.join(a, b)
