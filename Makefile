@@ -35,7 +35,7 @@ endef
 BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache probe ddp
 
 .PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables dashboard bench check format \
-        options test clean
+        options test test-fast clean
 .DEFAULT_GOAL := help
 
 help: ## list targets and variables
@@ -111,8 +111,14 @@ format: $(READY) ## let ruff fix what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+PYTEST = DATA_DIR="$(if $(wildcard $(DATA_DIR)),$(abspath $(DATA_DIR)))" OMP_NUM_THREADS=1 $(PY) -m pytest \
+           -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(READY) ## all tests, WORKERS files at a time
-	DATA_DIR="$(if $(wildcard $(DATA_DIR)),$(abspath $(DATA_DIR)))" OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST) --durations=25
+
+test-fast: $(READY) ## what takes less than a second each, for the edit loop
+	$(PYTEST) -m "not slow"
 
 clean: ## remove the environment and caches, never runs or data
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

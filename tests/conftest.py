@@ -51,6 +51,20 @@ TINY_LARGE_CODEBOOK = {
     },
 }
 TinyExperiment = Callable[..., Experiment]
+SLOW = [line for line in Path(__file__).with_name("slow.txt").read_text().split("\n") if line and line[0] != "#"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of slow.txt, and puts their files first, in that order."""
+    files = [entry.partition("::")[0] for entry in SLOW]
+    place: dict[pytest.Item, int] = {}
+    for item in items:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        name = getattr(item, "originalname", item.name)
+        if file in SLOW or f"{file}::{name}" in SLOW:
+            item.add_marker("slow")
+        place[item] = files.index(file) if file in files else len(files)
+    items.sort(key=place.__getitem__)
 
 
 @functools.cache

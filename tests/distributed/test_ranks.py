@@ -1,7 +1,4 @@
-"""How many processes a run has, what they refuse, and starting them without a launcher."""
-
-from dataclasses import replace
-from pathlib import Path
+"""How many processes a run has, and what they refuse."""
 
 import pytest
 import torch
@@ -9,9 +6,7 @@ from conftest import TinyExperiment
 from vim_cases import tiny_vim
 
 from experiments.config.experiment import RuntimeConfig
-from experiments.pipeline.training import train_apart
 from experiments.runtime.ranks import check_devices, num_devices, placement
-from experiments.runtime.records import read_record
 from lightning_modules.networks import batch_norm
 from lightning_modules.networks.batch_norm import BatchNorm2d
 from lightning_modules.quantizers.ema import chosen_rows
@@ -99,17 +94,6 @@ def test_the_model_below_must_be_shared_out_too(alone: None, tiny: TinyExperimen
         check_devices(tiny_vim(tiny, "runtime.devices=4", "model.generation.num_samples=3"))
     with pytest.raises(ValueError, match="weight_ema"):
         check_devices(tiny_vim(tiny, "runtime.strategy=fsdp", "trainer.weight_ema=0.5"))
-
-
-def test_one_process_starts_the_other(alone: None, tiny: TinyExperiment, tmp_path: Path) -> None:
-    """As a sweep's worker does; the digest, and so the cell, is that of one device."""
-    experiment = tiny("vqgan", "runtime.devices=2", "trainer.max_steps=1", "data.val_size=5")
-    record = train_apart(experiment, "pair", tmp_path / "run")
-    assert record["num_devices"] == 2 and record["name"] == "pair"
-    alone_experiment = replace(experiment, runtime=replace(experiment.runtime, devices="1"))
-    assert record["digest"] == alone_experiment.digest()
-    assert read_record(next((tmp_path / "runs/records").iterdir())) == record
-    assert record["protocols"]["psnr"].endswith("/n5")
 
 
 def test_batch_norm_of_one_process_is_torchs() -> None:
