@@ -25,7 +25,7 @@ TOP = """# Options
 (`data: {batch_size: 32}`) or on the command line (`data.batch_size=32`); an unknown key is an error that names the
 nearest one. Where a section has a `name`, it picks the class, and the options of that class are added to those of the
 section: `model.quantizer.name=fsq model.quantizer.levels=[8,5,5,5]`. A class with another default than its section
-lists the option again."""
+lists the option again. Runs that differ only in options with an asterisk are one run: these change no number."""
 
 
 def page() -> str:
@@ -38,33 +38,39 @@ def page() -> str:
 
 
 def sections(key: str, config: type) -> Iterator[tuple[str, type]]:
-    """The dataclass at `key` and all below it; at a key that has a choice, the base class and then each choice."""
-    yield key, config
-    choices = [entry[-1] for entry in CHOICES[key].values()] if key in CHOICES else []
-    for choice in choices:
-        yield key, choice
-    for each in dict.fromkeys([config, *choices]):
+    """The dataclass at `key` and all below it; at a key that has a choice, every class of it, bases first."""
+    classes = [config, *(base for entry in CHOICES.get(key, {}).values() for base in reversed(bases(entry[-1])))]
+    for each in dict.fromkeys(classes):
+        yield key, each
+    for each in dict.fromkeys(classes):
         for field in dataclasses.fields(each):
             if dataclasses.is_dataclass(value := default(field)):
                 below = f"{key}.{field.name}".lstrip(".")
-                bases = [base for base in type(value).__mro__ if dataclasses.is_dataclass(base)]
-                yield from sections(below, bases[-1] if below in CHOICES else type(value))
+                yield from sections(below, bases(type(value))[-1] if below in CHOICES else type(value))
+
+
+def bases(config: type) -> list[type]:
+    """The dataclass itself, and those that it extends."""
+    return [base for base in config.__mro__ if dataclasses.is_dataclass(base)]
 
 
 def section(config: type, keys: list[str]) -> str:
     """Heading, docstring and table of one dataclass."""
-    names = {entry[-1]: name for key in keys for name, entry in CHOICES.get(key, {}).items()}
+    choices = CHOICES.get(keys[0], {})
+    names = [name for name, entry in choices.items() if issubclass(entry[-1], config)]
     title = ", ".join(f"`{key}`" for key in keys if key) or "The experiment"
     text, meanings = described(config)
-    defaults = {field.name: default(field) for field in dataclasses.fields(config)}
+    fields = {field.name: field for field in dataclasses.fields(config)}
     stated = options(config)
-    if config in names:
-        title += f" with `name: {names[config]}`"
+    if len(names) < len(choices):
+        title += f" with `name: {' | '.join(names)}`"
         stated.pop("name", None)
-    elif keys[0] in CHOICES:
-        meanings["name"] = ", ".join(f"`{name}`" for name in CHOICES[keys[0]])
-    rows = [(f"`{name}`", kind, shown(defaults[name]), comment or meanings.get(name, ""))
-            for name, (kind, comment) in stated.items()]  # fmt: skip
+    elif choices:
+        meanings["name"] = ", ".join(f"`{name}`" for name in choices)
+    rows = []
+    for name, (kind, comment) in stated.items():
+        mark = " *" if fields[name].metadata.get("identity") == "none" else ""
+        rows.append((f"`{name}`{mark}", kind, shown(default(fields[name])), comment or meanings.get(name, "")))
     if not rows:  # its base's options, with the same defaults
         return f"## {title}" + f"\n\n{text}" * bool(text)
     table = [("option", "type", "default", "meaning"), ("---",) * 4, *rows]
