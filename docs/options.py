@@ -24,7 +24,7 @@ TOP = """# Options
 `make options` writes this page from the dataclasses, and a test holds it current. Set a key in a recipe
 (`data: {batch_size: 32}`) or on the command line (`data.batch_size=32`); an unknown key is an error that names the
 nearest one. Where a section has a `name`, it picks the class, and the options of that class are added to those of the
-section: `model.quantizer.name=fsq model.quantizer.levels=[8,5,5,5]`. A class with another default than its section
+section: `model.quantizer.name=ema model.quantizer.decay=0.95`. A class with another default than its section
 lists the option again. Runs that differ only in options with an asterisk are one run: these change no number."""
 
 
