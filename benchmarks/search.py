@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Side, available_memory, paired, peak_memory, report
-from lightning_modules.quantizers.nearest import nearest_code
+from lightning_modules.quantizers.search import nearest_code
 
 Search = Callable[[], Tensor]
 COMPARISONS = {"search_vs_dense_d8": 8, "search_vs_faiss_d8": 8, "search_vs_faiss_d32": 32}  # name: dims

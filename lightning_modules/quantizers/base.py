@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.quantizers.nearest import nearest_code
+from lightning_modules.quantizers.search import nearest_code
 
 RANKED_PAIRS = 2**24  # distances in memory at a time: 64 MiB
 
