@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .few_rows import Linear
+
 
 class GPTSize(NamedTuple):
     """One row of A-Table 2."""
@@ -24,7 +26,7 @@ class GPTSize(NamedTuple):
 
 
 GPT_SIZES: dict[str, GPTSize] = {
-    "micro": GPTSize(4, 4, 128, 512),  # micro to small: ours, for CIFAR-10 on a CPU
+    "micro": GPTSize(4, 4, 128, 512),  # micro to small: of no paper, for CIFAR-10 on a CPU
     "tiny": GPTSize(6, 4, 192, 768),
     "small": GPTSize(8, 8, 512, 2048),
     "gpt-404m": GPTSize(24, 16, 1024, 4096),  # B, appendix A
@@ -32,11 +34,6 @@ GPT_SIZES: dict[str, GPTSize] = {
     "large": GPTSize(36, 32, 2048, 8192),
 }
 INIT_STD = 0.02  # GPT-2's; neither paper says
-# Which product of `Linear` is fastest by the number of rows, measured on one core. W of 1536 x 512, milliseconds at
-# 4, 8, 12 rows: F.linear 0.58, 0.76, 0.98; in blocks 0.49, 0.56, 0.65; W x^T 0.61, 0.66, 0.64, and 0.59 at 16.
-BLOCK = 128  # outputs
-BLOCKED_ROWS = range(3, 13)
-TRANSPOSED_ROWS = range(13, 49)
 
 
 @dataclass
@@ -71,31 +68,6 @@ class GPTConfig:
         if size.width % size.heads:
             raise ValueError(f"width {size.width} is not divisible by {size.heads} heads")
         return size
-
-
-class Linear(nn.Linear):
-    """nn.Linear, with faster products where few rows meet a large weight: the one-token steps of sampling on a CPU.
-
-    Their time is that of reading and repacking the weight, which smaller pieces and another order of factors shorten.
-    The result may be a transposed view.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
-        num_rows = x.numel() // self.in_features
-        blocked = num_rows in BLOCKED_ROWS and self.out_features % BLOCK == 0
-        if not (blocked or num_rows in TRANSPOSED_ROWS) or x.device.type != "cpu" or torch.is_grad_enabled():
-            return F.linear(x, self.weight, self.bias)
-        rows, shape = x.reshape(num_rows, self.in_features), (*x.shape[:-1], self.out_features)
-        if blocked:
-            weights = self.weight.view(-1, BLOCK, self.in_features).transpose(1, 2)  # (out / BLOCK, in, BLOCK)
-            rows = rows.expand(len(weights), -1, -1)
-            bias = None if self.bias is None else self.bias.view(-1, 1, BLOCK)
-            y = torch.bmm(rows, weights) if bias is None else torch.baddbmm(bias, rows, weights)
-            return y.transpose(0, 1).reshape(shape)
-        bias = None if self.bias is None else self.bias[:, None]
-        columns = rows.t()  # (in, rows)
-        y = torch.mm(self.weight, columns) if bias is None else torch.addmm(bias, self.weight, columns)
-        return y.t().view(shape)
 
 
 class KVCache:

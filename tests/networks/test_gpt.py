@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from taming_gpt import taming_gpt_state
 from torch import Tensor
 
-from lightning_modules.networks.gpt import BLOCK, GPT, GPT_SIZES, GPTConfig, Linear
+from lightning_modules.networks.few_rows import BLOCK
+from lightning_modules.networks.gpt import GPT, GPT_SIZES, GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
-from lightning_modules.networks.taming_gpt import taming_gpt_state
 
 PROJECT = Path(__file__).parents[2]
 VECTORS = Path(os.environ.get("SHARED_DIR", PROJECT.parent / "shared")) / "parity" / "vectors" / "taming_gpt"
@@ -160,21 +161,6 @@ def test_cache_takes_many_slots_only_when_empty() -> None:
     model.prefill(batch()[0][:, :2], None, cache)
     with pytest.raises(AssertionError, match="only one slot"):
         model.prefill(batch()[0][:, :2], None, cache)
-
-
-@pytest.mark.parametrize("rows", [1, 3, 12, 13, 48, 49])
-@pytest.mark.parametrize("out", [40, 2 * BLOCK])
-@pytest.mark.parametrize("bias", [True, False])
-def test_linear_equals_torch(rows: int, out: int, bias: bool) -> None:
-    layer = Linear(24, out, bias=bias)
-    x = torch.randn(rows, 1, 24)
-    expected = F.linear(x, layer.weight, layer.bias)
-    torch.testing.assert_close(layer(x), expected, atol=0, rtol=0)  # with gradient: torch's own
-    with torch.no_grad():
-        torch.testing.assert_close(layer(x), expected.detach())
-        torch.testing.assert_close(layer(x.transpose(0, 1)), expected.detach().transpose(0, 1))
-        transposed = x[:, 0].t().contiguous().t()[:, None]  # as Linear may return it
-        torch.testing.assert_close(layer(transposed), expected.detach())
 
 
 def test_cached_step_at_a_width_of_blocks() -> None:

@@ -10,7 +10,7 @@ RULES = [
     (r"^ln_f\.", "norm."),
     (r"\.ln([12])\.", r".norm\1."),
     (r"\.attn\.proj\.", ".attention.proj."),
-    (r"\.mlp\.2\.", ".mlp.3."),  # our activation has a dropout layer of its own
+    (r"\.mlp\.2\.", ".mlp.3."),  # the activation of `GPT` has a dropout layer of its own
 ]
 
 
