@@ -14,14 +14,16 @@ def check_finite(
     images: Tensor | None = None,
     module: nn.Module | None = None,
 ) -> None:
-    """Raises FloatingPointError that names the step and the first term that is NaN or infinite.
+    """Checks the scalar `terms` of step number `step`; the host waits for the device once, whatever their number.
 
-    It blames the batch's `images` (B, ...) or the weights of `module` where these are not finite already; they are
-    looked at only when a term is not.
+    Raises FloatingPointError that names the step and the first term that is NaN or infinite. It blames the batch's
+    `images` (B, ...) or the weights of `module` where these are not finite already; they are looked at only when a
+    term is not.
     """
-    for name, term in terms.items():
-        if not torch.isfinite(term):
-            raise FloatingPointError(f"step {step}: the {name} loss is {term.item()}{blame(images, module)}")
+    if torch.stack([term.detach().float() for term in terms.values()]).isfinite().all():
+        return
+    name, term = next((name, term) for name, term in terms.items() if not torch.isfinite(term))
+    raise FloatingPointError(f"step {step}: the {name} loss is {term.item()}{blame(images, module)}")
 
 
 def blame(images: Tensor | None, module: nn.Module | None) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .gpt import GPT, check_ids
+from .gpt import GPT
 
 SEED_STRIDE = 1_000_003  # images of one seed have streams of their own up to here
 
@@ -75,6 +75,15 @@ class Noise:
         return self.buffer.log_().neg_().log_()
 
 
+def _check_ids(name: str, ids: Tensor, count: int) -> None:
+    """Raises ValueError for an id outside [0, count)."""
+    if not ids.numel():
+        return
+    low, high = (int(value) for value in ids.aminmax())
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} must be in [0, {count - 1}], got {low} to {high}")
+
+
 def _labels(model: GPT, batch: int, labels: Tensor | None, guided: bool, device: torch.device) -> Tensor:
     """Labels of the rows (R,): of the images, then, for guidance, as many `no_class`."""
     no_class = torch.full((batch,), model.no_class, device=device)
@@ -82,8 +91,9 @@ def _labels(model: GPT, batch: int, labels: Tensor | None, guided: bool, device:
         raise ValueError(f"labels must be ({batch},), one an image, got {tuple(labels.shape)}")
     if guided and (labels is None or not model.num_classes):
         raise ValueError("guidance_scale other than 1 needs a model with classes, and labels")
+    if labels is not None:
+        _check_ids("labels", labels, model.num_classes + 1)
     rows = no_class if labels is None else labels.to(device)
-    check_ids("labels", rows, model.num_classes + 1)
     return torch.cat([rows, no_class]) if guided else rows
 
 
@@ -119,6 +129,7 @@ def generate(
             f"prompt must be ({batch}, s), one row an image, with s in [0, {model.num_tokens - 1}], "
             f"got {tuple(prompt.shape)}"
         )
+    _check_ids("prompt", prompt, model.vocab_size)
     row_labels = _labels(model, batch, labels, guided, device)
     given = prompt.shape[1]
     tokens = torch.empty(batch, model.num_tokens, dtype=torch.long, device=device)

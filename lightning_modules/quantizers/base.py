@@ -6,7 +6,7 @@ Letters: K codes of d dimensions; latents come as (..., d), channels last.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +55,40 @@ class Quantizer(nn.Module, ABC):
     of their own `forward`, and those that need no table to look up a code `lookup`.
     """
 
+    flags: ClassVar[tuple[str, ...]] = ()  # bool attributes that checkpoints keep, each as a bool tensor of its name
+
     def __init__(self, config: QuantizerConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__()
         config.check(codebook_size, code_dim)
         self.config = config
         self.codebook_size = codebook_size
         self.code_dim = code_dim
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """A flag is a Python value, because the host would wait for the device to read a buffer at each forward."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self.flags:
+            destination[prefix + name] = torch.tensor(getattr(self, name), device="cpu")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in self.flags:
+            value = state_dict.pop(prefix + name, None)  # of a copy, which `load_state_dict` has made
+            if value is not None:
+                setattr(self, name, bool(value))
+            elif strict:
+                missing_keys.append(prefix + name)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def start_step(self, num_forwards: int) -> None:
         """Called before the `num_forwards` training forwards, one a micro-batch, of an optimizer step."""

@@ -49,11 +49,11 @@ class EMAQuantizer(Quantizer):
     """Buffers only, no parameters. Updated once per optimizer step, which is every training forward unless `start_step`
     says otherwise; evaluation changes nothing. Latents are (B, ..., d), B images or whatever a batch is split into."""
 
+    flags = ("is_placed",)
     config: EMAConfig
     codes: Tensor  # (K, d) = sums / smoothed counts
     counts: Tensor  # (K,) averaged number of latents a step
     sums: Tensor  # (K, d) averaged sum of latents a step
-    is_placed: Tensor  # () bool: the codes have their first values
     added: tuple[Tensor, Tensor]  # counts (K,) and sums (K, d) of the micro-batches of an unfinished step
 
     def __init__(self, config: EMAConfig, codebook_size: int, code_dim: int) -> None:
@@ -62,7 +62,7 @@ class EMAQuantizer(Quantizer):
         self.register_buffer("codes", codes)
         self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", codes.clone())
-        self.register_buffer("is_placed", torch.tensor(config.init == "normal"))
+        self.is_placed = config.init == "normal"  # the codes have their first values
         self.start_step(1)
 
     def start_step(self, num_forwards: int) -> None:
@@ -86,7 +86,8 @@ class EMAQuantizer(Quantizer):
 
         Dead codes are replaced by latents of the last micro-batch.
         """
-        counts = torch.bincount(indices, minlength=self.codebook_size).to(z.dtype)  # (K,)
+        ones = torch.ones_like(indices, dtype=self.counts.dtype)  # no bincount, for which the host waits for a GPU
+        counts = torch.zeros_like(self.counts).index_add_(0, indices, ones)  # (K,)
         sums = torch.zeros_like(self.sums).index_add_(0, indices, z.flatten(0, -2))  # (K, d)
         if self.num_added:
             counts, sums = counts + self.added[0], sums + self.added[1]
@@ -117,7 +118,7 @@ class EMAQuantizer(Quantizer):
         codes = self.draw(z, self.codebook_size)
         self.codes.copy_(codes)
         self.sums.copy_(codes)
-        self.is_placed.fill_(True)
+        self.is_placed = True
 
     @staticmethod
     def draw(z: Tensor, size: int) -> Tensor:

@@ -179,18 +179,10 @@ def test_cached_step_at_a_width_of_blocks() -> None:
 # ---- errors
 
 
-@pytest.mark.parametrize("labels", [[0, CLASSES + 1], [-1, 0]])
-def test_label_out_of_range(labels: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"labels must be in \[0, 5\], got (0 to 6|-1 to 0)"):
-        small_gpt()(batch()[0], torch.tensor(labels))
-
-
 def test_bad_tokens() -> None:
     model = small_gpt()
     with pytest.raises(ValueError, match=r"s in \[0, 12\] \(3 x 4\), got \(2, 13\)"):
         model(torch.zeros(2, 13, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"tokens must be in \[0, 49\], got 50 to 50"):
-        model(torch.full((2, 3), 50))
     with pytest.raises(ValueError, match=r"labels must be \(2,\)"):
         model(batch()[0], torch.zeros(3, dtype=torch.long))
 

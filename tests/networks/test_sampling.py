@@ -187,7 +187,7 @@ def test_bad_input(model: GPT) -> None:
         generate(model, range(3), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"s in \[0, 8\], got \(2, 9\)"):
         generate(model, range(2), prompt=torch.zeros(2, 9, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"tokens must be in \[0, 39\]"):
+    with pytest.raises(ValueError, match=r"prompt must be in \[0, 39\]"):
         generate(model, range(2), prompt=torch.full((2, 1), 40))
     with pytest.raises(ValueError, match="guidance_scale other than 1"):
         generate(model, range(2), config=guided)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.quantizers import VectorQuantizer, VQConfig
+from lightning_modules.quantizers import QUANTIZERS, LargeCodebook
 from lightning_modules.quantizers.search import nearest_code, search_dense
 
 
@@ -29,10 +29,15 @@ class Encode(nn.Module):
         return self.quantizer(z).indices
 
 
-def test_a_quantizer_can_be_exported_and_then_takes_any_batch() -> None:
+@pytest.mark.parametrize("name", ["vq", "ema", "factorized", "large_codebook", "simvq", "rotation"])
+def test_a_quantizer_can_be_exported_and_then_takes_any_batch(name: str) -> None:
     torch.manual_seed(0)
-    model = Encode(VectorQuantizer(VQConfig(), 600, 4)).eval()
+    cls, config = QUANTIZERS[name]
+    quantizer = cls(config(), 600, 4)
+    if isinstance(quantizer, LargeCodebook):
+        quantizer.fill(torch.randn_like(quantizer.table))
+    model = Encode(quantizer).eval()
     batch = torch.export.Dim("batch")
     program = torch.export.export(model, (torch.randn(2, 3, 3, 4),), dynamic_shapes=({0: batch},)).module()
-    z = torch.randn(50, 3, 3, 4) / 600
+    z = torch.randn(50, 3, 3, 4) * quantizer.codebook().std().detach()
     assert torch.equal(program(z), model(z))
