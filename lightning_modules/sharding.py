@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lightning_modules.frozen import freeze
 from lightning_modules.networks.gpt import GPT
 
 
@@ -30,7 +31,7 @@ def whole(gpt: GPT) -> GPT:
         copy = GPT(gpt.config, gpt.vocab_size, gpt.grid_size, gpt.num_classes)
     weights = {name: full(value) for name, value in gpt.state_dict().items()}
     copy.load_state_dict(weights, assign=True)
-    return copy.eval().requires_grad_(False)
+    return freeze(copy)
 
 
 def full(value: Tensor) -> Tensor:

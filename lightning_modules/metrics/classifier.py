@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import center_crop
 
-from lightning_modules.losses.frozen import FrozenModule
+from lightning_modules.frozen import FrozenModule
 from lightning_modules.networks.encoders import PretrainedEncoder, TimmEncoder
 
 DECAY = 0.1  # of a head's weights for features of unit variance; by held-out training images of CIFAR-10
