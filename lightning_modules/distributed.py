@@ -8,12 +8,13 @@ Letters: B images of this rank, N of all ranks.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def rank() -> int:
@@ -63,12 +64,26 @@ def mean_values(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """For parameters that DDP leaves alone: one exchange of all gradients, behind the backward pass."""
+    """For parameters that DDP leaves alone: one exchange of all gradients, after the backward pass."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if world_size() > 1 and gradients:
         flat = all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
+
+
+def without_exchange(model: Any) -> AbstractContextManager[None]:
+    """Within, backward passes leave gradients where they are, should `model`, a trainer's, be wrapped in DDP."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def leave_out(module: nn.Module, part: str) -> None:
+    """DDP neither averages the gradients of the submodule `part` nor waits for them: its own optimizer step does.
+
+    Without it each of two optimizers' backward passes would exchange the gradients of both (find_unused_parameters).
+    """
+    names = [name for name, _ in module.named_parameters() if name.startswith(f"{part}.")]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
 
 
 def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
