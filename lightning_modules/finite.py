@@ -1,4 +1,4 @@
-"""A loss that is not a number stops the run, with its step, its name and where it comes from."""
+"""A loss that is NaN or infinite stops the run with an error that names the step, the term and the likely origin."""
 
 from collections.abc import Mapping
 
@@ -27,6 +27,7 @@ def check_finite(
 
 
 def blame(images: Tensor | None, module: nn.Module | None) -> str:
+    """The end of the error: the images or weights that are not finite, else what to try."""
     if images is not None and (bad := int((~torch.isfinite(images)).flatten(1).any(1).sum())):
         return f": {bad} of the {len(images)} images of its batch hold values that are not finite; look at the data"
     if module is not None and (name := first_not_finite(module.state_dict())):

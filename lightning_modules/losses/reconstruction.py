@@ -44,7 +44,7 @@ def _mean_and_log_scale(prediction: Tensor) -> tuple[Tensor, Tensor]:
     """(B, 6, H, W) -> mu and ln b, (B, 3, H, W) each, float32: b spans orders of magnitude and enters through exp()."""
     if prediction.shape[1] != 6:
         raise ValueError(
-            f"logit-Laplace: the prediction has {prediction.shape[1]} channels, not 6: three means, then three log scales"
+            f"logit-Laplace: the prediction has {prediction.shape[1]} channels, not 6: 3 means, then 3 log scales"
         )
     mean, log_scale = prediction.float().chunk(2, dim=1)
     return mean, log_scale

@@ -28,7 +28,7 @@ class LabelClassifier(FrozenModule):
         self.id = f"{encoder.name}@{encoder.input_size}px" + ("" if head is None else "-head")
 
     def set_accuracy(self, accuracy: float) -> None:
-        """`accuracy`: the share of images that it knew, in [0, 1]."""
+        """`accuracy`: the share of images that it classifies correctly, in [0, 1]."""
         self.id = f"{self.id}-top1-{100 * accuracy:.1f}"
 
     @torch.no_grad()

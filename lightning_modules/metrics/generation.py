@@ -74,7 +74,7 @@ class GenerationConfig:
 
 
 class GenerationMetrics(nn.Module):
-    """`use_reference` once, then `measure` as often as one likes. Not part of any checkpoint: nothing is trained."""
+    """Call `use_reference` once, then `measure` for each model or epoch. Nothing of it is in a checkpoint."""
 
     def __init__(self, config: GenerationConfig, codebook_size: int, image_size: int) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ class GenerationMetrics(nn.Module):
         for ids, images, tokens, labels in samples:
             features, logits = self.fidelity.extract(images)
             scores = classifier(images, labels) if classifier is not None and rates else torch.zeros(len(labels))
-            found = (torch.tensor(ids), features, logits, tokens, labels, scores)
-            for part, value in zip(parts.values(), found, strict=True):
+            values_of_batch = (torch.tensor(ids), features, logits, tokens, labels, scores)
+            for part, value in zip(parts.values(), values_of_batch, strict=True):
                 part.append(value.cpu())
         number, feature, logit, token, label, score = (gather(torch.cat(part)) for part in parts.values())
         order = number.argsort()
@@ -167,10 +167,13 @@ def gather(part: Tensor) -> Tensor:
 
 
 def best_of_each_class(scores: Tensor, labels: Tensor, size: int) -> Tensor:
-    """Indices (size,), rising, of the highest scores (N,) within each label (N,): the same share of every class."""
+    """Indices (size,), in rising order, of the images whose scores (N,) are highest within their class.
+
+    The same share of every class is taken; `labels` (N,) say which class each image has.
+    """
     order = scores.argsort(descending=True, stable=True)
     order = order[labels[order].argsort(stable=True)]  # class by class, best first
     counts = labels.bincount()
     first = (counts.cumsum(0) - counts)[labels[order]]
-    rank = (torch.arange(len(labels)) - first) / counts[labels[order]]  # in [0, 1): the place within the class
+    rank = (torch.arange(len(labels)) - first) / counts[labels[order]]  # in [0, 1): the position within its class
     return order[rank.argsort(stable=True)[:size]].sort().values

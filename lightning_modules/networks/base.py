@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 @dataclass
 class BackboneConfig:
-    """An encoder and decoder pair; `name` is a key of `networks.BACKBONES`."""
+    """Options of an encoder and its decoder; `name` is a key of `networks.BACKBONES`."""
 
     name: str = ""
 
 
 @dataclass
 class DiscriminatorConfig:
-    """A discriminator; `name` is a key of `networks.DISCRIMINATORS`."""
+    """Options of a discriminator; `name` is a key of `networks.DISCRIMINATORS`."""
 
     name: str = ""
 

@@ -1,4 +1,4 @@
-"""Frozen encoders pretrained on ImageNet or by CLIP, behind one interface.
+"""Frozen encoders pretrained on ImageNet or by CLIP, with one interface.
 
 They give the patch features that VQGAN-LC's codebook is made of (paper B, section 3.2), the feature maps of a
 perceptual loss, and the pooled features and class logits of the fidelity metrics and of rejection sampling.
@@ -38,7 +38,7 @@ class PretrainedEncoder(nn.Module, ABC):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def train(self, mode: bool = True) -> "PretrainedEncoder":
-        """Stays in eval mode whatever `mode` says: batch statistics of our images are of no use here."""
+        """Stays in eval mode whatever `mode` says: the batch statistics belong to the images it was trained on."""
         return super().train(False)
 
     def preprocess(self, images: Tensor) -> Tensor:

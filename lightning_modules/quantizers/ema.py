@@ -21,9 +21,9 @@ class EMAConfig(QuantizerConfig):
     """`decay` 0.99 and `eps` 1e-5 as in paper B's baseline.
 
     `init`: "latents" places the codes on random latents of the first training batch; "normal" draws them from
-    N(0, 1), and then the few that lie nearest to the latents win for good (both are ours: B's code draws them uniform
-    in (-1/K, 1/K) and starts the counts at 0, not 1). `dead_code_threshold`: a code whose averaged count falls below it
-    is re-seeded with a random latent of the batch (Dhariwal et al. 2020); 0 = never.
+    N(0, 1), and then the few that lie nearest to the latents win for good. Departs from B's code, which draws them
+    uniform in (-1/K, 1/K) and starts the counts at 0, not 1. `dead_code_threshold`: a code whose averaged count falls
+    below it is re-seeded with a random latent of the batch (Dhariwal et al. 2020); 0 = never.
     """
 
     name: str = "ema"
@@ -46,8 +46,11 @@ class EMAConfig(QuantizerConfig):
 
 
 class EMAQuantizer(Quantizer):
-    """Buffers only, no parameters. Updated once per optimizer step, which is every training forward unless `start_step`
-    says otherwise; evaluation changes nothing. Latents are (B, ..., d), B images or whatever a batch is split into."""
+    """Holds buffers and no parameters.
+
+    They are updated once an optimizer step, which is every training forward unless `start_step` says otherwise;
+    evaluation changes nothing. Latents are (B, ..., d), B images or whatever a batch is split into over the ranks.
+    """
 
     flags = ("is_placed",)
     config: EMAConfig
@@ -66,7 +69,7 @@ class EMAQuantizer(Quantizer):
         self.start_step(1)
 
     def start_step(self, num_forwards: int) -> None:
-        """Forgets what an unfinished step has added up."""
+        """As `Quantizer.start_step`; drops what an unfinished step has added up."""
         self.num_forwards, self.num_added = num_forwards, 0
 
     def codebook(self) -> Tensor:
@@ -82,7 +85,7 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, z: Tensor, indices: Tensor) -> None:
-        """One step of the averages from latents z (B, ..., d) and their codes (N,), or a part of it.
+        """One step of the averages from latents z (B, ..., d) and their indices (N,), or one micro-batch of that step.
 
         Dead codes are replaced by latents of the last micro-batch.
         """

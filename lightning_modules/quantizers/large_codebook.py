@@ -1,6 +1,9 @@
 """VQGAN-LC's codebook (paper B, section 3.2): a frozen table of pretrained features and a trained projector.
 
-Table and projector are those of `ProjectedCodebook`; here is how the features get in, and the projector's first scale.
+Table and projector are those of `ProjectedCodebook`; this file adds how the features are loaded, and the projector's
+first scale.
+
+Letters: K codes of d dimensions; C features of a row of the table; N latents.
 """
 
 from dataclasses import dataclass, field
@@ -65,7 +68,7 @@ class LargeCodebookConfig(QuantizerConfig):
 
 
 class LargeCodebook(ProjectedCodebook):
-    """A table of features that `fill` puts in.
+    """The projected codebook of a table (K, C) of features, which `fill` loads before the first forward.
 
     Departs from B 3.2: at the first training batch the projector is rescaled so that the projected table has the
     mean and standard deviation of the latents in each dimension. With the official initialisation the table can be
