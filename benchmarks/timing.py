@@ -81,7 +81,7 @@ def peak_memory(function: Callable[[], object], cuda: bool = False) -> int | Non
 
 
 def report(name: str, subject: Side, baseline: Side) -> float:
-    """Prints both sides and, as last line, `NAME RATIO`: the baseline's median time over the subject's, also returned."""
+    """Prints both sides, then `NAME RATIO`, the baseline's median time over the subject's. Returns the ratio."""
     print(f"{'':24}{'median':>13}{'min':>13}{'max':>13}{'runs':>6}{'memory':>12}")
     for side in (baseline, subject):
         milliseconds = [1000 * value for value in side.seconds]

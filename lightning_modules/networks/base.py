@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 @dataclass
 class BackboneConfig:
-    """Options of an encoder and its decoder; `name` is a key of `networks.BACKBONES`."""
+    """An encoder and decoder pair; `name` is a key of `networks.BACKBONES`."""
 
     name: str = ""
 
 
 @dataclass
 class DiscriminatorConfig:
-    """Options of a discriminator; `name` is a key of `networks.DISCRIMINATORS`."""
+    """A discriminator; `name` is a key of `networks.DISCRIMINATORS`."""
 
     name: str = ""
 
