@@ -115,6 +115,15 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
         yield
 
 
+def gather_rows(part: Tensor) -> Tensor:
+    """The rows (n, ...) of all ranks, rank by rank; ranks may have different n."""
+    if not is_distributed():
+        return part
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, part)
+    return torch.cat(parts)
+
+
 def in_order(gathered: Tensor) -> Tensor:
     """(N, ...) gathered rank by rank -> the same rows in the order of the data set; rank r had rows r, r + W, ..."""
     ordered, start = torch.empty_like(gathered), 0

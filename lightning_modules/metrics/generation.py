@@ -6,11 +6,12 @@ Letters: B images a batch, N images in all, D features, C classes of the extract
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.distributed import gather_rows
 from lightning_modules.metrics.codebook import CodebookUsage
 from lightning_modules.metrics.extractors import EXTRACTORS
 from lightning_modules.metrics.fidelity import Fidelity, fidelity_values, first_images
@@ -119,7 +120,7 @@ class GenerationMetrics(nn.Module):
             values_of_batch = (torch.tensor(ids), features, logits, tokens, labels, scores)
             for part, value in zip(parts.values(), values_of_batch, strict=True):
                 part.append(value.cpu())
-        number, feature, logit, token, label, score = (gather(torch.cat(part)) for part in parts.values())
+        number, feature, logit, token, label, score = (gather_rows(torch.cat(part)) for part in parts.values())
         order = number.argsort()
         feature, logit, token, label, score = (part[order] for part in (feature, logit, token, label, score))
         values: dict[str, Tensor] = {}
@@ -155,15 +156,6 @@ class GenerationMetrics(nn.Module):
 
 
 NAMES = {"isc_mean": "is", "isc_std": "is_std"}
-
-
-def gather(part: Tensor) -> Tensor:
-    """The parts of all processes, one after the other."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return part
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, part)
-    return torch.cat(parts)
 
 
 def best_of_each_class(scores: Tensor, labels: Tensor, size: int) -> Tensor:

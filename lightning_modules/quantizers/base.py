@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.quantizers.search import nearest_code
-
-RANKED_PAIRS = 2**24  # distances in memory at a time: 64 MiB
+from lightning_modules.quantizers.search import nearest_code, search_ranks
 
 
 @dataclass
@@ -109,15 +107,10 @@ class Quantizer(nn.Module, ABC):
     def ranked(self, z: Tensor, ranks: Sequence[int]) -> Tensor:
         """Indices (..., R) of each latent's M-th nearest code, for the R values M of `ranks`; M = 1 is the nearest.
 
-        For measurements (B-Figure 5); holds a block of distances at a time. ValueError: an M outside [1, K].
+        For measurements (B-Figure 5). ValueError: an M outside [1, K].
         """
-        if min(ranks) < 1 or max(ranks) > self.codebook_size:
-            raise ValueError(f"ranks {list(ranks)} must lie between 1 and the {self.codebook_size} codes")
-        z, codebook = self.prepare(z), self.codebook()
-        blocks = z.flatten(0, -2).split(max(1, RANKED_PAIRS // self.codebook_size))
-        nearest = [torch.cdist(block, codebook).topk(max(ranks), largest=False).indices for block in blocks]
-        columns = torch.tensor(ranks, device=z.device) - 1
-        return torch.cat(nearest)[:, columns].view(*z.shape[:-1], len(ranks))
+        indices = search_ranks(self.prepare(z).flatten(0, -2), self.codebook(), ranks)  # (N, R)
+        return indices.view(*z.shape[:-1], len(ranks))
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         z = self.prepare(z)

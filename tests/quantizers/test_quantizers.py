@@ -27,8 +27,8 @@ from lightning_modules.quantizers import (
     SimVQ,
     VectorQuantizer,
     VQConfig,
-    base,
 )
+from lightning_modules.quantizers.search import dense
 
 K, D, C = 40, 6, 10
 PROJECT = Path(__file__).parents[2]
@@ -353,7 +353,7 @@ def test_ema_codebooks_of_two_processes_are_equal(tmp_path: Path, threshold: flo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranked_codes_are_those_of_a_full_sort(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "RANKED_PAIRS", 100)  # several blocks
+    monkeypatch.setattr(dense, "RANKED_PAIRS", 100)  # several blocks
     quantizer = make(kind).eval()
     z = latents(4, 5).detach()
     order = torch.cdist(quantizer.prepare(z).double(), quantizer.codebook().detach().double()).argsort(-1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.quantizers.search import cells
-from lightning_modules.quantizers.search.dense import search_dense
+from lightning_modules.quantizers.search.dense import search_dense, search_ranks
 from lightning_modules.quantizers.search.tiled import CPU_CODES, CPU_TOKENS, search_tiled
 
 
@@ -82,4 +82,4 @@ def _full_float32() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-__all__ = ["nearest_code", "search_dense"]
+__all__ = ["nearest_code", "search_dense", "search_ranks"]
