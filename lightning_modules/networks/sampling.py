@@ -105,14 +105,12 @@ def generate(
     config: SamplingConfig | None = None,
     seed: int = 0,
     prompt: Tensor | None = None,
-    num_allowed: int = 0,
 ) -> Tensor:
     """Tokens (B, T) int64 of one image for each of `image_ids`, on the model's device and without dropout.
 
     An image is a function of the model, its label, `seed` and its id, whatever else is in the batch (but for a
     choice between two tokens that rounding decides, about one in a million). Each class in turn: `labels = image_ids
-    % num_classes`. `prompt` (B, s) holds the first tokens of each image, which are kept; `num_allowed` > 0 restricts
-    the others to the ids below it.
+    % num_classes`. `prompt` (B, s) holds the first tokens of each image, which are kept.
 
     Raises:
         ValueError: a label or token is out of range, `prompt` fills the image, or guidance has no labels.
@@ -120,8 +118,6 @@ def generate(
     config = config or SamplingConfig()
     device = model.tokens.weight.device
     batch, guided = len(image_ids), config.guidance_scale != 1
-    if not 0 <= num_allowed <= model.vocab_size:
-        raise ValueError(f"num_allowed {num_allowed} must be in [0, {model.vocab_size}]")
     if prompt is None:
         prompt = torch.empty(batch, 0, dtype=torch.long)
     if prompt.ndim != 2 or len(prompt) != batch or prompt.shape[1] >= model.num_tokens:
@@ -134,7 +130,7 @@ def generate(
     given = prompt.shape[1]
     tokens = torch.empty(batch, model.num_tokens, dtype=torch.long, device=device)
     tokens[:, :given] = prompt
-    noise = Noise(seed, image_ids, num_allowed or model.vocab_size, device)
+    noise = Noise(seed, image_ids, model.vocab_size, device)
     cache = model.new_cache(len(row_labels))
     training = model.training
     model.eval()
@@ -151,7 +147,7 @@ def generate(
 
 def _choose(logits: Tensor, config: SamplingConfig, noise: Noise) -> Tensor:
     """One token (B,) out of the logits (R, V) of a step."""
-    logits = logits[:, : noise.buffer.shape[1]].float()
+    logits = logits.float()
     if config.guidance_scale != 1:
         conditional, unconditional = logits.chunk(2)
         logits = unconditional + config.guidance_scale * (conditional - unconditional)

@@ -116,11 +116,6 @@ def test_top_p_1_changes_nothing_and_follows_top_k() -> None:
     assert filter_logits(logits, top_k=2, top_p=0.7).isfinite()[0].tolist() == [False, True, False, True]
 
 
-def test_only_allowed_tokens(model: GPT) -> None:
-    tokens = generate(model, range(20), labels_of(range(20)), SamplingConfig(temperature=3.0), num_allowed=7)
-    assert set(tokens.unique().tolist()) == set(range(7))
-
-
 # ---- guidance
 
 
@@ -193,5 +188,3 @@ def test_bad_input(model: GPT) -> None:
         generate(model, range(2), config=guided)
     with pytest.raises(ValueError, match="guidance_scale other than 1"):
         generate(GPT(model.config, VOCABULARY, (3, 3)), range(2), torch.zeros(2, dtype=torch.long), guided)
-    with pytest.raises(ValueError, match=r"num_allowed 41 must be in \[0, 40\]"):
-        generate(model, range(2), num_allowed=41)
