@@ -1,10 +1,10 @@
-"""Our training step, one generator forward, against public code's scheme, which runs the autoencoder twice.
+"""The training step, one generator forward, against public code's scheme, which runs the autoencoder twice.
 
     python -m benchmarks.one_forward
 
 Same networks, same losses, adaptive weight on, no perceptual loss. taming-transformers calls the whole autoencoder
 once for the generator's loss and once more, without using its gradient, for the discriminator's. The last line,
-`one_forward RATIO`, is how many times faster ours is.
+`one_forward RATIO`, is how many times faster one forward is.
 
 What is saved is a forward of the autoencoder, so the ratio depends on its share of the step. In the ImageNet recipe it
 has 73 times the discriminator's multiplications (`experiments.preview`); in the CIFAR-10 recipe, whose autoencoder is
@@ -42,13 +42,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     changes = ("model.loss.perceptual=0", f"model.discriminator.channels={arguments.channels}")
-    (ours, batch), (theirs, _) = (tokenizer(RECIPE, *changes) for _ in range(2))
-    run_twice(theirs)
-    one, two = step(ours, batch), step(theirs, batch)
+    (subject, batch), (baseline, _) = (tokenizer(RECIPE, *changes) for _ in range(2))
+    run_twice(baseline)
+    one, two = step(subject, batch), step(baseline, batch)
     seconds = paired(one, two, arguments.runs, warmup=3)
     report(
         "one_forward",
-        Side("one forward (ours)", seconds[0], peak_memory(one)),
+        Side("one forward", seconds[0], peak_memory(one)),
         Side("two forwards", seconds[1], peak_memory(two)),
     )
 

@@ -54,7 +54,7 @@ def main() -> None:
     seconds = paired(every, last, arguments.runs)
     report(
         "probe_one_vs_all_blocks",
-        Side(f"all {gpt.size.blocks} blocks (ours)", seconds[0], peak_memory(every)),
+        Side(f"all {gpt.size.blocks} blocks", seconds[0], peak_memory(every)),
         Side("the last block", seconds[1], peak_memory(last)),
     )
     print(f"probe_all_blocks {statistics.median(seconds[0]) / statistics.median(seconds[1]):.3g}")

@@ -6,7 +6,7 @@
 Each pair is timed in turn, in one process. GPT-2 has the same blocks, width, vocabulary and batch, and draws from the
 whole distribution, as `generate` does. Without a cache every token runs the whole sequence again: that side is made of
 every `--every`th token, and its time is multiplied by it. The last lines are `NAME RATIO`: how many times faster
-ours is.
+`generate` is.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main() -> None:
     model = GPT(GPTConfig(size=arguments.size), arguments.vocabulary, (arguments.grid, arguments.grid)).eval()
     image_ids = range(arguments.batch)
 
-    def ours() -> object:
+    def subject() -> object:
         return generate(model, image_ids)
 
     num_tokens = arguments.batch * model.num_tokens
@@ -88,12 +88,12 @@ def main() -> None:
         "sampling_vs_no_cache": ("no cache", without_cache(model, arguments.batch, every), every),
     }
     ratios = {}
-    for name, (label, theirs, factor) in others.items():
+    for name, (label, baseline, factor) in others.items():
         runs = arguments.runs if factor == 1 else 1
-        seconds = paired(ours, theirs, runs, warmup=1 if factor == 1 else 0)
+        seconds = paired(subject, baseline, runs, warmup=1 if factor == 1 else 0)
         sides = (
-            Side("generate (ours)", seconds[0], peak_memory(ours)),
-            Side(label, [value * factor for value in seconds[1]], peak_memory(theirs) if factor == 1 else None),
+            Side("generate", seconds[0], peak_memory(subject)),
+            Side(label, [value * factor for value in seconds[1]], peak_memory(baseline) if factor == 1 else None),
         )
         ratios[name] = report(name, *sides)
         print(*(f"{side.label}: {num_tokens / min(side.seconds):,.0f} tokens/s at best" for side in sides), sep="; ")

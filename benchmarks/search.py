@@ -4,7 +4,7 @@
     python -m benchmarks.search --only search_vs_faiss_d8 --runs 11
 
 Prints both sides of each comparison, timed in turn, and as its last line `NAME RATIO`: how many times faster
-ours is. Every comparison first checks that the codes found are equally near, and stops with an error if not.
+`nearest_code` is. Every comparison first checks that the chosen codes are equally near, and stops with an error if not.
 faiss builds its index outside the timing. Its speed depends much on its release, which is printed: on two cores
 faiss 1.13.0 took 0.2 s at 8 dims and 1.3 s at 32, faiss 1.15.1 took 3 s and 0.6 s.
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Side, available_memory, paired, peak_memory, report
-from lightning_modules.quantizers.nearest import nearest_code
+from lightning_modules.quantizers.search import nearest_code
 
 Search = Callable[[], Tensor]
 COMPARISONS = {"search_vs_dense_d8": 8, "search_vs_faiss_d8": 8, "search_vs_faiss_d32": 32}  # name: dims
@@ -48,15 +48,15 @@ def faiss_search(z: Tensor, codebook: Tensor, threads: int) -> Search:
     return lambda: torch.from_numpy(index.search(z.numpy(), 1)[1][:, 0])
 
 
-def check_distances(z: Tensor, codebook: Tensor, ours: Tensor, theirs: Tensor) -> None:
+def check_distances(z: Tensor, codebook: Tensor, subject: Tensor, baseline: Tensor) -> None:
     """Both codes of every token are equally near in float64, relative to the distance, to `TOLERANCE`."""
 
     def squared_distance(indices: Tensor) -> Tensor:
         return (z.double() - codebook.double()[indices]).square().sum(1)
 
-    reference = squared_distance(theirs)
-    error = ((squared_distance(ours) - reference).abs() / reference).max().item()
-    print(f"codes that differ: {int((ours != theirs).sum())} of {len(z)}; distances differ by {error:.1e} at most")
+    reference = squared_distance(baseline)
+    error = ((squared_distance(subject) - reference).abs() / reference).max().item()
+    print(f"codes that differ: {int((subject != baseline).sum())} of {len(z)}; distances differ by {error:.1e} at most")
     if not error <= TOLERANCE:
         raise SystemExit(f"The nearest distances differ by {error:.1e}, more than {TOLERANCE}.")
 
@@ -66,7 +66,7 @@ def compare(name: str, num_tokens: int, num_codes: int, runs: int, dense_runs: i
     print(f"\n{num_tokens:,} tokens x {num_codes:,} codes, {dim} dims, float32, {threads} threads")
     generator = torch.Generator().manual_seed(0)
     z, codebook = (torch.randn(n, dim, generator=generator) for n in (num_tokens, num_codes))
-    ours: Search = partial(nearest_code, z, codebook)
+    subject: Search = partial(nearest_code, z, codebook)
     if dense := "dense" in name:
         needed = DENSE_BYTES * num_tokens * num_codes
         available = available_memory()
@@ -75,15 +75,15 @@ def compare(name: str, num_tokens: int, num_codes: int, runs: int, dense_runs: i
                 f"{name} needs {needed / 1e9:.1f} GB of free memory, {available / 1e9:.1f} GB are there; "
                 "lower --tokens or --codes, or leave it out with --only."
             )
-        theirs = dense_search(z, codebook)
+        baseline = dense_search(z, codebook)
     else:
-        theirs = faiss_search(z, codebook, threads)
-    check_distances(z, codebook, ours(), theirs())  # the warm-up of both
-    ours_seconds, theirs_seconds = paired(ours, theirs, dense_runs if dense else runs, warmup=0)
+        baseline = faiss_search(z, codebook, threads)
+    check_distances(z, codebook, subject(), baseline())  # the warm-up of both
+    subject_seconds, baseline_seconds = paired(subject, baseline, dense_runs if dense else runs, warmup=0)
     return report(
         name,
-        Side("nearest_code (ours)", ours_seconds, peak_memory(ours)),
-        Side("dense formula" if dense else "faiss.IndexFlatL2", theirs_seconds, peak_memory(theirs)),
+        Side("nearest_code", subject_seconds, peak_memory(subject)),
+        Side("dense formula" if dense else "faiss.IndexFlatL2", baseline_seconds, peak_memory(baseline)),
     )
 
 

@@ -80,16 +80,16 @@ def peak_memory(function: Callable[[], object], cuda: bool = False) -> int | Non
     return max(0, _bytes(STATUS, "VmHWM") - before)
 
 
-def report(name: str, ours: Side, theirs: Side) -> float:
-    """Print both sides and, as last line, `NAME RATIO`: their median time over ours. Returns the ratio."""
+def report(name: str, subject: Side, baseline: Side) -> float:
+    """Prints both sides, then `NAME RATIO`, the baseline's median time over the subject's. Returns the ratio."""
     print(f"{'':24}{'median':>13}{'min':>13}{'max':>13}{'runs':>6}{'memory':>12}")
-    for side in (theirs, ours):
+    for side in (baseline, subject):
         milliseconds = [1000 * value for value in side.seconds]
         memory = "-" if side.memory is None else f"{side.memory / MIB:,.0f} MiB"
         print(
             f"{side.label:24}{statistics.median(milliseconds):10,.1f} ms{min(milliseconds):10,.1f} ms"
             f"{max(milliseconds):10,.1f} ms{len(milliseconds):6}{memory:>12}"
         )
-    ratio = statistics.median(theirs.seconds) / statistics.median(ours.seconds)
+    ratio = statistics.median(baseline.seconds) / statistics.median(subject.seconds)
     print(f"{name} {ratio:.3g}", flush=True)
     return ratio

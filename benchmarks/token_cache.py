@@ -148,9 +148,9 @@ def main() -> None:
             f"width {arguments.width}, {arguments.threads} threads"
         )
         for name, consumer in CONSUMERS.items():
-            ours, theirs = (consumer(data, arguments.width, arguments.blocks) for data in (cached, encoded))
-            seconds = paired(cached_epoch(cached, ours), encoded_epoch(encoded, theirs), arguments.runs)
-            report(name, Side("cached tokens (ours)", seconds[0]), Side("encoding at each step", seconds[1]))
+            subject, baseline = (consumer(data, arguments.width, arguments.blocks) for data in (cached, encoded))
+            seconds = paired(cached_epoch(cached, subject), encoded_epoch(encoded, baseline), arguments.runs)
+            report(name, Side("cached tokens", seconds[0]), Side("encoding at each step", seconds[1]))
 
 
 if __name__ == "__main__":

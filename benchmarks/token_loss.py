@@ -4,7 +4,7 @@
 
 Loss and both gradients, timed in turn in one process, with the memory each takes beyond its input. torch's own
 `linear_cross_entropy` in chunks is compared where the release has it. The last lines are `NAME RATIO`: how many
-times faster ours is; `token_loss_memory` is the memory of the whole logits over ours.
+times faster `token_loss` is; `token_loss_memory` is the memory of the whole logits over its own.
 """
 
 import argparse
@@ -49,19 +49,19 @@ def main() -> None:
 
         return call
 
-    ours = run(lambda *inputs: token_loss(*inputs).mean)
+    subject = run(lambda *inputs: token_loss(*inputs).mean)
     others = {"token_loss_vs_whole_logits": run(whole_logits)}
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         others["token_loss_vs_torch"] = run(torch_chunked)
     ratios = {}
-    for name, theirs in others.items():
-        for value, reference in zip(ours(), theirs(), strict=True):  # the warm-up of both
+    for name, baseline in others.items():
+        for value, reference in zip(subject(), baseline(), strict=True):  # the warm-up of both
             torch.testing.assert_close(value, reference, atol=1e-5, rtol=1e-4)
-        seconds = paired(ours, theirs, arguments.runs, warmup=0)
+        seconds = paired(subject, baseline, arguments.runs, warmup=0)
         label = name.removeprefix("token_loss_vs_").replace("_", " ")
         sides = (
-            Side("token_loss (ours)", seconds[0], peak_memory(ours)),
-            Side(label, seconds[1], peak_memory(theirs)),
+            Side("token_loss", seconds[0], peak_memory(subject)),
+            Side(label, seconds[1], peak_memory(baseline)),
         )
         ratios[name] = report(name, *sides)
         ours_bytes, theirs_bytes = (side.memory for side in sides)

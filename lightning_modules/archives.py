@@ -1,13 +1,17 @@
-"""Files of torch.save: zip archives whose checksums torch writes and does not read."""
+"""Files of torch.save are zip archives, whose checksums torch writes but never compares."""
 
 import zipfile
 from pathlib import Path
 
 
 def check_sums(path: str | Path) -> None:
-    """Reads the whole file. Raises ValueError: a byte of it has changed; zipfile.BadZipFile: its structure is broken.
+    """Compares the checksums of all parts of a zip archive, for which it reads the whole file.
 
-    Says nothing about files that are no zip archive: torch.load refuses those that it cannot read.
+    Passes files that are no zip archive: torch.load refuses those that it cannot read.
+
+    Raises:
+        ValueError: a byte of the file has changed.
+        zipfile.BadZipFile: its structure is broken.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -8,23 +8,27 @@ Letters: B images of this rank, N of all ranks.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def rank() -> int:
+    """This process's number in [0, world size); 0 when nothing is distributed."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
+    """How many processes take part; 1 when nothing is distributed."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def is_distributed() -> bool:
+    """Whether torch's process group is set up, be it of one process."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -48,8 +52,11 @@ class _Sum(torch.autograd.Function):
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean of `tensor` over all ranks. Its gradient is that of the sum of all ranks' losses, which DDP averages:
-    a statistic of the global batch may so stand in a loss. Can be differentiated twice."""
+    """The mean of `tensor` over all ranks; may be differentiated twice.
+
+    Its gradient is that of the sum of all ranks' losses, which DDP averages, so that a statistic of the global batch
+    can be part of a loss.
+    """
     return _Sum.apply(tensor) / world_size() if world_size() > 1 else tensor
 
 
@@ -63,7 +70,7 @@ def mean_values(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """For parameters that DDP leaves alone: one exchange of all gradients, behind the backward pass."""
+    """For parameters that DDP leaves alone: one exchange of all gradients, after the backward pass."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if world_size() > 1 and gradients:
         flat = all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
@@ -71,16 +78,33 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(mean.view_as(gradient))
 
 
+def without_exchange(model: Any) -> AbstractContextManager[None]:
+    """Within, backward passes leave gradients where they are, should `model`, a trainer's, be wrapped in DDP."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def leave_out(module: nn.Module, part: str) -> None:
+    """DDP neither averages the gradients of the submodule `part` nor waits for them: its own optimizer step does.
+
+    Without it each of two optimizers' backward passes would exchange the gradients of both (find_unused_parameters).
+    """
+    names = [name for name, _ in module.named_parameters() if name.startswith(f"{part}.")]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+
+
 def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
-    """`draw(n)` gives n rows of random numbers; of a draw for all ranks' images those of this rank's `rows`."""
+    """The `rows` rows of random numbers that this rank's images have in one draw for all ranks' images.
+
+    `draw(n)` gives n rows; all ranks must have the same random state.
+    """
     return draw(rows * world_size())[rank() :: world_size()]
 
 
 @contextmanager
 def own_random_numbers(device: torch.device) -> Iterator[None]:
-    """Within, each rank draws numbers of its own, as dropout should; the common stream goes on by one number.
+    """Within this context each rank draws numbers of its own, as dropout should; the common stream advances by one.
 
-    So what follows is no longer what one process would draw: for what cannot equal it anyway.
+    What is drawn afterwards is not what one process would draw: use it only where the result cannot equal that anyway.
     """
     if world_size() == 1:
         yield
@@ -91,8 +115,17 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
         yield
 
 
+def gather_rows(part: Tensor) -> Tensor:
+    """The rows (n, ...) of all ranks, rank by rank; ranks may have different n."""
+    if not is_distributed():
+        return part
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, part)
+    return torch.cat(parts)
+
+
 def in_order(gathered: Tensor) -> Tensor:
-    """(N, ...) gathered rank by rank -> in the order of the data set, of which rank r has every W-th from r on."""
+    """(N, ...) gathered rank by rank -> the same rows in the order of the data set; rank r had rows r, r + W, ..."""
     ordered, start = torch.empty_like(gathered), 0
     for index in range(world_size()):
         places = ordered[index :: world_size()]

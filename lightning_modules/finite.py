@@ -1,4 +1,4 @@
-"""A loss that is not a number stops the run, with its step, its name and where it comes from."""
+"""A loss that is NaN or infinite stops the run with an error that names the step, the term and the likely origin."""
 
 from collections.abc import Mapping
 
@@ -14,17 +14,20 @@ def check_finite(
     images: Tensor | None = None,
     module: nn.Module | None = None,
 ) -> None:
-    """Raises FloatingPointError that names the step and the first term that is NaN or infinite.
+    """Checks the scalar `terms` of step number `step`; the host waits for the device once, whatever their number.
 
-    It blames the batch's `images` (B, ...) or the weights of `module` where these are not finite already; they are
-    looked at only when a term is not.
+    Raises FloatingPointError that names the step and the first term that is NaN or infinite. It blames the batch's
+    `images` (B, ...) or the weights of `module` where these are not finite already; they are looked at only when a
+    term is not.
     """
-    for name, term in terms.items():
-        if not torch.isfinite(term):
-            raise FloatingPointError(f"step {step}: the {name} loss is {term.item()}{blame(images, module)}")
+    if torch.stack([term.detach().float() for term in terms.values()]).isfinite().all():
+        return
+    name, term = next((name, term) for name, term in terms.items() if not torch.isfinite(term))
+    raise FloatingPointError(f"step {step}: the {name} loss is {term.item()}{blame(images, module)}")
 
 
 def blame(images: Tensor | None, module: nn.Module | None) -> str:
+    """The end of the error: the images or weights that are not finite, else what to try."""
     if images is not None and (bad := int((~torch.isfinite(images)).flatten(1).any(1).sum())):
         return f": {bad} of the {len(images)} images of its batch hold values that are not finite; look at the data"
     if module is not None and (name := first_not_finite(module.state_dict())):

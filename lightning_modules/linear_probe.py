@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.distributed import all_reduce_sum, mean_over_ranks
+from lightning_modules.frozen import freeze
 from lightning_modules.networks.batch_norm import BatchNorm1d
 from lightning_modules.networks.gpt import GPT
 from lightning_modules.optimizer import OptimizerConfig, build_optimizer, share_of_step, warmup_cosine
@@ -97,7 +98,7 @@ class FrozenFeatures(ABC):
     num_tokens: int
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = freeze(model)
 
     @abstractmethod
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:

@@ -9,40 +9,45 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lightning_modules.frozen import freeze
 from lightning_modules.networks.gpt import GPT
 
 
 def shard(gpt: GPT, mesh: DeviceMesh) -> None:
-    """Block by block: a block's weights are whole only while it computes. The rest, tables and head, stays whole from
-    the forward to the backward pass, because the loss reads the head's weight outside of `gpt.forward`."""
+    """Shards in place, block by block: a block's weights are whole only while it computes.
+
+    The rest, tables and head, stays whole from the forward to the backward pass, because the loss reads the head's
+    weight outside of `gpt.forward`.
+    """
     for block in gpt.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(gpt, mesh=mesh, reshard_after_forward=False)
 
 
 def is_sharded(gpt: GPT) -> bool:
+    """Whether `shard` has been called on it."""
     return isinstance(gpt, FSDPModule)
 
 
 def whole(gpt: GPT) -> GPT:
-    """A frozen copy with all weights on this rank, which needs the others no longer; all ranks call this together."""
+    """A frozen copy with all weights on this rank, to be used without the other ranks; all ranks call this together."""
     with torch.device("meta"):
         copy = GPT(gpt.config, gpt.vocab_size, gpt.grid_size, gpt.num_classes)
     weights = {name: full(value) for name, value in gpt.state_dict().items()}
     copy.load_state_dict(weights, assign=True)
-    return copy.eval().requires_grad_(False)
+    return freeze(copy)
 
 
 def full(value: Tensor) -> Tensor:
-    """All of it; all ranks call this together."""
+    """The whole tensor of which each rank holds a part; any other tensor as it is. All ranks call this together."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class ShardedAdafactor(torch.optim.Adafactor):
-    """torch's over sharded parameters, with its numbers: one after the other is made whole for its step.
+    """torch's Adafactor for sharded parameters, with the same numbers: it gathers one parameter after the other.
 
-    Its second moments are those of the rows and columns of whole matrices (torch's own fails on a part of them), and
-    each rank keeps all of these, a few numbers beside the weights.
+    The second moments are of the rows and columns of whole matrices (torch's class fails on a part of a matrix). Each
+    rank keeps all of them, which are few numbers beside the weights.
     """
 
     @torch.no_grad()

@@ -11,7 +11,13 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.distributed import all_reduce_sum, average_gradients, mean_values
+from lightning_modules.distributed import (
+    all_reduce_sum,
+    average_gradients,
+    leave_out,
+    mean_values,
+    without_exchange,
+)
 from lightning_modules.finite import check_finite
 from lightning_modules.losses import (
     ADVERSARIAL_LOSSES,
@@ -31,9 +37,7 @@ from lightning_modules.optimizer import (
     OptimizerConfig,
     as_list,
     build_optimizer,
-    leave_out,
     warmup_cosine,
-    without_exchange,
 )
 from lightning_modules.quantizers import QUANTIZERS, QuantizerConfig, QuantizerOutput
 
@@ -144,7 +148,7 @@ class Tokenizer(L.LightningModule):
 
         optimizers: list[Any] = as_list(self.optimizers())
         self.update(optimizers[0], self.generator_loss(image, output), batch_idx)
-        self.train_usage.update(output.indices)  # behind the loss, which says what is wrong with a latent that is NaN
+        self.train_usage.update(output.indices)  # after the loss, which says what is wrong with a latent that is NaN
         if trains_discriminator:
             # Lightning adds every optimizer's step to trainer.global_step; only the generator's may count.
             optimizers[1]._on_before_step = optimizers[1]._on_after_step = lambda: None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_modules.distributed import all_reduce_sum, draw_rows, mean_over_ranks, own_random_numbers
 from lightning_modules.finite import check_finite
+from lightning_modules.frozen import freeze
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
 from lightning_modules.networks.gpt import GPT, GPTConfig
@@ -102,7 +103,7 @@ class VIM(L.LightningModule):
     def use_tokenizer(self, tokenizer: Tokenizer, digest: str) -> None:
         """Lends the tokenizer that made the tokens, for generated images. ValueError: `digest` names another one."""
         self.expect_tokenizer(digest)
-        object.__setattr__(self, "tokenizer", tokenizer.eval().requires_grad_(False))  # not a submodule
+        object.__setattr__(self, "tokenizer", freeze(tokenizer))  # not a submodule
 
     def use_classifier(self, classifier: Classifier) -> None:
         """Lends the classifier that acceptance rates are by."""

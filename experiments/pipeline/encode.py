@@ -15,6 +15,7 @@ from datamodules import ImageDataModule, TokenSource
 from datamodules.base import Batch
 from experiments.config.compose import parse
 from experiments.runtime.checkpoint_files import load_checkpoint
+from lightning_modules.frozen import freeze
 from lightning_modules.tokenizer import Tokenizer
 
 
@@ -27,11 +28,6 @@ def tokenizer_digest(path: str | Path) -> str:
             weights.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             weights.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
     return f"{parse(checkpoint['experiment'], str(path)).digest()}-{weights.hexdigest()[:12]}"
-
-
-def freeze(tokenizer: Tokenizer) -> Tokenizer:
-    """In eval mode and without gradients: encoding changes nothing in it (an EMA codebook learns in training mode)."""
-    return tokenizer.eval().requires_grad_(False)
 
 
 @torch.no_grad()  # not inference_mode: an embedding could not save such ids for its backward pass

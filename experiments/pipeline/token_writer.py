@@ -24,9 +24,10 @@ from datamodules.base import keep_batch
 from datamodules.token_files import DTYPE, SPLITS, TokenMeta, labels_path, read_meta, tokens_path
 from datamodules.views import ViewDataset
 from experiments.config.experiment import Experiment
-from experiments.pipeline.encode import encode_batch, freeze
+from experiments.pipeline.encode import encode_batch
 from experiments.runtime.records import write_json
 from experiments.runtime.signals import StopRequest
+from lightning_modules.frozen import freeze
 from lightning_modules.tokenizer import Tokenizer
 
 SAVE_SECONDS = 10.0  # between two saved states

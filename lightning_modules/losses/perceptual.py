@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, VGG16_Weights
 
-from lightning_modules.losses.frozen import FrozenModule, fetch_hub_file, hub_file
+from lightning_modules.frozen import FrozenModule
+from lightning_modules.hub import fetch_hub_file, hub_file
 from lightning_modules.networks.encoders import load_encoder
 
 PERCEPTUAL_NETWORKS = ("auto", "lpips-vgg", "lpips-alex", "efficientnet-lite0", "none")

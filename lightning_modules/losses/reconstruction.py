@@ -40,19 +40,17 @@ def logit_laplace_log_density(x: Tensor, mean: Tensor, log_scale: Tensor) -> Ten
     return -normalizer - (torch.logit(x) - mean).abs() * torch.exp(-log_scale)
 
 
-def _mean_and_log_scale(prediction: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(B, 6, H, W) -> mu and ln b, (B, 3, H, W) each. Three channels are mu alone, and b is `scale`."""
-    if prediction.shape[1] not in (3, 6):
+def _mean_and_log_scale(prediction: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 6, H, W) -> mu and ln b, (B, 3, H, W) each, float32: b spans orders of magnitude and enters through exp()."""
+    if prediction.shape[1] != 6:
         raise ValueError(
-            f"logit-Laplace: the prediction has {prediction.shape[1]} channels. Give 6 (three means, then "
-            "three log scales) or 3 (means, with a fixed scale)."
+            f"logit-Laplace: the prediction has {prediction.shape[1]} channels, not 6: 3 means, then 3 log scales"
         )
-    # b spans orders of magnitude and enters through exp(): no half precision here.
-    mean, log_scale = prediction[:, :3].float(), prediction[:, 3:].float()
-    return mean, log_scale if prediction.shape[1] == 6 else torch.full_like(mean, math.log(scale))
+    mean, log_scale = prediction.float().chunk(2, dim=1)
+    return mean, log_scale
 
 
-def logit_laplace_loss(prediction: Tensor, image: Tensor, scale: float = 0.1) -> Tensor:
+def logit_laplace_loss(prediction: Tensor, image: Tensor) -> Tensor:
     """Mean negative log-likelihood of the pixels, in nats a channel value; negative when the fit is good.
 
     Ramesh et al. 2021 (DALL-E), appendix A.3. A 3.2 names this loss but not its epsilon, nor whether b is
@@ -60,14 +58,13 @@ def logit_laplace_loss(prediction: Tensor, image: Tensor, scale: float = 0.1) ->
     kind.
 
     Args:
-        prediction: (B, 6, H, W) mu and ln b on the logit scale, or (B, 3, H, W) mu alone.
+        prediction: (B, 6, H, W) mu and ln b on the logit scale.
         image: (B, 3, H, W) in [-1, 1].
-        scale: the fixed b, used only when the prediction has three channels.
 
     Raises:
-        ValueError: the prediction has neither 3 nor 6 channels.
+        ValueError: the prediction does not have 6 channels.
     """
-    mean, log_scale = _mean_and_log_scale(prediction, scale)
+    mean, log_scale = _mean_and_log_scale(prediction)
     pixel = (image.float() + 1) / 2
     x = (1 - 2 * LOGIT_LAPLACE_EPSILON) * pixel + LOGIT_LAPLACE_EPSILON  # in [0.1, 0.9]
     return -logit_laplace_log_density(x, mean, log_scale).mean()
@@ -76,10 +73,12 @@ def logit_laplace_loss(prediction: Tensor, image: Tensor, scale: float = 0.1) ->
 def logit_laplace_mean(prediction: Tensor) -> Tensor:
     """The image that a logit-Laplace prediction stands for: sigmoid(mu), mapped back to [-1, 1].
 
-    (B, 3 or 6, H, W) -> (B, 3, H, W). DALL-E clamps here; the values, which lie in [-1.25, 1.25], are left as
-    they are, because a clamp would stop the other losses' gradient at saturated pixels. Metrics and image
-    files clamp.
+    (B, 6, H, W) -> (B, 3, H, W). DALL-E clamps here; the values, which lie in [-1.25, 1.25], are left as they are,
+    because a clamp would stop the other losses' gradient at saturated pixels. Metrics and image files clamp.
+
+    Raises:
+        ValueError: the prediction does not have 6 channels.
     """
-    mean, _ = _mean_and_log_scale(prediction, scale=1.0)
+    mean, _ = _mean_and_log_scale(prediction)
     pixel = (torch.sigmoid(mean) - LOGIT_LAPLACE_EPSILON) / (1 - 2 * LOGIT_LAPLACE_EPSILON)
     return 2 * pixel - 1

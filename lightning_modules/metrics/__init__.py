@@ -1,4 +1,4 @@
-"""Metrics as torchmetrics: their states are all-reduced, so several processes give one process's number."""
+"""Metrics as torchmetrics, whose states are reduced over the processes: several give the number of one."""
 
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
 from lightning_modules.metrics.extractors import EXTRACTORS, FidelityExtractor, build_extractor

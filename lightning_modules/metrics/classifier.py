@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import center_crop
 
-from lightning_modules.losses.frozen import FrozenModule
+from lightning_modules.frozen import FrozenModule
 from lightning_modules.networks.encoders import PretrainedEncoder, TimmEncoder
 
 DECAY = 0.1  # of a head's weights for features of unit variance; by held-out training images of CIFAR-10
@@ -28,7 +28,7 @@ class LabelClassifier(FrozenModule):
         self.id = f"{encoder.name}@{encoder.input_size}px" + ("" if head is None else "-head")
 
     def set_accuracy(self, accuracy: float) -> None:
-        """`accuracy`: the share of images that it knew, in [0, 1]."""
+        """`accuracy`: the share of images that it classifies correctly, in [0, 1]."""
         self.id = f"{self.id}-top1-{100 * accuracy:.1f}"
 
     @torch.no_grad()

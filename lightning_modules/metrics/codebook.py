@@ -14,16 +14,23 @@ from lightning_modules.distributed import rank, world_size
 
 
 def count_codes(indices: Tensor, codebook_size: int) -> Tensor:
-    """Indices of any shape -> how often each code occurs (K,) int64. ValueError: a code outside [0, K)."""
+    """Indices of any shape -> how often each code occurs (K,) int64.
+
+    The host does not wait for a GPU, as it would in `bincount`; there an index outside [0, K) fails an assertion.
+
+    Raises:
+        ValueError: on a CPU, an index outside [0, K).
+    """
     indices = indices.flatten()
-    if indices.numel():
+    counts = torch.zeros(codebook_size, dtype=torch.int64, device=indices.device)
+    try:
+        return counts.index_add_(0, indices, torch.ones_like(indices))
+    except IndexError:
         low, high = (int(value) for value in indices.aminmax())
-        if low < 0 or high >= codebook_size:
-            raise ValueError(
-                f"Code {low if low < 0 else high} is not in the codebook, which has {codebook_size} codes. "
-                "Give the metric the codebook_size of the quantizer that made the indices."
-            )
-    return torch.bincount(indices, minlength=codebook_size)
+        raise ValueError(
+            f"Code {low if low < 0 else high} is not in the codebook, which has {codebook_size} codes. "
+            "Give the metric the codebook_size of the quantizer that made the indices."
+        ) from None
 
 
 class CodebookUsage(Metric):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from lightning_modules.losses.frozen import FrozenModule, fetch_hub_file, hub_file
+from lightning_modules.frozen import FrozenModule
+from lightning_modules.hub import fetch_hub_file, hub_file
 from lightning_modules.networks.encoders import load_encoder
 
 EXTRACTORS = ("auto", "inception-v3-compat", "efficientnet-lite0")

@@ -24,7 +24,7 @@ from lightning_modules.metrics.extractors import build_extractor, to_uint8
 
 
 class RealImages(NamedTuple):
-    """What the real images leave behind: for FID their moments, which are small for any number of images."""
+    """What the metrics need of the real images: for FID their moments, which are small for any number of images."""
 
     num: int
     mean: Tensor  # (D,) float64
@@ -213,11 +213,11 @@ def fidelity_values(
     }
     if kid:
         size = min(1000, real.num, len(fake))
-        found = kid_features_to_metric(fake, real.features, kid_subset_size=size, verbose=False)
-        values["kid"] = found["kernel_inception_distance_mean"]
+        result = kid_features_to_metric(fake, real.features, kid_subset_size=size, verbose=False)
+        values["kid"] = result["kernel_inception_distance_mean"]
     if prc:
-        found = prc_features_to_metric(fake, real.features, save_cpu_ram=True, verbose=False)
-        values |= {"precision": found["precision"], "recall": found["recall"]}
+        result = prc_features_to_metric(fake, real.features, save_cpu_ram=True, verbose=False)
+        values |= {"precision": result["precision"], "recall": result["recall"]}
     return values
 
 

@@ -6,11 +6,12 @@ Letters: B images a batch, N images in all, D features, C classes of the extract
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.distributed import gather_rows
 from lightning_modules.metrics.codebook import CodebookUsage
 from lightning_modules.metrics.extractors import EXTRACTORS
 from lightning_modules.metrics.fidelity import Fidelity, fidelity_values, first_images
@@ -74,7 +75,7 @@ class GenerationConfig:
 
 
 class GenerationMetrics(nn.Module):
-    """`use_reference` once, then `measure` as often as one likes. Not part of any checkpoint: nothing is trained."""
+    """Call `use_reference` once, then `measure` for each model or epoch. Nothing of it is in a checkpoint."""
 
     def __init__(self, config: GenerationConfig, codebook_size: int, image_size: int) -> None:
         super().__init__()
@@ -116,10 +117,10 @@ class GenerationMetrics(nn.Module):
         for ids, images, tokens, labels in samples:
             features, logits = self.fidelity.extract(images)
             scores = classifier(images, labels) if classifier is not None and rates else torch.zeros(len(labels))
-            found = (torch.tensor(ids), features, logits, tokens, labels, scores)
-            for part, value in zip(parts.values(), found, strict=True):
+            values_of_batch = (torch.tensor(ids), features, logits, tokens, labels, scores)
+            for part, value in zip(parts.values(), values_of_batch, strict=True):
                 part.append(value.cpu())
-        number, feature, logit, token, label, score = (gather(torch.cat(part)) for part in parts.values())
+        number, feature, logit, token, label, score = (gather_rows(torch.cat(part)) for part in parts.values())
         order = number.argsort()
         feature, logit, token, label, score = (part[order] for part in (feature, logit, token, label, score))
         values: dict[str, Tensor] = {}
@@ -157,20 +158,14 @@ class GenerationMetrics(nn.Module):
 NAMES = {"isc_mean": "is", "isc_std": "is_std"}
 
 
-def gather(part: Tensor) -> Tensor:
-    """The parts of all processes, one after the other."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return part
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, part)
-    return torch.cat(parts)
-
-
 def best_of_each_class(scores: Tensor, labels: Tensor, size: int) -> Tensor:
-    """Indices (size,), rising, of the highest scores (N,) within each label (N,): the same share of every class."""
+    """Indices (size,), in rising order, of the images whose scores (N,) are highest within their class.
+
+    The same share of every class is taken; `labels` (N,) say which class each image has.
+    """
     order = scores.argsort(descending=True, stable=True)
     order = order[labels[order].argsort(stable=True)]  # class by class, best first
     counts = labels.bincount()
     first = (counts.cumsum(0) - counts)[labels[order]]
-    rank = (torch.arange(len(labels)) - first) / counts[labels[order]]  # in [0, 1): the place within the class
+    rank = (torch.arange(len(labels)) - first) / counts[labels[order]]  # in [0, 1): the position within its class
     return order[rank.argsort(stable=True)[:size]].sort().values

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from lightning_modules.losses.frozen import hub_file
+from lightning_modules.hub import hub_file
 from lightning_modules.losses.perceptual import LPIPS_URLS, EncoderFeatureLoss, LPIPSLoss
 
 

@@ -1,6 +1,8 @@
 """BatchNorm over the global batch: what `nn.BatchNorm` is in one process, whatever the number of ranks.
 
 torch's SyncBatchNorm does not run on CPUs, and its gradient cannot be differentiated again, as R1 does.
+
+Letters: B samples of this rank, C channels, h w a feature map.
 """
 
 import torch
@@ -36,8 +38,8 @@ class _Global(nn.modules.batchnorm._BatchNorm):
 
 
 class BatchNorm1d(_Global, nn.BatchNorm1d):
-    pass
+    """nn.BatchNorm1d over the global batch: (B, C), with the same B on all ranks."""
 
 
 class BatchNorm2d(_Global, nn.BatchNorm2d):
-    pass
+    """nn.BatchNorm2d over the global batch: (B, C, h, w), with the same B on all ranks."""

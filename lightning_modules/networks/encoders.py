@@ -1,4 +1,4 @@
-"""Frozen encoders pretrained on ImageNet or by CLIP, behind one interface.
+"""Frozen encoders pretrained on ImageNet or by CLIP, with one interface.
 
 They give the patch features that VQGAN-LC's codebook is made of (paper B, section 3.2), the feature maps of a
 perceptual loss, and the pooled features and class logits of the fidelity metrics and of rejection sampling.
@@ -18,6 +18,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lightning_modules.frozen import freeze
+
 
 class PretrainedEncoder(nn.Module, ABC):
     """A frozen image network. Images are (B, 3, H, W) in [-1, 1] and are resized and normalised inside.
@@ -35,11 +37,8 @@ class PretrainedEncoder(nn.Module, ABC):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))  # of pixels in [0, 1]
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
-    def _freeze(self) -> None:
-        self.requires_grad_(False).eval()
-
     def train(self, mode: bool = True) -> "PretrainedEncoder":
-        """Stays in eval mode whatever `mode` says: batch statistics of our images are of no use here."""
+        """Stays in eval mode whatever `mode` says: the batch statistics belong to the images it was trained on."""
         return super().train(False)
 
     def preprocess(self, images: Tensor) -> Tensor:
@@ -77,7 +76,7 @@ class EfficientNetLite0(PretrainedEncoder):
         network.load_state_dict(weights)
         _fold_batch_norms(network.eval())
         self.network: Any = network.to(memory_format=torch.channels_last)
-        self._freeze()
+        freeze(self)
 
     def stages(self, images: Tensor, num_stages: int | None = None) -> list[Tensor]:
         ends = self.LAST_BLOCKS[:num_stages]
@@ -141,7 +140,7 @@ class TimmEncoder(PretrainedEncoder):
         self.network = network
         depth = len(network.feature_info)
         self.stage_indices = [depth * quarter // 4 - 1 for quarter in range(1, 5)] if depth > 5 else [*range(depth)]
-        self._freeze()
+        freeze(self)
 
     def stages(self, images: Tensor, num_stages: int | None = None) -> list[Tensor]:
         indices = self.stage_indices[:num_stages]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .few_rows import Linear
+
 
 class GPTSize(NamedTuple):
     """One row of A-Table 2."""
@@ -24,7 +26,7 @@ class GPTSize(NamedTuple):
 
 
 GPT_SIZES: dict[str, GPTSize] = {
-    "micro": GPTSize(4, 4, 128, 512),  # micro to small: ours, for CIFAR-10 on a CPU
+    "micro": GPTSize(4, 4, 128, 512),  # micro to small: of no paper, for CIFAR-10 on a CPU
     "tiny": GPTSize(6, 4, 192, 768),
     "small": GPTSize(8, 8, 512, 2048),
     "gpt-404m": GPTSize(24, 16, 1024, 4096),  # B, appendix A
@@ -32,11 +34,6 @@ GPT_SIZES: dict[str, GPTSize] = {
     "large": GPTSize(36, 32, 2048, 8192),
 }
 INIT_STD = 0.02  # GPT-2's; neither paper says
-# Which product of `Linear` is fastest by the number of rows, measured on one core. W of 1536 x 512, milliseconds at
-# 4, 8, 12 rows: F.linear 0.58, 0.76, 0.98; in blocks 0.49, 0.56, 0.65; W x^T 0.61, 0.66, 0.64, and 0.59 at 16.
-BLOCK = 128  # outputs
-BLOCKED_ROWS = range(3, 13)
-TRANSPOSED_ROWS = range(13, 49)
 
 
 @dataclass
@@ -71,31 +68,6 @@ class GPTConfig:
         if size.width % size.heads:
             raise ValueError(f"width {size.width} is not divisible by {size.heads} heads")
         return size
-
-
-class Linear(nn.Linear):
-    """nn.Linear, with faster products where few rows meet a large weight: the one-token steps of sampling on a CPU.
-
-    Their time is that of reading and repacking the weight, which smaller pieces and another order of factors shorten.
-    The result may be a transposed view.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
-        num_rows = x.numel() // self.in_features
-        blocked = num_rows in BLOCKED_ROWS and self.out_features % BLOCK == 0
-        if not (blocked or num_rows in TRANSPOSED_ROWS) or x.device.type != "cpu" or torch.is_grad_enabled():
-            return F.linear(x, self.weight, self.bias)
-        rows, shape = x.reshape(num_rows, self.in_features), (*x.shape[:-1], self.out_features)
-        if blocked:
-            weights = self.weight.view(-1, BLOCK, self.in_features).transpose(1, 2)  # (out / BLOCK, in, BLOCK)
-            rows = rows.expand(len(weights), -1, -1)
-            bias = None if self.bias is None else self.bias.view(-1, 1, BLOCK)
-            y = torch.bmm(rows, weights) if bias is None else torch.baddbmm(bias, rows, weights)
-            return y.transpose(0, 1).reshape(shape)
-        bias = None if self.bias is None else self.bias[:, None]
-        columns = rows.t()  # (in, rows)
-        y = torch.mm(self.weight, columns) if bias is None else torch.addmm(bias, self.weight, columns)
-        return y.t().view(shape)
 
 
 class KVCache:
@@ -160,15 +132,6 @@ class GPTBlock(nn.Module):
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
-def check_ids(name: str, ids: Tensor, count: int) -> None:
-    """Raises ValueError where an id is outside [0, count)."""
-    if not ids.numel():
-        return
-    low, high = (int(value) for value in ids.aminmax())
-    if low < 0 or high >= count:
-        raise ValueError(f"{name} must be in [0, {count - 1}], got {low} to {high}")
-
-
 class GPT(nn.Module):
     """p(tokens | class) of images of `grid_size` = (rows, columns) tokens out of `vocab_size`.
 
@@ -224,12 +187,10 @@ class GPT(nn.Module):
                 f"tokens must be (B, s) with s in [0, {self.num_tokens}] ({self.grid_size[0]} x {self.grid_size[1]}), "
                 f"got {tuple(tokens.shape)}"
             )
-        check_ids("tokens", tokens, self.vocab_size)
         if labels is None:
             labels = torch.full(tokens.shape[:1], self.no_class, device=tokens.device)
         elif labels.shape != tokens.shape[:1]:
             raise ValueError(f"labels must be ({len(tokens)},), one an image, got {tuple(labels.shape)}")
-        check_ids("labels", labels, self.num_classes + 1)
         x = self.tokens(tokens) + self.position_embedding(0, tokens.shape[1])  # (B, s, D)
         return torch.cat([self.start(labels)[:, None], x], dim=1)  # (B, 1 + s, D)
 
@@ -239,7 +200,8 @@ class GPT(nn.Module):
         Training feeds `tokens[:, :-1]`: all T predictions, and no slot whose prediction nobody needs.
 
         Raises:
-            ValueError: more than T tokens, or a token or label out of range.
+            ValueError: more than T tokens, or not one label an image.
+            IndexError: a token or label out of range, from torch and on a CPU alone: whoever reads tokens checks them.
         """
         x = self.dropout(self.embed(tokens, labels))
         for block in self.blocks:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .gpt import GPT, check_ids
+from .gpt import GPT
 
 SEED_STRIDE = 1_000_003  # images of one seed have streams of their own up to here
 
@@ -75,6 +75,15 @@ class Noise:
         return self.buffer.log_().neg_().log_()
 
 
+def _check_ids(name: str, ids: Tensor, count: int) -> None:
+    """Raises ValueError for an id outside [0, count)."""
+    if not ids.numel():
+        return
+    low, high = (int(value) for value in ids.aminmax())
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} must be in [0, {count - 1}], got {low} to {high}")
+
+
 def _labels(model: GPT, batch: int, labels: Tensor | None, guided: bool, device: torch.device) -> Tensor:
     """Labels of the rows (R,): of the images, then, for guidance, as many `no_class`."""
     no_class = torch.full((batch,), model.no_class, device=device)
@@ -82,8 +91,9 @@ def _labels(model: GPT, batch: int, labels: Tensor | None, guided: bool, device:
         raise ValueError(f"labels must be ({batch},), one an image, got {tuple(labels.shape)}")
     if guided and (labels is None or not model.num_classes):
         raise ValueError("guidance_scale other than 1 needs a model with classes, and labels")
+    if labels is not None:
+        _check_ids("labels", labels, model.num_classes + 1)
     rows = no_class if labels is None else labels.to(device)
-    check_ids("labels", rows, model.num_classes + 1)
     return torch.cat([rows, no_class]) if guided else rows
 
 
@@ -95,14 +105,12 @@ def generate(
     config: SamplingConfig | None = None,
     seed: int = 0,
     prompt: Tensor | None = None,
-    num_allowed: int = 0,
 ) -> Tensor:
     """Tokens (B, T) int64 of one image for each of `image_ids`, on the model's device and without dropout.
 
     An image is a function of the model, its label, `seed` and its id, whatever else is in the batch (but for a
     choice between two tokens that rounding decides, about one in a million). Each class in turn: `labels = image_ids
-    % num_classes`. `prompt` (B, s) holds the first tokens of each image, which are kept; `num_allowed` > 0 restricts
-    the others to the ids below it.
+    % num_classes`. `prompt` (B, s) holds the first tokens of each image, which are kept.
 
     Raises:
         ValueError: a label or token is out of range, `prompt` fills the image, or guidance has no labels.
@@ -110,8 +118,6 @@ def generate(
     config = config or SamplingConfig()
     device = model.tokens.weight.device
     batch, guided = len(image_ids), config.guidance_scale != 1
-    if not 0 <= num_allowed <= model.vocab_size:
-        raise ValueError(f"num_allowed {num_allowed} must be in [0, {model.vocab_size}]")
     if prompt is None:
         prompt = torch.empty(batch, 0, dtype=torch.long)
     if prompt.ndim != 2 or len(prompt) != batch or prompt.shape[1] >= model.num_tokens:
@@ -119,11 +125,12 @@ def generate(
             f"prompt must be ({batch}, s), one row an image, with s in [0, {model.num_tokens - 1}], "
             f"got {tuple(prompt.shape)}"
         )
+    _check_ids("prompt", prompt, model.vocab_size)
     row_labels = _labels(model, batch, labels, guided, device)
     given = prompt.shape[1]
     tokens = torch.empty(batch, model.num_tokens, dtype=torch.long, device=device)
     tokens[:, :given] = prompt
-    noise = Noise(seed, image_ids, num_allowed or model.vocab_size, device)
+    noise = Noise(seed, image_ids, model.vocab_size, device)
     cache = model.new_cache(len(row_labels))
     training = model.training
     model.eval()
@@ -140,7 +147,7 @@ def generate(
 
 def _choose(logits: Tensor, config: SamplingConfig, noise: Noise) -> Tensor:
     """One token (B,) out of the logits (R, V) of a step."""
-    logits = logits[:, : noise.buffer.shape[1]].float()
+    logits = logits.float()
     if config.guidance_scale != 1:
         conditional, unconditional = logits.chunk(2)
         logits = unconditional + config.guidance_scale * (conditional - unconditional)

@@ -23,7 +23,7 @@ class ViTSize(NamedTuple):
 
 
 VIT_SIZES: dict[str, ViTSize] = {
-    "micro": ViTSize(2, 4, 64, 256),  # micro to mini: ours, for CIFAR-10 on a CPU
+    "micro": ViTSize(2, 4, 64, 256),  # micro to mini: of no paper, for CIFAR-10 on a CPU
     "tiny": ViTSize(4, 4, 128, 512),
     "mini": ViTSize(6, 4, 256, 1024),
     "small": ViTSize(8, 8, 512, 2048),  # small to large: A-Table 2

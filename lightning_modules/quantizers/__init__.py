@@ -6,8 +6,8 @@ from lightning_modules.quantizers.factorized import FactorizedConfig, Factorized
 from lightning_modules.quantizers.fsq import FSQ, FSQConfig
 from lightning_modules.quantizers.large_codebook import CodebookSource, LargeCodebook, LargeCodebookConfig
 from lightning_modules.quantizers.lfq import LFQ, LFQConfig
-from lightning_modules.quantizers.nearest import nearest_code
 from lightning_modules.quantizers.rotation import RotationConfig, RotationQuantizer
+from lightning_modules.quantizers.search import nearest_code
 from lightning_modules.quantizers.simvq import SimVQ, SimVQConfig
 from lightning_modules.quantizers.vq import VectorQuantizer, VQConfig
 

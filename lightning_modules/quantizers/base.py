@@ -6,15 +6,13 @@ Letters: K codes of d dimensions; latents come as (..., d), channels last.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.quantizers.nearest import nearest_code
-
-RANKED_PAIRS = 2**24  # distances in memory at a time: 64 MiB
+from lightning_modules.quantizers.search import nearest_code, search_ranks
 
 
 @dataclass
@@ -55,12 +53,40 @@ class Quantizer(nn.Module, ABC):
     of their own `forward`, and those that need no table to look up a code `lookup`.
     """
 
+    flags: ClassVar[tuple[str, ...]] = ()  # bool attributes that checkpoints keep, each as a bool tensor of its name
+
     def __init__(self, config: QuantizerConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__()
         config.check(codebook_size, code_dim)
         self.config = config
         self.codebook_size = codebook_size
         self.code_dim = code_dim
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """A flag is a Python value, because the host would wait for the device to read a buffer at each forward."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self.flags:
+            destination[prefix + name] = torch.tensor(getattr(self, name), device="cpu")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in self.flags:
+            value = state_dict.pop(prefix + name, None)  # of a copy, which `load_state_dict` has made
+            if value is not None:
+                setattr(self, name, bool(value))
+            elif strict:
+                missing_keys.append(prefix + name)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def start_step(self, num_forwards: int) -> None:
         """Called before the `num_forwards` training forwards, one a micro-batch, of an optimizer step."""
@@ -81,15 +107,10 @@ class Quantizer(nn.Module, ABC):
     def ranked(self, z: Tensor, ranks: Sequence[int]) -> Tensor:
         """Indices (..., R) of each latent's M-th nearest code, for the R values M of `ranks`; M = 1 is the nearest.
 
-        For measurements (B-Figure 5); holds a block of distances at a time. ValueError: an M outside [1, K].
+        For measurements (B-Figure 5). ValueError: an M outside [1, K].
         """
-        if min(ranks) < 1 or max(ranks) > self.codebook_size:
-            raise ValueError(f"ranks {list(ranks)} must lie between 1 and the {self.codebook_size} codes")
-        z, codebook = self.prepare(z), self.codebook()
-        blocks = z.flatten(0, -2).split(max(1, RANKED_PAIRS // self.codebook_size))
-        nearest = [torch.cdist(block, codebook).topk(max(ranks), largest=False).indices for block in blocks]
-        columns = torch.tensor(ranks, device=z.device) - 1
-        return torch.cat(nearest)[:, columns].view(*z.shape[:-1], len(ranks))
+        indices = search_ranks(self.prepare(z).flatten(0, -2), self.codebook(), ranks)  # (N, R)
+        return indices.view(*z.shape[:-1], len(ranks))
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         z = self.prepare(z)

@@ -21,9 +21,9 @@ class EMAConfig(QuantizerConfig):
     """`decay` 0.99 and `eps` 1e-5 as in paper B's baseline.
 
     `init`: "latents" places the codes on random latents of the first training batch; "normal" draws them from
-    N(0, 1), and then the few that lie nearest to the latents win for good (both are ours: B's code draws them uniform
-    in (-1/K, 1/K) and starts the counts at 0, not 1). `dead_code_threshold`: a code whose averaged count falls below it
-    is re-seeded with a random latent of the batch (Dhariwal et al. 2020); 0 = never.
+    N(0, 1), and then the few that lie nearest to the latents win for good. Departs from B's code, which draws them
+    uniform in (-1/K, 1/K) and starts the counts at 0, not 1. `dead_code_threshold`: a code whose averaged count falls
+    below it is re-seeded with a random latent of the batch (Dhariwal et al. 2020); 0 = never.
     """
 
     name: str = "ema"
@@ -46,14 +46,17 @@ class EMAConfig(QuantizerConfig):
 
 
 class EMAQuantizer(Quantizer):
-    """Buffers only, no parameters. Updated once per optimizer step, which is every training forward unless `start_step`
-    says otherwise; evaluation changes nothing. Latents are (B, ..., d), B images or whatever a batch is split into."""
+    """Holds buffers and no parameters.
 
+    They are updated once an optimizer step, which is every training forward unless `start_step` says otherwise;
+    evaluation changes nothing. Latents are (B, ..., d), B images or whatever a batch is split into over the ranks.
+    """
+
+    flags = ("is_placed",)
     config: EMAConfig
     codes: Tensor  # (K, d) = sums / smoothed counts
     counts: Tensor  # (K,) averaged number of latents a step
     sums: Tensor  # (K, d) averaged sum of latents a step
-    is_placed: Tensor  # () bool: the codes have their first values
     added: tuple[Tensor, Tensor]  # counts (K,) and sums (K, d) of the micro-batches of an unfinished step
 
     def __init__(self, config: EMAConfig, codebook_size: int, code_dim: int) -> None:
@@ -62,11 +65,11 @@ class EMAQuantizer(Quantizer):
         self.register_buffer("codes", codes)
         self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", codes.clone())
-        self.register_buffer("is_placed", torch.tensor(config.init == "normal"))
+        self.is_placed = config.init == "normal"  # the codes have their first values
         self.start_step(1)
 
     def start_step(self, num_forwards: int) -> None:
-        """Forgets what an unfinished step has added up."""
+        """As `Quantizer.start_step`; drops what an unfinished step has added up."""
         self.num_forwards, self.num_added = num_forwards, 0
 
     def codebook(self) -> Tensor:
@@ -82,11 +85,12 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, z: Tensor, indices: Tensor) -> None:
-        """One step of the averages from latents z (B, ..., d) and their codes (N,), or a part of it.
+        """One step of the averages from latents z (B, ..., d) and their indices (N,), or one micro-batch of that step.
 
         Dead codes are replaced by latents of the last micro-batch.
         """
-        counts = torch.bincount(indices, minlength=self.codebook_size).to(z.dtype)  # (K,)
+        ones = torch.ones_like(indices, dtype=self.counts.dtype)  # no bincount, for which the host waits for a GPU
+        counts = torch.zeros_like(self.counts).index_add_(0, indices, ones)  # (K,)
         sums = torch.zeros_like(self.sums).index_add_(0, indices, z.flatten(0, -2))  # (K, d)
         if self.num_added:
             counts, sums = counts + self.added[0], sums + self.added[1]
@@ -117,7 +121,7 @@ class EMAQuantizer(Quantizer):
         codes = self.draw(z, self.codebook_size)
         self.codes.copy_(codes)
         self.sums.copy_(codes)
-        self.is_placed.fill_(True)
+        self.is_placed = True
 
     @staticmethod
     def draw(z: Tensor, size: int) -> Tensor:

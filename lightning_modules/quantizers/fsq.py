@@ -59,7 +59,11 @@ class FSQConfig(QuantizerConfig):
 
 
 class FSQ(Quantizer):
-    """No parameters, and no state beyond the configuration."""
+    """Bounds, rounds and counts up; has no parameters, and no state beyond the configuration.
+
+    Raises:
+        ValueError: the levels are not d numbers of at least 2 whose product is K.
+    """
 
     config: FSQConfig
     levels: Tensor  # (d,) int64

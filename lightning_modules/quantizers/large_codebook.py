@@ -1,6 +1,9 @@
 """VQGAN-LC's codebook (paper B, section 3.2): a frozen table of pretrained features and a trained projector.
 
-Table and projector are those of `ProjectedCodebook`; here is how the features get in, and the projector's first scale.
+Table and projector are those of `ProjectedCodebook`; this file adds how the features are loaded, and the projector's
+first scale.
+
+Letters: K codes of d dimensions; C features of a row of the table; N latents.
 """
 
 from dataclasses import dataclass, field
@@ -65,16 +68,15 @@ class LargeCodebookConfig(QuantizerConfig):
 
 
 class LargeCodebook(ProjectedCodebook):
-    """A table of features that `fill` puts in.
+    """The projected codebook of a table (K, C) of features, which `fill` loads before the first forward.
 
     Departs from B 3.2: at the first training batch the projector is rescaled so that the projected table has the
     mean and standard deviation of the latents in each dimension. With the official initialisation the table can be
     far wider than the latents; then the few codes nearest the origin win every token, and stay the only ones trained.
     """
 
+    flags = ("is_filled", "is_matched")
     config: LargeCodebookConfig
-    is_filled: Tensor  # () bool: the table was loaded
-    is_matched: Tensor  # () bool: the projector was scaled to the latents
 
     def __init__(self, config: LargeCodebookConfig, codebook_size: int, code_dim: int) -> None:
         config.check(codebook_size, code_dim)  # before the table is made
@@ -83,8 +85,8 @@ class LargeCodebook(ProjectedCodebook):
             table = self.table
             del self.table
             self.table = nn.Parameter(table)
-        self.register_buffer("is_filled", torch.tensor(False))
-        self.register_buffer("is_matched", torch.tensor(False))
+        self.is_filled = False  # the table was loaded
+        self.is_matched = False  # the projector was scaled to the latents
         if config.project:
             nn.init.normal_(self.projector.weight, std=code_dim**-0.5)
             nn.init.zeros_(self.projector.bias)
@@ -102,7 +104,7 @@ class LargeCodebook(ProjectedCodebook):
         if not torch.isfinite(features).all():
             raise ValueError("the codebook holds values that are not finite: build it again")
         self.table.copy_(features)
-        self.is_filled.fill_(True)
+        self.is_filled = True
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         if not self.is_filled:
@@ -122,4 +124,4 @@ class LargeCodebook(ProjectedCodebook):
         scale = std / projected.std(0).clamp_min(1e-12)
         self.projector.weight.mul_(scale.unsqueeze(-1))
         self.projector.bias.copy_(mean - projected.mean(0) * scale)
-        self.is_matched.fill_(True)
+        self.is_matched = True

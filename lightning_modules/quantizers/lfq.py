@@ -42,7 +42,11 @@ class LFQConfig(QuantizerConfig):
 
 
 class LFQ(Quantizer):
-    """No parameters, and no state beyond the configuration."""
+    """Takes signs and adds the entropy loss; has no parameters, and no state beyond the configuration.
+
+    Raises:
+        ValueError: K is not 2^d, or the temperature is not above 0.
+    """
 
     config: LFQConfig
     powers: Tensor  # (d,) int64: 1, 2, 4, ...

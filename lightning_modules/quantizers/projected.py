@@ -1,8 +1,10 @@
 """A codebook that is a linear image of a frozen table: projector(table).
 
-Only the projector, a linear layer C -> d, is trained; it moves all K codes together, so none is left behind. The
-codes that a latent is compared with are computed anew each step; gradients reach the projector through the rows that
-were chosen, as in the official codes of VQGAN-LC and SimVQ.
+Only the projector, a linear layer C -> d, is trained; it moves all K codes together, so that none stays unused for lack
+of updates. The codes that a latent is compared with are computed anew each step; gradients reach the projector through
+the rows that were chosen, as in the official codes of VQGAN-LC and SimVQ.
+
+Letters: K codes of d dimensions; C features of a row of the table.
 """
 
 import torch
@@ -12,7 +14,11 @@ from lightning_modules.quantizers.base import Quantizer, QuantizerConfig
 
 
 class ProjectedCodebook(Quantizer):
-    """Frozen table (K, C), part of the checkpoint, + Linear(C, d)."""
+    """A frozen table (K, C), which is part of the checkpoint, and Linear(C, d); K and C are those of `table`.
+
+    Raises:
+        ValueError: K or d is not one that `config` allows.
+    """
 
     table: Tensor  # (K, C)
 

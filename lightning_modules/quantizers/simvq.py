@@ -19,7 +19,7 @@ class SimVQConfig(QuantizerConfig):
 
 
 class SimVQ(ProjectedCodebook):
-    """C is (K, d) from N(0, 1/d) and W is (d, d), with a bias, as in the official code.
+    """C is (K, d) from N(0, 1/d), of that variance, and W is (d, d), with a bias, as in the official code.
 
     C is drawn from the global generator, which Lightning seeds alike on all ranks; DDP copies rank 0's as well.
     """

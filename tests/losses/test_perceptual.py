@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.losses.frozen import hub_file
+from lightning_modules.hub import hub_file
 from lightning_modules.losses.perceptual import (
     LPIPS_URLS,
     EncoderFeatureLoss,

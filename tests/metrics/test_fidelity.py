@@ -12,7 +12,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
-from lightning_modules.losses.frozen import hub_file
+from lightning_modules.hub import hub_file
 from lightning_modules.metrics import Fidelity, FidelityExtractor, build_extractor
 from lightning_modules.metrics.extractors import EfficientNetExtractor, to_uint8
 from lightning_modules.metrics.fidelity import RealImages

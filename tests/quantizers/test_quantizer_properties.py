@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from test_quantizers import KINDS, D, make
 from torch import Tensor
 
-from lightning_modules.quantizers import cells, nearest, nearest_code
+from lightning_modules.quantizers.search import cells, nearest_code
+from lightning_modules.quantizers.search.tiled import search_tiled
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25, database=None)
 repeatable = settings.get_profile("repeatable")
@@ -62,7 +63,7 @@ def test_skipping_cells_finds_what_comparing_all_finds(data: st.DataObject) -> N
         indices = cells.search_cells(z.float(), codebook.float(), 64, 64)
     assert indices is not None
     all_of = distances(z, codebook)
-    chosen = [all_of.gather(1, i[:, None]) for i in (indices, nearest._search(z.float(), codebook.float()))]
+    chosen = [all_of.gather(1, i[:, None]) for i in (indices, search_tiled(z.float(), codebook.float()))]
     norms = z.double().square().sum(1, keepdim=True) + codebook.double().square().sum(1).max()
     assert int(indices.min()) >= 0 and int(indices.max()) < len(codebook)
     assert bool(((chosen[0] - chosen[1]).abs() <= 4e-6 * norms).all())

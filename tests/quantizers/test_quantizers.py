@@ -25,8 +25,8 @@ from lightning_modules.quantizers import (
     SimVQ,
     VectorQuantizer,
     VQConfig,
-    base,
 )
+from lightning_modules.quantizers.search import dense
 
 K, D, C = 40, 6, 10
 PROJECT = Path(__file__).parents[2]
@@ -55,9 +55,9 @@ def make(kind: str, code_dim: int = D, **options: Any) -> Quantizer:
     quantizer = cls(config_cls(**options), codebook_size, code_dim)
     if isinstance(quantizer, LargeCodebook):
         quantizer.fill(torch.randn(codebook_size, options["feature_dim"]))
-        quantizer.is_matched.fill_(True)  # as after the first batch
+        quantizer.is_matched = True  # as after the first batch
     elif isinstance(quantizer, EMAQuantizer):
-        quantizer.is_placed.fill_(True)
+        quantizer.is_placed = True
     elif isinstance(quantizer, SimVQ):
         torch.nn.init.normal_(quantizer.projector.weight)
     elif hasattr(quantizer, "codes"):
@@ -317,7 +317,7 @@ def ema_rank(rank: int, folder: str, threshold: float) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     quantizer = make("ema", decay=0.9, dead_code_threshold=threshold)
     if threshold:
-        quantizer.is_placed.fill_(False)  # type: ignore[operator]
+        quantizer.is_placed = False
     torch.manual_seed(rank)  # random picks differ between ranks, unless they are exchanged
     for z in joint_batches():
         quantizer(z[rank::2])
@@ -349,7 +349,7 @@ def test_ema_codebooks_of_two_processes_are_equal(tmp_path: Path, threshold: flo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranked_codes_are_those_of_a_full_sort(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "RANKED_PAIRS", 100)  # several blocks
+    monkeypatch.setattr(dense, "RANKED_PAIRS", 100)  # several blocks
     quantizer = make(kind).eval()
     z = latents(4, 5).detach()
     order = torch.cdist(quantizer.prepare(z).double(), quantizer.codebook().detach().double()).argsort(-1)
@@ -398,7 +398,7 @@ def test_without_a_projector_the_codes_are_the_features() -> None:
     quantizer = make("large_codebook", project=False, feature_dim=D)
     assert isinstance(quantizer, LargeCodebook)
     assert torch.equal(quantizer.codebook(), quantizer.table) and not list(quantizer.parameters())
-    quantizer.is_matched.fill_(False)
+    quantizer.is_matched = False
     quantizer(latents(50))
     with pytest.raises(ValueError, match=f"code_dim={D} must be feature_dim={C}"):
         make("large_codebook", project=False, feature_dim=C)
@@ -456,6 +456,20 @@ def test_projected_table_takes_mean_and_deviation_of_the_first_latents(scale: fl
     assert torch.equal(again.projector.weight, weight), "also after a checkpoint"
 
 
+@pytest.mark.parametrize(("kind", "flags"), [("ema", {"is_placed"}), ("large_codebook", {"is_filled", "is_matched"})])
+def test_checkpoints_keep_flags_as_bool_tensors_of_the_same_names(kind: str, flags: set[str]) -> None:
+    state = make(kind).state_dict()
+    assert {name for name, value in state.items() if value.dtype == torch.bool} == flags
+    quantizer = make(kind)
+    for value in (True, False):
+        for name in flags:
+            setattr(quantizer, name, not value)
+        quantizer.load_state_dict(state | dict.fromkeys(flags, torch.tensor(value)))
+        assert all(getattr(quantizer, name) is value for name in flags)
+    with pytest.raises(RuntimeError, match=f"Missing key.*{min(flags)}"):
+        quantizer.load_state_dict({name: value for name, value in state.items() if name not in flags})
+
+
 # ---- parity with the public implementations
 
 
@@ -480,7 +494,7 @@ def test_large_codebook_equals_vqgan_lc() -> None:
     config = LargeCodebookConfig(feature_dim=table.shape[1])  # 1.0 and 0.33 are the defaults
     quantizer = LargeCodebook(config, len(table), io["projected_codebook"].shape[1])
     quantizer.fill(table)
-    quantizer.is_matched.fill_(True)
+    quantizer.is_matched = True
     names = {"projector.weight": "codebook_projection.weight", "projector.bias": "codebook_projection.bias"}
     quantizer.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()}, strict=False)
     torch.testing.assert_close(quantizer.codebook(), io["projected_codebook"], atol=1e-6, rtol=1e-5)

@@ -16,8 +16,9 @@ from datamodules import find_cifar10
 from datamodules.token_files import SPLITS, read_meta
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data, restore
-from experiments.pipeline.encode import freeze, tokenizer_digest
+from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.tokens import plain_experiment
+from lightning_modules.frozen import freeze
 
 # ---- the tokens
 

@@ -6,7 +6,7 @@ distances to those planes. A token searches its own cell, and then only the cell
 that it found: the bounds-overlap-ball test of k-d trees (Friedman, Bentley and Finkel 1977) on one level of cells.
 
 Of 8,192 x 100,000 pairs of normal vectors it compares 12 % at 8 dims. The more dims, the fewer cells can be skipped:
-the search then says so before it begins, and the caller compares all pairs.
+the search then gives up before it begins, and the caller compares all pairs (`tiled`).
 
 Shapes: N tokens, K codes, d dims; C = 2^b cells; n tokens of one comparison, w codes.
 """
@@ -32,13 +32,13 @@ def search_cells(z: Tensor, codebook: Tensor, tile_tokens: int, tile_codes: int)
     `tile_tokens` x `tile_codes` scores are in memory at a time, for each thread.
     """
     cells = Cells(codebook, tile_tokens, tile_codes)
-    found = []
+    parts = []
     for tokens in z.split(TOKENS):
         indices = cells.search(tokens)
         if indices is None:
             return None
-        found.append(indices)
-    return torch.cat(found)
+        parts.append(indices)
+    return torch.cat(parts)
 
 
 class Cells:
@@ -60,11 +60,11 @@ class Cells:
         self.sizes = (sizes + BLOCK - 1) // BLOCK * BLOCK
         self.starts = [0, *self.sizes.cumsum(0).tolist()]
         half_norms = codebook.square().sum(1, keepdim=True) / 2
-        filled = torch.arange(K) + (self.sizes - sizes).cumsum(0).sub(self.sizes - sizes).repeat_interleave(sizes)
-        self.order = torch.zeros(self.starts[-1], dtype=torch.int64).index_copy_(0, filled, order)
+        place = torch.arange(K) + (self.sizes - sizes).cumsum(0).sub(self.sizes - sizes).repeat_interleave(sizes)
+        self.order = torch.zeros(self.starts[-1], dtype=torch.int64).index_copy_(0, place, order)
         never = F.pad(codebook.new_zeros(1, d), (0, 1), value=torch.inf)  # the score of what fills up a cell is inf
         self.table = never.repeat(self.starts[-1], 1)  # (K', d+1)
-        self.table[filled] = torch.cat([codebook, half_norms], 1)[order]
+        self.table[place] = torch.cat([codebook, half_norms], 1)[order]
         self.max_norm = 2 * half_norms.max()
 
     @staticmethod
@@ -73,6 +73,7 @@ class Cells:
         return (is_above.float() @ 2.0 ** torch.arange(is_above.shape[1])).to(torch.int16)  # exact: b is small
 
     def search(self, z: Tensor) -> Tensor | None:
+        """(N, d) tokens -> (N,) int64, the nearest code of each; None where most cells would be searched."""
         N = len(z)
         tokens = torch.cat([-z, z.new_ones(N, 1)], 1)  # score with (e, ||e||^2/2): ||e||^2/2 - z e
         distance = z[:, self.dims] - self.cuts  # (N, b) to the planes
@@ -103,14 +104,14 @@ class Cells:
         indices = torch.zeros(N, dtype=torch.int64)
         for cell, members in grouped(*best_cell.sort()):
             start, end = self.starts[cell], self.starts[cell + 1]
-            for some in members.split(max(1, len(self.buffer) // max(1, end - start))):
+            for rows in members.split(max(1, len(self.buffer) // max(1, end - start))):
                 if end > start:
-                    indices[some] = self.order[start + first_minimum(tokens[some] @ self.table[start:end].T)]
+                    indices[rows] = self.order[start + first_minimum(tokens[rows] @ self.table[start:end].T)]
         return indices
 
     def minimum(self, tokens: Tensor, codes: Tensor) -> Tensor:
         """(n, d+1), (w, d+1) -> each token's smallest score (n,), tile by tile."""
-        found = []
+        minima = []
         for rows in tokens.split(self.num_groups * self.tile_tokens):
             per_group = -(-len(rows) // self.num_groups)
             padded = F.pad(rows, (0, 0, 0, per_group * self.num_groups - len(rows)))
@@ -122,8 +123,8 @@ class Cells:
                 minimum = scores.amin(2)
                 best = minimum if best is None else torch.minimum(best, minimum)
             assert best is not None
-            found.append(best.flatten()[: len(rows)])
-        return torch.cat(found)
+            minima.append(best.flatten()[: len(rows)])
+        return torch.cat(minima)
 
 
 def first_minimum(scores: Tensor) -> Tensor:

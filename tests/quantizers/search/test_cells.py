@@ -5,9 +5,9 @@ import torch
 from conftest import LargestResult
 from torch import Tensor
 
-from lightning_modules.quantizers import cells, nearest
-from lightning_modules.quantizers.cells import Cells, search_cells
-from lightning_modules.quantizers.nearest import nearest_code
+from lightning_modules.quantizers import search as package
+from lightning_modules.quantizers.search import cells, nearest_code
+from lightning_modules.quantizers.search.cells import Cells, search_cells
 
 
 @pytest.fixture(autouse=True)
@@ -92,5 +92,5 @@ def test_nearest_code_uses_it_for_large_searches_of_few_dimensions(monkeypatch: 
     z, codebook = torch.randn(100, 4), torch.randn(1000, 4)
     plain = nearest_code(z, codebook)
     monkeypatch.setattr(cells, "MIN_PAIRS", 100 * 1000)
-    monkeypatch.setattr(nearest, "_search", lambda *_: pytest.fail("it compared all pairs"))
+    monkeypatch.setattr(package, "search_tiled", lambda *_: pytest.fail("it compared all pairs"))
     assert torch.equal(nearest_code(z, codebook), plain)

@@ -5,8 +5,7 @@ import torch
 from conftest import LargestResult
 from torch import Tensor
 
-from lightning_modules.quantizers import nearest
-from lightning_modules.quantizers.nearest import nearest_code
+from lightning_modules.quantizers.search import nearest_code, tiled
 
 
 def squared_distance(z: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
@@ -25,8 +24,8 @@ def check(z: Tensor, codebook: Tensor) -> Tensor:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that tests of a few hundred tokens and codes have many, and a ragged last one."""
-    monkeypatch.setattr(nearest, "CPU_TOKENS", 16)
-    monkeypatch.setattr(nearest, "CPU_CODES", 32)
+    monkeypatch.setattr(tiled, "CPU_TOKENS", 16)
+    monkeypatch.setattr(tiled, "CPU_CODES", 32)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -119,8 +118,8 @@ def test_bad_shapes_are_named(z_shape: tuple[int, ...], codebook_shape: tuple[in
 def test_the_full_matrix_is_never_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """No result of any operation has more elements than the inputs or one batch of tiles."""
     torch.manual_seed(0)
-    monkeypatch.setattr(nearest, "CPU_TOKENS", 64)
-    monkeypatch.setattr(nearest, "CPU_CODES", 64)
+    monkeypatch.setattr(tiled, "CPU_TOKENS", 64)
+    monkeypatch.setattr(tiled, "CPU_CODES", 64)
     z, codebook = torch.randn(2000, 4), torch.randn(3000, 4)
     with LargestResult() as largest:
         nearest_code(z, codebook)

@@ -10,12 +10,12 @@ RULES = [
     (r"^ln_f\.", "norm."),
     (r"\.ln([12])\.", r".norm\1."),
     (r"\.attn\.proj\.", ".attention.proj."),
-    (r"\.mlp\.2\.", ".mlp.3."),  # our activation has a dropout layer of its own
+    (r"\.mlp\.2\.", ".mlp.3."),  # the activation of `GPT` has a dropout layer of its own
 ]
 
 
 def taming_gpt_key(name: str) -> str:
-    """Our name of one of their tensors; the parts of query, key and value, the positions and the masks have none."""
+    """The name in `GPT` of a tensor of minGPT; query, key and value, positions and masks have none of their own."""
     for pattern, replacement in RULES:
         name = re.sub(pattern, replacement, name)
     return name
@@ -24,16 +24,16 @@ def taming_gpt_key(name: str) -> str:
 def taming_gpt_state(
     weights: dict[str, Tensor], vocab_size: int, num_classes: int = 0, class_offset: int = 0, start_token: int = 0
 ) -> dict[str, Tensor]:
-    """Their state dict of a GPT whose first input is a class, as ours for `vocab_size` image tokens.
+    """The state dict of a minGPT whose first input is a class, as that of a `GPT` of `vocab_size` image tokens.
 
-    Their start is a token like any other, with a position: class c is token `class_offset + c` (taming: 0; B, whose
-    vocabulary is N + 1,000: N), and `start_token` is the start of an unconditional model. Our start table holds their
-    token plus their first position. Their rows for tokens that no image has are left out.
+    minGPT's start is a token like any other, with a position: class c is token `class_offset + c` (taming: 0; B, whose
+    vocabulary is N + 1,000: N), and `start_token` is the start of an unconditional model. The start table of `GPT`
+    holds that token plus the first position. Rows for tokens that no image has are left out.
 
     Raises:
-        ValueError: their vocabulary has fewer tokens than asked for.
+        ValueError: the checkpoint's vocabulary has fewer tokens than asked for.
     """
-    table, positions = weights["tok_emb.weight"], weights["pos_emb"][0]  # (their V, D), (1 + T, D)
+    table, positions = weights["tok_emb.weight"], weights["pos_emb"][0]  # (V of minGPT, D), (1 + T, D)
     if len(table) < (needed := max(vocab_size, class_offset + num_classes, start_token + 1)):
         raise ValueError(f"the checkpoint's vocabulary has {len(table)} tokens, {needed} are needed")
     parts = re.compile(r"^(blocks\.\d+)\.attn\.query\.(weight|bias)$")
