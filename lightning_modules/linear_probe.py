@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lightning_modules.distributed import all_reduce_sum, mean_over_ranks
 from lightning_modules.networks.batch_norm import BatchNorm1d
 from lightning_modules.networks.gpt import GPT
-from lightning_modules.optimizer import OptimizerConfig, build_optimizer, share_of_step, warmup_cosine
+from lightning_modules.optimizer import OptimizerConfig, build_optimizer, build_schedule, share_of_step
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
 from lightning_modules.vim import VIMConfig
 
@@ -202,7 +202,7 @@ class LinearProbe(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.parameters(), self.config.optimizer)
-        schedule = warmup_cosine(optimizer, self.config.optimizer, int(self.trainer.max_steps))
+        schedule = build_schedule(optimizer, self.config.optimizer, int(self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ---- validation

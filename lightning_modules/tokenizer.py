@@ -31,8 +31,8 @@ from lightning_modules.optimizer import (
     OptimizerConfig,
     as_list,
     build_optimizer,
+    build_schedule,
     leave_out,
-    warmup_cosine,
     without_exchange,
 )
 from lightning_modules.quantizers import QUANTIZERS, QuantizerConfig, QuantizerOutput
@@ -233,7 +233,7 @@ class Tokenizer(L.LightningModule):
             groups.append(list(self.discriminator.parameters()))
         optimizers = [build_optimizer(group, self.config.optimizer) for group in groups]
         config, steps = self.config.optimizer, self.trainer.max_steps
-        return [{"optimizer": o, "lr_scheduler": warmup_cosine(o, config, steps)} for o in optimizers]
+        return [{"optimizer": o, "lr_scheduler": build_schedule(o, config, steps)} for o in optimizers]
 
     def on_train_epoch_end(self) -> None:
         self.log_dict(self.epoch_usage)

@@ -19,10 +19,11 @@ from lightning_modules.metrics.generation import Classifier, GenerationConfig, G
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
 from lightning_modules.optimizer import (
-    StageTwoOptimizerConfig,
-    build_stage_two_optimizer,
+    OptimizerConfig,
+    build_optimizer,
+    build_schedule,
+    decay_of_matrices,
     share_of_step,
-    warmup_decay,
 )
 from lightning_modules.sharding import is_sharded, shard, whole
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
@@ -45,7 +46,11 @@ class VIMConfig:
     label_dropout: float = 0.0
     keep_tokens: float = 1.0
     encode_on_the_fly: bool = False
-    optimizer: StageTwoOptimizerConfig = field(default_factory=StageTwoOptimizerConfig)
+    # A 3.4: Adam with a first moment in int8 and a factorised second one (Adafactor's memory). Departs from A: AdamW,
+    # because torch's Adafactor has no first moment; its steps are lr times a parameter's own size and want another lr.
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=4.5e-4, min_lr=1e-5, betas=[0.9, 0.96], decay="exponential")
+    )
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
@@ -64,7 +69,9 @@ class VIMConfig:
         if self.generation.acceptance and not self.class_conditional:
             raise ValueError("model.generation.acceptance needs model.class_conditional=true: a class to look like")
         self.gpt.resolved()
-        self.optimizer.check()
+        betas, default = self.optimizer.betas, type(self)().optimizer.betas
+        if self.optimizer.name == "adafactor" and betas != default:
+            raise ValueError(f"model.optimizer.betas={betas} has no effect on adafactor: set it to {default}")
         self.generation.check()
 
     def check_upstream(self, model: Any) -> None:
@@ -150,8 +157,8 @@ class VIM(L.LightningModule):
             shard(self.gpt, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_stage_two_optimizer(self.gpt, self.config.optimizer)
-        schedule = warmup_decay(optimizer, self.config.optimizer, int(self.trainer.max_steps))
+        optimizer = build_optimizer(decay_of_matrices(self.gpt, self.config.optimizer), self.config.optimizer)
+        schedule = build_schedule(optimizer, self.config.optimizer, int(self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ---- validation

@@ -30,7 +30,7 @@ from lightning_modules.metrics.fidelity import RealImages, fidelity_values
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics
 from lightning_modules.networks.gpt import GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
-from lightning_modules.optimizer import StageTwoOptimizerConfig
+from lightning_modules.optimizer import OptimizerConfig
 from lightning_modules.quantizers import QUANTIZERS, EMAQuantizer, LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM, VIMConfig
@@ -101,7 +101,8 @@ def module_numbers() -> Numbers:
     numbers: Numbers = {name: fit(tokenizer(name), images(STEPS, 16)) for name in MODULES}
     torch.manual_seed(0)
     gpt = GPTConfig(dims=[2, 2, 16, 32])
-    vim = VIM(VIMConfig(gpt=gpt, optimizer=StageTwoOptimizerConfig(lr=1e-3, eps=1e-3)), 32, (4, 4), 10, 16)
+    optimizer = OptimizerConfig(lr=1e-3, min_lr=1e-5, betas=[0.9, 0.96], eps=1e-3, decay="exponential")
+    vim = VIM(VIMConfig(gpt=gpt, optimizer=optimizer), 32, (4, 4), 10, 16)
     batches = [{"tokens": torch.randint(32, (4, 16)), "label": torch.arange(4)} for _ in range(STEPS)]
     numbers["vim"] = fit(vim, batches)
     tokens = generate(vim.gpt.eval(), [0, 1], torch.tensor([0, 1]), SamplingConfig(top_k=1), 0)
