@@ -46,6 +46,35 @@ def test_arguments_win_over_the_file_and_the_file_over_defaults(recipe: Path) ->
     assert experiment.model.code_dim == 256, "the class's default"
 
 
+def test_a_recipe_extends_another_file(tmp_path: Path) -> None:
+    """Key by key, over as many files as there are; a part of another class replaces the extended file's."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/first.yaml").write_text("data: {name: shapes, batch_size: 3}\ntrainer: {max_steps: 5}\n")
+    (tmp_path / "below/second.yaml").write_text("extends: first.yaml\nmodel: {name: vqgan, backbone: {channels: 16}}\n")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "extends: below/second.yaml\ndata: {batch_size: 2}\nmodel: {backbone: {name: vit, patch_size: 4}}\n"
+    )
+    experiment = load_experiment(path, ["trainer.max_steps=7"])
+    assert (experiment.data.batch_size, experiment.trainer.max_steps) == (2, 7)
+    assert experiment.model.backbone.patch_size == 4  # type: ignore[attr-defined]
+    assert load_experiment(path).trainer.max_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("recip.yaml", r"recip\.yaml: no such file; did you mean recipe\.yaml"),
+        ("recipe.yaml", r"recipe\.yaml: extends='recipe\.yaml' leads back to itself"),
+        ("[1]", r"\[1\]: no such file"),
+    ],
+)
+def test_an_extended_file_must_be_there(recipe: Path, base: str, message: str) -> None:
+    recipe.write_text(f"extends: {base}\n{RECIPE}")
+    with pytest.raises(ValueError, match=message):
+        load_experiment(recipe)
+
+
 def test_names_pick_the_classes(recipe: Path) -> None:
     experiment = load_experiment(recipe, ["model.name=vit_vqgan", "model.quantizer.name=ema", "model.code_dim=16"])
     assert isinstance(experiment.model, ViTVQGANConfig)
