@@ -9,7 +9,7 @@ Letters: n blocks, B images, T tokens of an image, D width, C classes.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -46,6 +46,8 @@ class LinearProbeConfig:
     heldout: float = 0.1
     normalize: bool = False
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2, betas=[0.9, 0.999]))
+    batch_size: ClassVar[int] = 1024
+    max_steps: ClassVar[int] = 112_590  # 100 epochs of the 90 % of ImageNet that are not held out
 
     def check(self) -> None:
         """Raises ValueError for a value out of range."""

@@ -5,7 +5,7 @@ Letters: B images, H x W pixels, h x w tokens, D backbone width, d code dimensio
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
 import torch
@@ -53,6 +53,8 @@ class TokenizerConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    batch_size: ClassVar[int] = 64  # of the paper's recipe: the default of data.batch_size, and of trainer.max_steps
+    max_steps: ClassVar[int] = 1000
 
 
 class TokenizerOutput(NamedTuple):

@@ -18,6 +18,7 @@ from lightning_modules.optimizer import OptimizerConfig
 from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.vit_vqgan import ViTVQGANConfig
 from lightning_modules.vqgan import VQGANConfig
+from lightning_modules.vqgan_lc import paper_b_optimizer
 
 TOKENIZERS = [path for path in sorted(config_module.RECIPES.glob("*.yaml")) if "upstream:" not in path.read_text()]
 RECIPE = """
@@ -139,7 +140,7 @@ def test_data_defaults_are_those_of_the_data_set() -> None:
         ("model.metrics.lpips=squeeze", r"model\.metrics\.lpips='squeeze' is none of auto, vgg, alex, none"),
         ("model.metrics.code_ranks=[1,65]", r"code_ranks=\[1, 65\] must lie between 1 and model\.codebook_size=64"),
         ("model.metrics.code_ranks=[0]", r"code_ranks=\[0\] must lie between 1"),
-        ("model.loss.perceptual_network=vgg", r"perceptual_network='vgg' is none of auto, lpips-vgg"),
+        ("model.loss.perceptual_network=vgg", r"perceptual_network='vgg' is none of lpips-vgg, lpips-alex"),
     ],
 )
 def test_a_mistake_is_named_with_the_file(recipe: Path, override: str, message: str) -> None:
@@ -187,7 +188,7 @@ def test_an_untrained_discriminator_may_not_steer(recipe: Path) -> None:
     keys = ["model.loss.adversarial=0.1", "model.loss.discriminator_start=10", "model.loss.adversarial_start=5"]
     with pytest.raises(ValueError, match=r"adversarial_start=5 is before discriminator_start=10"):
         load_experiment(recipe, keys)
-    load_experiment(recipe, keys[1:])  # no game, no order
+    load_experiment(recipe, ["model.loss.adversarial=0", *keys[1:]])  # no game, no order
 
 
 @pytest.mark.parametrize("argument", ["model.codebook_size", "=5", "", "--steps"])
@@ -322,7 +323,9 @@ class NewerOptimizerConfig(OptimizerConfig):
 
 @dataclasses.dataclass
 class NewerConfig(VQGANConfig):
-    optimizer: NewerOptimizerConfig = dataclasses.field(default_factory=NewerOptimizerConfig)
+    optimizer: NewerOptimizerConfig = dataclasses.field(
+        default_factory=lambda: NewerOptimizerConfig(**vars(paper_b_optimizer()))
+    )
 
 
 def test_digest_does_not_change_when_an_option_is_added(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
