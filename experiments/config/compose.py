@@ -31,8 +31,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     `extends` is a path from the file's own folder. Raises ValueError that names the file.
     """
     files, layers = [Path(path)], [read_yaml(path)]
-    while (base := layers[0].pop("extends", None)) is not None:
-        file = files[-1].parent / str(base)
+    while "extends" in layers[0]:
+        base = str(layers[0]["extends"])
+        layers[0] = {key: value for key, value in layers[0].items() if key != "extends"}
+        file = files[-1].parent / base
         if file.resolve() in [known.resolve() for known in files]:
             raise ValueError(f"{files[-1]}: extends='{base}' leads back to itself")
         files.append(file)

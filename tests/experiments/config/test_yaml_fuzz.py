@@ -153,9 +153,8 @@ class Outcomes:
 @pytest.fixture(autouse=True)
 def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Recipes that a mutation names are read once; and torch's objects need not be collected again and again."""
-    cached = functools.cache(read_yaml)
-    for module in (config, grid):
-        monkeypatch.setattr(module, "read_yaml", lambda path: (cached if path in RECIPES else read_yaml)(path))
+    cached, files = functools.cache(read_yaml), [*RECIPES, *(PROJECT / "experiments/reductions").glob("*.yaml")]
+    monkeypatch.setattr(config, "read_yaml", lambda path: (cached if path in files else read_yaml)(path))
     gc.collect()
     gc.freeze()
     yield
