@@ -5,7 +5,7 @@ Letters: B images, H x W pixels, h x w tokens, D backbone width, d code dimensio
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
 import torch
@@ -37,7 +37,7 @@ from lightning_modules.optimizer import (
     OptimizerConfig,
     as_list,
     build_optimizer,
-    warmup_cosine,
+    build_schedule,
 )
 from lightning_modules.quantizers import QUANTIZERS, QuantizerConfig, QuantizerOutput
 
@@ -57,6 +57,8 @@ class TokenizerConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    batch_size: ClassVar[int] = 64  # of the paper's recipe: the default of data.batch_size, and of trainer.max_steps
+    max_steps: ClassVar[int] = 1000
 
 
 class TokenizerOutput(NamedTuple):
@@ -237,7 +239,7 @@ class Tokenizer(L.LightningModule):
             groups.append(list(self.discriminator.parameters()))
         optimizers = [build_optimizer(group, self.config.optimizer) for group in groups]
         config, steps = self.config.optimizer, self.trainer.max_steps
-        return [{"optimizer": o, "lr_scheduler": warmup_cosine(o, config, steps)} for o in optimizers]
+        return [{"optimizer": o, "lr_scheduler": build_schedule(o, config, steps)} for o in optimizers]
 
     def on_train_epoch_end(self) -> None:
         self.log_dict(self.epoch_usage)

@@ -1,12 +1,16 @@
 """VIM (paper A, section 3.4): an autoregressive transformer over a tokenizer's codes; also paper B's GPT.
 
+The configuration's defaults are A's VIM-Large on ImageNet (A-Table 6, FID 4.17), whose loss is the negative
+log-likelihood of an image's tokens in raster order, after its class. Where A is silent, a note says what was taken.
+B's GPT is `experiments/gpt_vim_imagenet.yaml`.
+
 Letters: B images, T tokens of an image, D width, V codes.
 """
 
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -20,10 +24,11 @@ from lightning_modules.metrics.generation import Classifier, GenerationConfig, G
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
 from lightning_modules.optimizer import (
-    StageTwoOptimizerConfig,
-    build_stage_two_optimizer,
+    OptimizerConfig,
+    build_optimizer,
+    build_schedule,
+    decay_of_matrices,
     share_of_step,
-    warmup_decay,
 )
 from lightning_modules.sharding import is_sharded, shard, whole
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
@@ -36,19 +41,34 @@ class VIMConfig:
     """`label_dropout`: share of training labels replaced by "no class", for classifier-free guidance.
 
     `keep_tokens`: share of input tokens left as they are, the others become random ones (taming's and B's pkeep,
-    0.8 in B's code; the paper A has none). `encode_on_the_fly`: encode augmented images at every step, the paper's way,
-    instead of reading tokens made once.
+    0.8 in B's code; A has none). `encode_on_the_fly`: encode augmented images at every step, A's way, instead of
+    reading tokens made once.
     """
 
     name: str = "vim"
-    gpt: GPTConfig = field(default_factory=GPTConfig)
+    gpt: GPTConfig = field(default_factory=lambda: GPTConfig(size="large", positions="2d", dropout=0.1))
     class_conditional: bool = True
     label_dropout: float = 0.0
     keep_tokens: float = 1.0
-    encode_on_the_fly: bool = False
-    optimizer: StageTwoOptimizerConfig = field(default_factory=StageTwoOptimizerConfig)
+    encode_on_the_fly: bool = True
+    # A 3.4: Adam with a first moment in int8 and a factorised second one (Adafactor's memory). Departs from A: AdamW,
+    # because torch's Adafactor has no first moment; its steps are lr times a parameter's own size and want another lr.
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            lr=4.5e-4,
+            min_lr=1e-5,
+            betas=[0.9, 0.96],
+            weight_decay=0.0,  # not stated, like the clipping
+            warmup_steps=5000,
+            decay_from=80_000,
+            decay="exponential",
+            gradient_clip=0.0,
+        )
+    )
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    batch_size: ClassVar[int] = 1024
+    max_steps: ClassVar[int] = 450_000
 
     def check(self) -> None:
         """Raises ValueError for a value out of range."""
@@ -65,7 +85,9 @@ class VIMConfig:
         if self.generation.acceptance and not self.class_conditional:
             raise ValueError("model.generation.acceptance needs model.class_conditional=true: a class to look like")
         self.gpt.resolved()
-        self.optimizer.check()
+        betas, default = self.optimizer.betas, type(self)().optimizer.betas
+        if self.optimizer.name == "adafactor" and betas != default:
+            raise ValueError(f"model.optimizer.betas={betas} has no effect on adafactor: set it to {default}")
         self.generation.check()
 
     def check_upstream(self, model: Any) -> None:
@@ -151,8 +173,8 @@ class VIM(L.LightningModule):
             shard(self.gpt, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_stage_two_optimizer(self.gpt, self.config.optimizer)
-        schedule = warmup_decay(optimizer, self.config.optimizer, int(self.trainer.max_steps))
+        optimizer = build_optimizer(decay_of_matrices(self.gpt, self.config.optimizer), self.config.optimizer)
+        schedule = build_schedule(optimizer, self.config.optimizer, int(self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ---- validation

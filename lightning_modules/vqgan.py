@@ -1,23 +1,44 @@
-"""VQGAN, the CNN baseline (Esser et al. 2021; rows "VQGAN" of paper B's tables).
+"""VQGAN, the CNN baseline (Esser et al. 2021; rows "VQGAN" of paper B's tables): a wide codebook trained by gradient.
 
-CNN encoder and decoder, a wide codebook trained by gradient. The recipes add the perceptual loss and PatchGAN with
-hinge loss and adaptive weight; the configuration's default is L2 and VQ alone, so the discriminator is not built.
+The configuration's defaults are B's baseline of 16,384 codes and 256 tokens on ImageNet 256 (B-Table 2: rFID 5.96).
+Its loss, optimizer and length are those of VQGAN-LC: `vqgan_lc.py` has the total loss, and where paper and code differ.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from lightning_modules.networks import BackboneConfig, CNNConfig, DiscriminatorConfig, PatchGANConfig
+from lightning_modules.losses import LossConfig
+from lightning_modules.networks import BackboneConfig, DiscriminatorConfig
+from lightning_modules.optimizer import OptimizerConfig
 from lightning_modules.quantizers import QuantizerConfig, VQConfig
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
+from lightning_modules.vqgan_lc import (
+    BATCH_SIZE,
+    MAX_STEPS,
+    paper_b_backbone,
+    paper_b_discriminator,
+    paper_b_loss,
+    paper_b_optimizer,
+)
 
 
 @dataclass
 class VQGANConfig(TokenizerConfig):
     name: str = "vqgan"
-    code_dim: int = 256
-    backbone: BackboneConfig = field(default_factory=CNNConfig)
-    quantizer: QuantizerConfig = field(default_factory=VQConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=PatchGANConfig)
+    codebook_size: int = 16_384
+    code_dim: int = 256  # taming's; neither B's paper nor its code says
+    backbone: BackboneConfig = field(default_factory=paper_b_backbone)
+    quantizer: QuantizerConfig = field(
+        default_factory=lambda: VQConfig(
+            commitment_weight=1.0,  # both (taming's "legacy" order); VQ-VAE's order: 0.33, 1.0
+            codebook_weight=0.33,
+        )
+    )
+    discriminator: DiscriminatorConfig = field(default_factory=paper_b_discriminator)
+    loss: LossConfig = field(default_factory=paper_b_loss)
+    optimizer: OptimizerConfig = field(default_factory=paper_b_optimizer)
+    batch_size: ClassVar[int] = BATCH_SIZE
+    max_steps: ClassVar[int] = MAX_STEPS
 
 
 class VQGAN(Tokenizer):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.config.values import from_dotlist, merge, read_yaml
+from experiments.config.values import from_dotlist, merge
 from sweeps.schema import CellSpec, PlotSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
 
 if TYPE_CHECKING:
@@ -130,10 +130,10 @@ def recipe_values(
     name: str, changes: dict[str, Any], overlay: ScaleSpec, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """A recipe with the scale's overlay and `changes`; what it stands on likewise. The overlay is of tokenizers."""
-    from experiments.config.compose import compose
+    from experiments.config.compose import compose, read_recipe
 
     if name not in files:
-        files[name] = read_yaml(EXPERIMENTS / f"{name}.yaml")
+        files[name] = read_recipe(EXPERIMENTS / f"{name}.yaml")
     file = files[name]
     own = overlay.experiment_overrides.get(name.rsplit("_", 1)[0], {})
     common = {} if "upstream" in file else overlay.overrides

@@ -1,8 +1,8 @@
 """Shared by all tests: one thread, and a tiny experiment on rendered shapes that trains in a moment."""
 
-import copy
 import functools
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,16 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.config.compose import parse
+from experiments.config.compose import compose, parse
 from experiments.config.experiment import Experiment
-from experiments.config.values import from_dotlist, merge
+from experiments.config.values import from_dotlist
 from experiments.pipeline import classifier
 from experiments.pipeline.codebooks import estimate, extraction
 from lightning_modules import tokenizer
-from lightning_modules.losses import perceptual
+from lightning_modules.losses import LossConfig, perceptual
 from lightning_modules.metrics import extractors
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
+from lightning_modules.optimizer import OptimizerConfig
 
 torch.set_num_threads(1)
 
@@ -50,6 +51,7 @@ TINY_LARGE_CODEBOOK = {
         "num_images": 40,
     },
 }
+PLAIN_LOSS = LossConfig(l2=1.0, perceptual_network="efficientnet-lite0")  # L2 and VQ: no paper's, and fast
 TinyExperiment = Callable[..., Experiment]
 SLOW = [line for line in Path(__file__).with_name("slow.txt").read_text().split("\n") if line and line[0] != "#"]
 
@@ -105,18 +107,21 @@ def tiny_experiment(folder: Path, name: str = "vqgan", *overrides: str) -> Exper
         "code_dim": 8,
         "backbone": TINY_BACKBONES["vit" if is_vit else "cnn"],
         "discriminator": TINY_DISCRIMINATORS["vit_vqgan" if is_vit else "vqgan"],
-        "optimizer": {"lr": 3e-3},
+        "loss": asdict(PLAIN_LOSS),
+        "optimizer": asdict(OptimizerConfig(lr=3e-3)),
         "metrics": {"extractor": "efficientnet-lite0", "extractor_image_size": 32, "lpips": "none"},
     }
     if name == "vqgan_lc":
         model["quantizer"] = TINY_LARGE_CODEBOOK
+    if name in ("vqgan", "vqgan_fc"):
+        model["quantizer"] = {"commitment_weight": 0.25, "codebook_weight": 1.0}
     values = {
         "data": {"name": "shapes", "image_size": 16, "batch_size": 4, "train_size": 16, "val_size": 12},
         "model": model,
         "trainer": {"max_steps": 3, "checkpoint_every": 1000, "log_every": 1},
         "runtime": {"output_dir": str(folder / "runs"), "data_dir": str(folder / "data"), "accelerator": "cpu"},
     }
-    return parse(merge(copy.deepcopy(values), from_dotlist(overrides)), "tiny")
+    return parse(compose(values, from_dotlist(overrides)), "tiny")
 
 
 class LargestResult(TorchDispatchMode):

@@ -47,7 +47,7 @@ def check_numbers(experiment: Experiment) -> None:
 
 
 def check_run(experiment: Experiment) -> None:
-    trainer, optimizer = experiment.trainer, experiment.model.optimizer
+    trainer = experiment.trainer
     require(
         trainer.precision in ("32-true", "bf16-mixed"),
         f"trainer.precision='{trainer.precision}' is none of 32-true, bf16-mixed",
@@ -61,13 +61,10 @@ def check_run(experiment: Experiment) -> None:
     val_size = experiment.data.val_size
     require(val_size is None or val_size >= 2, f"data.val_size={val_size} must be null (all) or at least 2")
     require(trainer.validate_every >= 0, f"trainer.validate_every={trainer.validate_every} must be 0 (off) or more")
-    require(len(optimizer.betas) == 2, f"model.optimizer.betas={optimizer.betas} must hold two numbers")
-    require(
-        all(0 <= beta < 1 for beta in optimizer.betas), f"model.optimizer.betas={optimizer.betas} must be in [0, 1)"
-    )
-    require(optimizer.lr > 0, f"model.optimizer.lr={optimizer.lr} must be above 0")
-    require(optimizer.accumulate >= 1, f"model.optimizer.accumulate={optimizer.accumulate} must be >= 1")
-    not_negative("optimizer", optimizer)
+    try:
+        experiment.model.optimizer.check()
+    except ValueError as error:
+        raise ValueError(f"model.optimizer.{error}") from None
 
 
 def check_downstream(experiment: Any) -> None:

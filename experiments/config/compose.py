@@ -22,7 +22,24 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises ValueError, with the file and key at fault and what to do, for a missing file, broken YAML, an unknown
     key (with the nearest known one), a wrong type, or a wrong name.
     """
-    return parse(compose(read_yaml(path), from_dotlist(overrides)), str(path))
+    return parse(compose(read_recipe(path), from_dotlist(overrides)), str(path))
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The file's values over those of the file that its key `extends` names, which may extend another one in turn.
+
+    `extends` is a path from the file's own folder. Raises ValueError that names the file.
+    """
+    files, layers = [Path(path)], [read_yaml(path)]
+    while "extends" in layers[0]:
+        base = str(layers[0]["extends"])
+        layers[0] = {key: value for key, value in layers[0].items() if key != "extends"}
+        file = files[-1].parent / base
+        if file.resolve() in [known.resolve() for known in files]:
+            raise ValueError(f"{files[-1]}: extends='{base}' leads back to itself")
+        files.append(file)
+        layers.insert(0, read_yaml(file))
+    return compose(*layers)
 
 
 def compose(*layers: dict[str, Any]) -> dict[str, Any]:
@@ -106,5 +123,5 @@ def parse_upstream(values: Any, origin: str) -> tuple[str, Experiment]:
     recipe, changes = values["recipe"], {key: value for key, value in values.items() if key != "recipe"}
     named = {key for key in ("data", "model") if select(changes, f"{key}.name")}
     is_whole = {"seed", "trainer"} <= changes.keys() and len(named) == 2  # as records and checkpoints hold it
-    layers = [changes] if is_whole else [read_yaml(RECIPES / recipe), changes]
+    layers = [changes] if is_whole else [read_recipe(RECIPES / recipe), changes]
     return recipe, parse(compose(*layers), f"{origin}: upstream ({recipe})")

@@ -154,4 +154,6 @@ def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
             raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{hint}")
         if not isinstance(getattr(owner, leaf), table[name][-1]):
             setattr(owner, leaf, table[name][-1]())
+    experiment.data.batch_size = experiment.model.batch_size
+    experiment.trainer.max_steps = experiment.model.max_steps
     return experiment

@@ -128,7 +128,7 @@ def train_alone(
         "metrics": metrics,
         "history": module.history,
         "protocols": module.protocols(),
-        "perceptual_network": getattr(getattr(module, "perceptual", None), "name", None),  # what "auto" was
+        "perceptual_network": getattr(getattr(module, "perceptual", None), "name", None),
         "parameters": count(module) - count(getattr(module, "discriminator", None)),
         "images_per_second": throughput.images_per_second,
         "wall_seconds": throughput.wall_seconds,

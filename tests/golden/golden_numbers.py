@@ -11,6 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,21 @@ from datamodules import ShapesConfig, ShapesDataModule
 from experiments.config.compose import parse
 from experiments.config.experiment import MODULES
 from lightning_modules.linear_probe import BlockFeatures, LinearProbe, LinearProbeConfig
-from lightning_modules.losses import hinge_d_loss, l1_loss, l2_loss, logit_laplace_loss, non_saturating_d_loss
+from lightning_modules.losses import (
+    LossConfig,
+    hinge_d_loss,
+    l1_loss,
+    l2_loss,
+    logit_laplace_loss,
+    non_saturating_d_loss,
+)
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
 from lightning_modules.metrics.fidelity import RealImages, fidelity_values
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics
 from lightning_modules.networks.gpt import GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
-from lightning_modules.optimizer import StageTwoOptimizerConfig
+from lightning_modules.optimizer import OptimizerConfig
 from lightning_modules.quantizers import QUANTIZERS, EMAQuantizer, LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM, VIMConfig
@@ -79,15 +87,18 @@ def tokenizer(name: str) -> Tokenizer:
         "code_dim": 8,
         "backbone": TINY_BACKBONES["vit" if is_vit else "cnn"],
         "discriminator": TINY_DISCRIMINATORS["vit_vqgan" if is_vit else "vqgan"],
-        "loss": {"l1": 0.5, "adversarial": 0.1, "discriminator_start": 1, "adversarial_start": 2, "perceptual": 0.1},
-        "optimizer": {"lr": 1e-3, "eps": 1e-3},
+        "loss": asdict(LossConfig(l1=0.5, l2=1.0, adversarial=0.1, discriminator_start=1, adversarial_start=2)),
+        "optimizer": asdict(OptimizerConfig(lr=1e-3, eps=1e-3)),
         "metrics": {"extractor": "efficientnet-lite0", "extractor_image_size": 32, "lpips": "none"},
     }
-    model["loss"] |= {"perceptual_network": "efficientnet-lite0", "r1": 1.0 if is_vit else 0.0, "r1_every": 2}
+    model["loss"] |= {"perceptual": 0.1, "perceptual_network": "efficientnet-lite0"}
+    model["loss"] |= {"r1": 1.0 if is_vit else 0.0, "r1_every": 2}
     if is_vit:
         model["loss"] |= {"logit_laplace": 0.1, "adversarial_loss": "non_saturating"}
     if name == "vqgan_lc":
         model["quantizer"] = {"feature_dim": 40}
+    if name in ("vqgan", "vqgan_fc"):
+        model["quantizer"] = {"commitment_weight": 0.25, "codebook_weight": 1.0}
     config = parse({"data": {"image_size": 16}, "model": model}, "golden").model
     torch.manual_seed(0)
     module = MODULES[name][0](config, 16)
@@ -101,7 +112,8 @@ def module_numbers() -> Numbers:
     numbers: Numbers = {name: fit(tokenizer(name), images(STEPS, 16)) for name in MODULES}
     torch.manual_seed(0)
     gpt = GPTConfig(dims=[2, 2, 16, 32])
-    vim = VIM(VIMConfig(gpt=gpt, optimizer=StageTwoOptimizerConfig(lr=1e-3, eps=1e-3)), 32, (4, 4), 10, 16)
+    optimizer = OptimizerConfig(lr=1e-3, min_lr=1e-5, betas=[0.9, 0.96], eps=1e-3, decay="exponential")
+    vim = VIM(VIMConfig(gpt=gpt, optimizer=optimizer), 32, (4, 4), 10, 16)
     batches = [{"tokens": torch.randint(32, (4, 16)), "label": torch.arange(4)} for _ in range(STEPS)]
     numbers["vim"] = fit(vim, batches)
     tokens = generate(vim.gpt.eval(), [0, 1], torch.tensor([0, 1]), SamplingConfig(top_k=1), 0)

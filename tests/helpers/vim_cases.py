@@ -23,7 +23,8 @@ def tiny_vim(tiny: TinyExperiment, *overrides: str, upstream: list[str] | None =
         "model": {
             "name": "vim",
             "gpt": {"dims": [1, 2, 16, 32]},
-            "optimizer": {"lr": 3e-3},
+            "encode_on_the_fly": False,
+            "optimizer": {"lr": 3e-3, "warmup_steps": 0, "decay_from": 0},
             "generation": GENERATION,
         },
         "trainer": {"max_steps": 3, "checkpoint_every": 1000, "log_every": 1},

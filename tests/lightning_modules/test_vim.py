@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from vim_cases import build, tiny_vim
 
 from lightning_modules import vim as vim_module
-from lightning_modules.optimizer import build_stage_two_optimizer
+from lightning_modules.optimizer import build_optimizer, decay_of_matrices
 from lightning_modules.vim import VIM
 
 Batch = dict[str, Tensor]
@@ -55,7 +55,8 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_overfits_one_batch_from_the_uniform_loss_on(tiny: TinyExperiment) -> None:
     options = ["model.gpt={dims: [1, 2, 32, 64], dropout: 0}", "model.optimizer={lr: 0.01, min_lr: 0.001}"]
     module, _ = build(tiny_vim(tiny, *options))
-    optimizer = build_stage_two_optimizer(module.gpt, module.config.optimizer)
+    config = module.config.optimizer
+    optimizer = build_optimizer(decay_of_matrices(module.gpt, config), config)
     losses = []
     for _ in range(250):
         loss = module.training_step(batch_of(4), 0)

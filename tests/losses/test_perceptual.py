@@ -5,9 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.hub import hub_file
 from lightning_modules.losses.perceptual import (
-    LPIPS_URLS,
     EncoderFeatureLoss,
     LPIPSLoss,
     PerceptualLoss,
@@ -109,14 +107,13 @@ def test_missing_weights_name_the_file_and_the_way_out() -> None:
 
 
 @pytest.mark.usefixtures("no_network")
-def test_auto_takes_vgg_when_its_file_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build_perceptual("auto", SIZE).name == "efficientnet-lite0"
-    hub_file(LPIPS_URLS["vgg"]).parent.mkdir(parents=True)
-    hub_file(LPIPS_URLS["vgg"]).touch()
-    chosen = []
-    monkeypatch.setattr("lightning_modules.losses.perceptual.LPIPSLoss", lambda network, _: chosen.append(network))
-    build_perceptual("auto", SIZE)
-    assert chosen == ["vgg"]
+def test_no_network_stands_in_for_another() -> None:
+    """What is on the disk of a machine must not decide what a model is trained with."""
+    assert build_perceptual("efficientnet-lite0", SIZE).name == "efficientnet-lite0"
+    with pytest.raises(FileNotFoundError):
+        build_perceptual("lpips-vgg", SIZE)
+    with pytest.raises(ValueError, match='"auto"'):
+        build_perceptual("auto", SIZE)
 
 
 def test_none_is_zero() -> None:

@@ -30,8 +30,8 @@ model:
   backbone:
     {channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1, attention_resolutions: [], latent_channels: 16}
   discriminator: {channels: 8, num_layers: 1}
-  optimizer: {lr: 3.0e-3}
-  loss: {perceptual: 0.0, adversarial: 0.0}
+  optimizer: {lr: 3.0e-3, warmup_steps: 0}
+  loss: {l1: 0.0, l2: 1.0, perceptual: 0.0, quantizer: 1.0, adversarial: 0.0}
   metrics: {extractor: efficientnet-lite0, extractor_image_size: 32, lpips: none}
 trainer: {max_steps: 6, checkpoint_every: 2, log_every: 1}
 runtime: {accelerator: cpu}

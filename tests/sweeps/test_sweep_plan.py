@@ -162,7 +162,7 @@ def test_an_older_record_is_found_by_a_plan_too(tmp_path: Path) -> None:
     (grid,) = table_grids(tmp_path, SWEEP, "reduced", "", [], "shapes")
     run = grid.runs[0]
     path = record_path(tmp_path / "records", run.experiment, "shapes")
-    for key, is_found in (("eps", True), ("warmup_steps", False)):  # the recipe sets the latter
+    for key, is_found in (("accumulate", True), ("warmup_steps", False)):  # the recipe sets the latter
         write_json(path, older(run, key))
         assert bool(find_records(run.experiment, [tmp_path / "records"])) == is_found
         assert bool(find_records(full(run), [tmp_path / "records"])) == is_found

@@ -18,6 +18,7 @@ from lightning_modules.optimizer import OptimizerConfig
 from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.vit_vqgan import ViTVQGANConfig
 from lightning_modules.vqgan import VQGANConfig
+from lightning_modules.vqgan_lc import paper_b_optimizer
 
 TOKENIZERS = [path for path in sorted(config_module.RECIPES.glob("*.yaml")) if "upstream:" not in path.read_text()]
 RECIPE = """
@@ -44,6 +45,35 @@ def test_arguments_win_over_the_file_and_the_file_over_defaults(recipe: Path) ->
     assert experiment.model.optimizer.betas == [0.5, 0.9]
     assert load_experiment(recipe).model.codebook_size == 64
     assert experiment.model.code_dim == 256, "the class's default"
+
+
+def test_a_recipe_extends_another_file(tmp_path: Path) -> None:
+    """Key by key, over as many files as there are; a part of another class replaces the extended file's."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/first.yaml").write_text("data: {name: shapes, batch_size: 3}\ntrainer: {max_steps: 5}\n")
+    (tmp_path / "below/second.yaml").write_text("extends: first.yaml\nmodel: {name: vqgan, backbone: {channels: 16}}\n")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "extends: below/second.yaml\ndata: {batch_size: 2}\nmodel: {backbone: {name: vit, patch_size: 4}}\n"
+    )
+    experiment = load_experiment(path, ["trainer.max_steps=7"])
+    assert (experiment.data.batch_size, experiment.trainer.max_steps) == (2, 7)
+    assert experiment.model.backbone.patch_size == 4  # type: ignore[attr-defined]
+    assert load_experiment(path).trainer.max_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("recip.yaml", r"recip\.yaml: no such file; did you mean recipe\.yaml"),
+        ("recipe.yaml", r"recipe\.yaml: extends='recipe\.yaml' leads back to itself"),
+        ("[1]", r"\[1\]: no such file"),
+    ],
+)
+def test_an_extended_file_must_be_there(recipe: Path, base: str, message: str) -> None:
+    recipe.write_text(f"extends: {base}\n{RECIPE}")
+    with pytest.raises(ValueError, match=message):
+        load_experiment(recipe)
 
 
 def test_names_pick_the_classes(recipe: Path) -> None:
@@ -84,7 +114,7 @@ def test_data_defaults_are_those_of_the_data_set() -> None:
         ("model.loss.r1_every=0", r"r1_every=0 must be at least 1"),
         ("model.optimizer.lr=0", r"model\.optimizer\.lr=0\.0 must be above 0"),
         ("model.optimizer.betas=[0.9]", r"betas=\[0\.9\] must hold two numbers"),
-        ("model.optimizer.accumulate=0", r"accumulate=0 must be >= 1"),
+        ("model.optimizer.accumulate=0", r"accumulate=0 must be at least 1"),
         ("model.codebook_size=0", r"codebook_size=0 must be at least 1"),
         ("trainer.max_steps=0", r"max_steps=0 must be at least 1"),
         ("trainer.precision=16", r"precision='16' is none of 32-true, bf16-mixed"),
@@ -110,7 +140,7 @@ def test_data_defaults_are_those_of_the_data_set() -> None:
         ("model.metrics.lpips=squeeze", r"model\.metrics\.lpips='squeeze' is none of auto, vgg, alex, none"),
         ("model.metrics.code_ranks=[1,65]", r"code_ranks=\[1, 65\] must lie between 1 and model\.codebook_size=64"),
         ("model.metrics.code_ranks=[0]", r"code_ranks=\[0\] must lie between 1"),
-        ("model.loss.perceptual_network=vgg", r"perceptual_network='vgg' is none of auto, lpips-vgg"),
+        ("model.loss.perceptual_network=vgg", r"perceptual_network='vgg' is none of lpips-vgg, lpips-alex"),
     ],
 )
 def test_a_mistake_is_named_with_the_file(recipe: Path, override: str, message: str) -> None:
@@ -158,7 +188,7 @@ def test_an_untrained_discriminator_may_not_steer(recipe: Path) -> None:
     keys = ["model.loss.adversarial=0.1", "model.loss.discriminator_start=10", "model.loss.adversarial_start=5"]
     with pytest.raises(ValueError, match=r"adversarial_start=5 is before discriminator_start=10"):
         load_experiment(recipe, keys)
-    load_experiment(recipe, keys[1:])  # no game, no order
+    load_experiment(recipe, ["model.loss.adversarial=0", *keys[1:]])  # no game, no order
 
 
 @pytest.mark.parametrize("argument", ["model.codebook_size", "=5", "", "--steps"])
@@ -293,7 +323,9 @@ class NewerOptimizerConfig(OptimizerConfig):
 
 @dataclasses.dataclass
 class NewerConfig(VQGANConfig):
-    optimizer: NewerOptimizerConfig = dataclasses.field(default_factory=NewerOptimizerConfig)
+    optimizer: NewerOptimizerConfig = dataclasses.field(
+        default_factory=lambda: NewerOptimizerConfig(**vars(paper_b_optimizer()))
+    )
 
 
 def test_digest_does_not_change_when_an_option_is_added(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:

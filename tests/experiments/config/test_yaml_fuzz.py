@@ -9,6 +9,7 @@ import io
 import json
 import math
 import random
+import shutil
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ import yaml
 from conftest import TinyExperiment
 
 from experiments.config import compose as config
-from experiments.config.compose import compose, load_experiment, parse
+from experiments.config.compose import compose, load_experiment, parse, read_recipe
 from experiments.config.values import read_yaml
 from experiments.pipeline.build import build_model
 from experiments.runtime.errors import user_errors
@@ -152,9 +153,8 @@ class Outcomes:
 @pytest.fixture(autouse=True)
 def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Recipes that a mutation names are read once; and torch's objects need not be collected again and again."""
-    cached = functools.cache(read_yaml)
-    for module in (config, grid):
-        monkeypatch.setattr(module, "read_yaml", lambda path: (cached if path in RECIPES else read_yaml)(path))
+    cached, files = functools.cache(read_yaml), [*RECIPES, *(PROJECT / "experiments/reductions").glob("*.yaml")]
+    monkeypatch.setattr(config, "read_yaml", lambda path: (cached if path in files else read_yaml)(path))
     gc.collect()
     gc.freeze()
     yield
@@ -168,7 +168,7 @@ def load(tree: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("paths", "number"), [(TOKENIZERS, 7300), (DOWNSTREAM, 300)], ids=["tokenizers", "downstream"])
 def test_mutated_recipes(paths: list[Path], number: int) -> None:
-    rng, outcomes, trees = random.Random(0), Outcomes(), [read_yaml(path) for path in paths]
+    rng, outcomes, trees = random.Random(0), Outcomes(), [read_recipe(path) for path in paths]
     for i in range(number):
         tree = mutated(trees[i % len(trees)], rng)
         outcomes.try_(lambda tree=tree: load(tree), tree)  # type: ignore[misc]
@@ -206,6 +206,7 @@ def build(tiny: TinyExperiment, name: str, override: str) -> None:
 def test_garbled_recipe_files(tmp_path: Path) -> None:
     rng, outcomes, path = random.Random(1), Outcomes(), tmp_path / "recipe.yaml"
     texts = [p.read_text() for p in TOKENIZERS]
+    shutil.copytree(PROJECT / "experiments/reductions", tmp_path / "reductions")
     for i in range(1500):
         content = garbled(texts[i % len(texts)], rng)
         path.write_bytes(content)
@@ -214,7 +215,7 @@ def test_garbled_recipe_files(tmp_path: Path) -> None:
 
 
 def test_mutated_arguments() -> None:
-    rng, outcomes, tree = random.Random(2), Outcomes(), read_yaml(TOKENIZERS[0])
+    rng, outcomes, tree = random.Random(2), Outcomes(), read_recipe(TOKENIZERS[0])
     keys = ["model.codebook_size", "model.optimizer.betas", "trainer.max_steps", "data.name", "data.flip", "model"]
     values = [
         "64",

@@ -148,8 +148,18 @@ def test_the_recipe_and_changes_of_its_upstream() -> None:
             "acceptance needs model.class_conditional=true",
         ),
         ({"model": {"optimizer": {"decay": "step"}}}, "^x: model.optimizer.decay='step' is none of exponential"),
+        (
+            {"model": {"optimizer": {"name": "adafactor", "betas": [0.9, 0.95]}}},
+            r"betas=\[0.9, 0.95\] has no effect on adafactor: set it to \[0.9, 0.96\]",
+        ),
         ({"model": {"gpt": {"size": "huge"}}}, "^x: size 'huge' is not one of micro"),
-        ({"data": {"name": "image_folder", "image_size": 32, "random_crop": True}}, "random_crop needs model.encode"),
+        (
+            {
+                "data": {"name": "image_folder", "image_size": 32, "random_crop": True},
+                "model": {"encode_on_the_fly": False},
+            },
+            "random_crop needs model.encode",
+        ),
     ],
 )
 def test_mistakes_are_found_before_the_work(change: dict[str, Any], message: str) -> None:

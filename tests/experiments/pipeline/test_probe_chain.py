@@ -35,7 +35,13 @@ def probe(tiny: TinyExperiment) -> Any:
             "recipe": "vim_cifar10.yaml",
             "seed": 0,
             "data": SHAPES | {"batch_size": 8},
-            "model": {"name": "vim", "class_conditional": False, "gpt": {"dims": [2, 2, 16, 32]}},
+            "model": {
+                "name": "vim",
+                "class_conditional": False,
+                "gpt": {"dims": [2, 2, 16, 32]},
+                "encode_on_the_fly": False,
+                "optimizer": {"warmup_steps": 0, "decay_from": 0},
+            },
             "trainer": {"max_steps": 2},
             "upstream": upstream,
         }

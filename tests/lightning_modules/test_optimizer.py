@@ -1,4 +1,4 @@
-"""Stage 2's optimizers and schedule (paper A, 3.4)."""
+"""The optimizers and the schedule of all modules."""
 
 from itertools import pairwise
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lightning_modules.networks.gpt import GPT, GPTConfig
-from lightning_modules.optimizer import StageTwoOptimizerConfig, build_stage_two_optimizer, warmup_decay
+from lightning_modules.optimizer import OptimizerConfig, build_optimizer, build_schedule, decay_of_matrices
 
-CONFIG = StageTwoOptimizerConfig(lr=1e-2, min_lr=1e-4, warmup_steps=4, decay_from=10, weight_decay=0.1)
+CONFIG = OptimizerConfig(lr=1e-2, min_lr=1e-4, warmup_steps=4, decay_from=10, weight_decay=0.1)
 
 
 def gpt() -> GPT:
@@ -16,10 +16,10 @@ def gpt() -> GPT:
     return GPT(GPTConfig(dims=[1, 2, 16, 32], dropout=0), 32, (4, 4), 10)
 
 
-def rates(decay: str, steps: int = 31) -> list[float]:
+def rates(config: OptimizerConfig, steps: int = 31) -> list[float]:
     """The learning rate of each step of a run of 30, and after it."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=CONFIG.lr)
-    schedule = warmup_decay(optimizer, StageTwoOptimizerConfig(**{**vars(CONFIG), "decay": decay}), 30)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
+    schedule = build_schedule(optimizer, config, 30)
     found = []
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
@@ -33,7 +33,8 @@ def rates(decay: str, steps: int = 31) -> list[float]:
     [("exponential", (1e-2 * 1e-4) ** 0.5), ("cosine", (1e-2 + 1e-4) / 2), ("linear", (1e-2 + 1e-4) / 2)],
 )
 def test_warm_up_plateau_decay(decay: str, middle: float) -> None:
-    found = rates(decay, 35)
+    """The schedule of A 3.4 and its variants."""
+    found = rates(OptimizerConfig(**{**vars(CONFIG), "decay": decay}), 35)
     assert found[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert found[4:11] == pytest.approx([0.01] * 7)
     assert found[20] == pytest.approx(middle)
@@ -41,9 +42,16 @@ def test_warm_up_plateau_decay(decay: str, middle: float) -> None:
     assert all(a > b for a, b in pairwise(found[10:31]))
 
 
+def test_without_a_plateau_the_decay_starts_at_the_warm_ups_end() -> None:
+    """The schedule of both papers' tokenizers."""
+    found = rates(OptimizerConfig(lr=1e-2, warmup_steps=4))
+    assert found[3] == found[4] == 0.01 > found[5]
+    assert found[17] == pytest.approx(0.005) and found[30] == pytest.approx(0)
+
+
 def test_weight_decay_reaches_matrices_of_linear_layers_only() -> None:
     model = gpt()
-    decayed, others = build_stage_two_optimizer(model, CONFIG).param_groups
+    decayed, others = build_optimizer(decay_of_matrices(model, CONFIG), CONFIG).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {names[id(parameter)] for parameter in decayed["params"]}
     linear = {"attention.qkv", "attention.proj", "mlp.0", "mlp.3"}
@@ -53,9 +61,15 @@ def test_weight_decay_reaches_matrices_of_linear_layers_only() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_weight_decay_reaches_bare_parameters(name: str) -> None:
+    (group,) = build_optimizer(gpt().parameters(), OptimizerConfig(name=name, weight_decay=0.1)).param_groups
+    assert group["weight_decay"] == 0.1 and len(group["params"]) == len(list(gpt().parameters()))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_both_optimizers_learn(name: str) -> None:
-    model = gpt()
-    optimizer = build_stage_two_optimizer(model, StageTwoOptimizerConfig(name=name, lr=0.05, min_lr=0.01))
+    model, config = gpt(), OptimizerConfig(name=name, lr=0.05, min_lr=0.01)
+    optimizer = build_optimizer(decay_of_matrices(model, config), config)
     tokens, labels, losses = torch.randint(32, (4, 16)), torch.arange(4), []
     for _ in range(30):
         loss = torch.nn.functional.cross_entropy(
@@ -70,21 +84,24 @@ def test_both_optimizers_learn(name: str) -> None:
         state = optimizer.state[model.head.weight]
         assert max(value.numel() for value in state.values() if torch.is_tensor(value)) <= 32, "factorised"
     model.load_state_dict(model.state_dict())
-    again = build_stage_two_optimizer(model, StageTwoOptimizerConfig(name=name, lr=0.05, min_lr=0.01))
+    again = build_optimizer(decay_of_matrices(model, config), config)
     again.load_state_dict(optimizer.state_dict())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "adafactor", "betas": [0.9, 0.95]}, r"betas=\[0.9, 0.95\] has no effect on adafactor: set it to \["),
-        ({"name": "adam"}, "name='adam' is none of adamw, adafactor"),
-        ({"decay": "step"}, "decay='step' is none of exponential, cosine, linear"),
-        ({"min_lr": 1.0}, "min_lr=1.0 must be above 0 and at most lr"),
-        ({"min_lr": 0.0}, "min_lr=0.0 must be above 0"),
-        ({"accumulate": 0}, "accumulate=0 must be at least 1"),
+        ({"name": "adam"}, "^name='adam' is none of adamw, adafactor"),
+        ({"decay": "step"}, "^decay='step' is none of exponential, cosine, linear"),
+        ({"lr": 0.0}, "^lr=0.0 must be above 0"),
+        ({"min_lr": 1.0}, "^min_lr=1.0 must be at most lr=0.0001"),
+        ({"min_lr": 0.0, "decay": "exponential"}, "^min_lr=0.0 must be above 0 for decay=exponential"),
+        ({"warmup_steps": -1}, "^warmup_steps=-1 must not be negative"),
+        ({"betas": [0.9]}, r"^betas=\[0.9\] must hold two numbers"),
+        ({"betas": [0.9, 1.0]}, r"^betas=\[0.9, 1.0\] must be in \[0, 1\)"),
+        ({"accumulate": 0}, "^accumulate=0 must be at least 1"),
     ],
 )
 def test_bad_values(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StageTwoOptimizerConfig(**options).check()
+        OptimizerConfig(**options).check()
