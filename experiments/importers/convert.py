@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 import warnings
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from experiments.importers.family import Tensors
 from experiments.importers.files import read_state_dict
 from experiments.pipeline.build import build_model
 from experiments.runtime.checkpoint_files import CHECKPOINT_FORMAT
+from lightning_modules.losses import LossConfig
+from lightning_modules.optimizer import OptimizerConfig
+
+# What the public code trained with is not taken over: no discriminator and no perceptual network is built.
+NO_LOSSES = {"model": {"loss": asdict(LossConfig(l2=1.0)), "optimizer": asdict(OptimizerConfig())}}
 
 
 def convert(
@@ -39,7 +45,7 @@ def convert(
             if candidate.fits(tensors):
                 raise ValueError(f"{origin}: not a {name} checkpoint, its keys look like {other}: use --from {other}")
     values = family.infer(Source(tensors, origin, name), options or Options())
-    experiment = parse(merge(values, overrides or {}), origin)
+    experiment = parse(merge(NO_LOSSES, values, overrides or {}), origin)
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # the metrics' networks say that their weights are not loaded
         needed = build_model(experiment).state_dict()
