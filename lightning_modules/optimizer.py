@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_modules.checks import at_least_one, not_negative, require
 from lightning_modules.sharding import ShardedAdafactor
 
 
@@ -31,6 +32,14 @@ class OptimizerConfig:
     warmup_steps: int = 0
     accumulate: int = 1
     gradient_clip: float = 0.0
+
+    def check(self) -> None:
+        """Raises ValueError, with the key relative to this section, for a value that cannot be."""
+        not_negative(self)
+        require(self.lr > 0, f"lr={self.lr} must be above 0")
+        require(len(self.betas) == 2, f"betas={self.betas} must hold two numbers")
+        require(all(0 <= beta < 1 for beta in self.betas), f"betas={self.betas} must be in [0, 1)")
+        at_least_one(self, "accumulate")
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -107,18 +116,16 @@ class StageTwoOptimizerConfig:
     def check(self) -> None:
         """Raises ValueError for a value that cannot be."""
         if self.name not in ("adamw", "adafactor"):
-            raise ValueError(f"model.optimizer.name='{self.name}' is none of adamw, adafactor")
+            raise ValueError(f"name='{self.name}' is none of adamw, adafactor")
         if self.decay not in DECAYS:
-            raise ValueError(f"model.optimizer.decay='{self.decay}' is none of {', '.join(DECAYS)}")
+            raise ValueError(f"decay='{self.decay}' is none of {', '.join(DECAYS)}")
         if not 0 < self.min_lr <= self.lr:
-            raise ValueError(f"model.optimizer.min_lr={self.min_lr} must be above 0 and at most lr={self.lr}")
+            raise ValueError(f"min_lr={self.min_lr} must be above 0 and at most lr={self.lr}")
         if self.name == "adafactor" and self.betas != StageTwoOptimizerConfig().betas:
             default = StageTwoOptimizerConfig().betas
-            raise ValueError(f"model.optimizer.betas={self.betas} has no effect on adafactor: set it to {default}")
+            raise ValueError(f"betas={self.betas} has no effect on adafactor: set it to {default}")
         if self.accumulate < 1 or len(self.betas) != 2:
-            raise ValueError(
-                f"model.optimizer.accumulate={self.accumulate} must be at least 1, and betas={self.betas} two numbers"
-            )
+            raise ValueError(f"accumulate={self.accumulate} must be at least 1, and betas={self.betas} two numbers")
 
 
 # Progress in [0, 1] and the floor, min_lr / lr -> factor of lr.

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.config.compose import parse
-from experiments.config.experiment import Experiment
+from experiments.config.experiment import MODULES, Experiment
 from experiments.config.values import from_dotlist, merge
 from experiments.pipeline import classifier
 from experiments.pipeline.codebooks import estimate, extraction
@@ -51,6 +51,7 @@ TINY_LARGE_CODEBOOK = {
     },
 }
 TinyExperiment = Callable[..., Experiment]
+TOKENIZERS = [name for name, (cls, _) in MODULES.items() if issubclass(cls, tokenizer.Tokenizer)]
 
 
 @functools.cache

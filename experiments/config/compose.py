@@ -8,9 +8,9 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.checks import check
-from experiments.config.experiment import CHOICES, Downstream, Experiment, schema
+from experiments.config.experiment import CHOICES, Experiment, schema
 from experiments.config.values import assign, explain, from_dotlist, merge, read_yaml, select
+from experiments.config.walker import check
 
 RECIPES = Path(__file__).resolve().parents[1]
 PARTS = [key for key in CHOICES if "." in key]  # sections whose keys are meant for one class alone
@@ -69,16 +69,12 @@ def parse(values: dict[str, Any], origin: str) -> Experiment:
     upstream = values.get("upstream")
     if "recipe" in own:
         raise ValueError(f"{origin}: unknown key 'recipe'; did you mean 'upstream.recipe'?")
-    if isinstance(base, Downstream) != (upstream is not None):
-        raise ValueError(f"{origin}: model '{base.model.name}' {WITH_UPSTREAM[isinstance(base, Downstream)]}")
     try:
         experiment = OmegaConf.to_object(assign(typed(base), own))
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list in place of a section
         raise ValueError(f"{origin}: {explain(error, typed(base), own)}") from None
-    except ValueError as error:  # of a dataclass's own check
-        raise ValueError(f"{origin}: {error}") from None
     assert isinstance(experiment, Experiment)
-    if isinstance(experiment, Downstream):
+    if upstream is not None:
         experiment.recipe, experiment.upstream = parse_upstream(upstream, origin)
     check(experiment, origin)
     return experiment
@@ -93,10 +89,6 @@ def typed(base: Experiment) -> DictConfig:
 
 
 TYPED: dict[str, bytes] = {}
-WITH_UPSTREAM = {
-    True: "needs `upstream: {recipe: FILE.yaml}`, the recipe whose model it stands on",
-    False: "stands on no other model: leave out `upstream`",
-}
 
 
 def parse_upstream(values: Any, origin: str) -> tuple[str, Experiment]:

@@ -69,7 +69,7 @@ def make_job(
         tokenizer_digest=tokenizer_digest,
         model=experiment.model.name,
         precision=experiment.trainer.precision,
-        codebook_size=experiment.model.codebook_size,
+        codebook_size=experiment.tokenizer.codebook_size,
         grid_size=[size, size],
         data_id=data.data_id,
         data={key: value for key, value in asdict(experiment.data).items() if key not in NO_IDENTITY},

@@ -16,7 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from conftest import TINY_BACKBONES, TINY_DISCRIMINATORS
+from conftest import TINY_BACKBONES, TINY_DISCRIMINATORS, TOKENIZERS
 from torch import Tensor
 
 from datamodules import ShapesConfig, ShapesDataModule
@@ -98,7 +98,7 @@ def tokenizer(name: str) -> Tokenizer:
 
 def module_numbers() -> Numbers:
     """Losses of four steps of every module on rendered shapes, and what the trained VIM samples."""
-    numbers: Numbers = {name: fit(tokenizer(name), images(STEPS, 16)) for name in MODULES}
+    numbers: Numbers = {name: fit(tokenizer(name), images(STEPS, 16)) for name in TOKENIZERS}
     torch.manual_seed(0)
     gpt = GPTConfig(dims=[2, 2, 16, 32])
     vim = VIM(VIMConfig(gpt=gpt, optimizer=StageTwoOptimizerConfig(lr=1e-3, eps=1e-3)), 32, (4, 4), 10, 16)

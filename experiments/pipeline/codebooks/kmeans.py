@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.pipeline.codebooks.features import Features, bar
-from experiments.runtime.atomic import PARTIAL, replacing
+from experiments.runtime.files import PARTIAL, replacing
 from experiments.runtime.signals import StopRequest
 from lightning_modules.quantizers import CodebookSource, nearest_code
 

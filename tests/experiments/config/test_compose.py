@@ -84,7 +84,7 @@ def test_data_defaults_are_those_of_the_data_set() -> None:
         ("model.loss.r1_every=0", r"r1_every=0 must be at least 1"),
         ("model.optimizer.lr=0", r"model\.optimizer\.lr=0\.0 must be above 0"),
         ("model.optimizer.betas=[0.9]", r"betas=\[0\.9\] must hold two numbers"),
-        ("model.optimizer.accumulate=0", r"accumulate=0 must be >= 1"),
+        ("model.optimizer.accumulate=0", r"accumulate=0 must be at least 1"),
         ("model.codebook_size=0", r"codebook_size=0 must be at least 1"),
         ("trainer.max_steps=0", r"max_steps=0 must be at least 1"),
         ("trainer.precision=16", r"precision='16' is none of 32-true, bf16-mixed"),

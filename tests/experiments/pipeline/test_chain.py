@@ -15,13 +15,13 @@ from vim_cases import build, tiny_vim
 
 import experiments.evaluate
 from experiments.config.compose import load_experiment, parse
-from experiments.config.experiment import Downstream
+from experiments.config.experiment import Experiment
 from experiments.pipeline import token_writer
-from experiments.pipeline import upstream as chain
 from experiments.pipeline.build import build_data, resolve_data, restore, restore_tokenizer
 from experiments.pipeline.encode import EncodedImages
-from experiments.pipeline.training import evaluate, train, use_reference
-from experiments.pipeline.upstream import output_dir_of, prepare, run_dir
+from experiments.pipeline.prepare import prepare
+from experiments.pipeline.training import evaluate, train, train_upstream, use_reference
+from experiments.pipeline.upstream import checkpoint_below, output_dir_of, run_dir, upstream_of
 from experiments.runtime.checkpoint_files import load_checkpoint
 from experiments.runtime.records import Record
 from experiments.runtime.trainer import build_trainer
@@ -39,7 +39,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return trained
 
 
-def own_dir(experiment: Downstream) -> Path:
+def own_dir(experiment: Experiment) -> Path:
     return run_dir(experiment, "vim")
 
 
@@ -84,13 +84,14 @@ def test_only_what_is_missing_is_trained(
 
 
 def test_encoding_at_every_step_gives_the_tokens_of_the_cache(tiny: TinyExperiment) -> None:
-    cached = prepare(tiny_vim(tiny, NO_IMAGES), train)
-    encoded = prepare(tiny_vim(tiny, NO_IMAGES, "model.encode_on_the_fly=true"), train)
+    experiment = tiny_vim(tiny, NO_IMAGES)
+    train_upstream(experiment)
+    cached, encoded = prepare(experiment), prepare(tiny_vim(tiny, NO_IMAGES, "model.encode_on_the_fly=true"))
     assert isinstance(encoded.data, EncodedImages)
     for name in ("train_dataloader", "val_dataloader"):
-        for ours, theirs in zip(getattr(cached.data, name)(), getattr(encoded.data, name)(), strict=True):
-            made = encoded.data.on_after_batch_transfer(theirs, 0)
-            assert torch.equal(ours["tokens"], made["tokens"]) and torch.equal(ours["label"], made["label"])
+        for kept, image in zip(getattr(cached.data, name)(), getattr(encoded.data, name)(), strict=True):
+            made = encoded.data.on_after_batch_transfer(image, 0)
+            assert torch.equal(kept["tokens"], made["tokens"]) and torch.equal(kept["label"], made["label"])
     for key, value in cached.module.state_dict().items():
         assert torch.equal(value, encoded.module.state_dict()[key])
 
@@ -117,7 +118,7 @@ def test_the_digest_is_of_all_but_runtime(tiny: TinyExperiment) -> None:
 def test_the_recipe_and_changes_of_its_upstream() -> None:
     changes = ["quantizer.name=fsq", "codebook_size=1000", "code_dim=4"]
     experiment = load_experiment(RECIPE, [f"upstream.model.{change}" for change in changes])
-    assert isinstance(experiment, Downstream) and experiment.upstream_name == "vit_vqgan_cifar10"
+    assert experiment.upstream_name == "vit_vqgan_cifar10"
     assert experiment.upstream.model.quantizer.name == "fsq" and experiment.upstream.model.code_dim == 4
     assert experiment.model.generation.acceptance == [0.5, 0.25]
 
@@ -141,14 +142,14 @@ def test_the_recipe_and_changes_of_its_upstream() -> None:
         ({"data": {"image_size": 64}}, "data.image_size=64, but upstream.data.image_size=32"),
         ({"model": {"label_dropout": 2}}, r"label_dropout=2.0 must be in \[0, 1\]"),
         ({"model": {"sampling": {"guidance_scale": 2}}}, "guidance_scale=2.0 needs a model that was trained without"),
-        ({"model": {"sampling": {"temperature": 0}}}, "^x: temperature 0.0 must be above 0"),
+        ({"model": {"sampling": {"temperature": 0}}}, "^x: model.sampling.temperature=0.0 must be above 0"),
         ({"model": {"class_conditional": False, "label_dropout": 0.1}}, "label_dropout needs model.class_conditional"),
         (
             {"model": {"class_conditional": False, "generation": {"num_samples": 9, "acceptance": [0.5]}}},
             "acceptance needs model.class_conditional=true",
         ),
         ({"model": {"optimizer": {"decay": "step"}}}, "^x: model.optimizer.decay='step' is none of exponential"),
-        ({"model": {"gpt": {"size": "huge"}}}, "^x: size 'huge' is not one of micro"),
+        ({"model": {"gpt": {"size": "huge"}}}, "^x: model.gpt.size='huge' is not one of micro"),
         ({"data": {"name": "image_folder", "image_size": 32, "random_crop": True}}, "random_crop needs model.encode"),
     ],
 )
@@ -223,7 +224,7 @@ def test_images_are_generated_with_averaged_weights(tiny: TinyExperiment, tmp_pa
     seen: list[torch.Tensor] = []
     sample = module.sample_images
     module.sample_images = lambda: (seen.append(module.gpt.head.weight.clone()), sample())[1]  # type: ignore[method-assign]
-    images, trainer = build_data(experiment), build_trainer(experiment, tmp_path)
+    images, trainer = build_data(experiment), build_trainer(experiment, module, tmp_path)
     use_reference(trainer, module, images, tmp_path)
     data = EncodedImages(images, module.tokenizer, "untrained")  # type: ignore[arg-type]
     trainer.fit(module, data)
@@ -259,7 +260,7 @@ def test_evaluation_repeats_the_record(
     assert found == {"data_id": "shapes", "metrics": record["metrics"], "protocols": record["protocols"]}
 
     # the tokenizer is named, its run and the tokens are not there
-    upstream = chain.upstream_checkpoint(experiment, train)
+    upstream = checkpoint_below(experiment, upstream_of(experiment))  # type: ignore[arg-type]
     elsewhere = ["--output-dir", str(tmp_path / "x"), "--tokenizer", str(upstream)]
     changed = run_evaluate(monkeypatch, capsys, str(checkpoint), *elsewhere, "model.generation.acceptance=[]")
     assert changed["metrics"] == pytest.approx({k: v for k, v in record["metrics"].items() if "accept" not in k})

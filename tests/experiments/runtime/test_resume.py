@@ -80,7 +80,7 @@ def test_killed_everywhere(driver: Driver, tiny: TinyExperiment, tmp_path: Path)
     runs.killed("half a save", 1)  # behind step 4, an epoch's end
     assert (tmp_path / "killed/checkpoints/last.ckpt.partial").is_file()
     runs.killed(f"{TOKENIZER}.training_step", 3, "kill")  # behind step 5: it begins at 3
-    runs.killed("experiments.runtime.atomic:os.replace", 1, "kill")  # step 6 is written, but not in its place
+    runs.killed("experiments.runtime.files:os.replace", 1, "kill")  # step 6 is written, but not in its place
     runs.killed(f"{TOKENIZER}.training_step", 5, "kill")  # behind 8 and its checkpoint
     runs.killed(f"{TOKENIZER}.on_validation_epoch_end", 1, "kill")  # of step 9, before final.ckpt
     runs.killed("half a save", 1)  # final.ckpt
