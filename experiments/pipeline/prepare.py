@@ -22,7 +22,6 @@ from experiments.pipeline.encode import EncodedImages
 from experiments.pipeline.token_writer import Job, is_finished, make_job, write_tokens
 from experiments.pipeline.tokens import view_names
 from experiments.pipeline.upstream import Below, restore_below
-from experiments.runtime.files import locked
 from experiments.runtime.ranks import main_first
 from lightning_modules.base import Setting
 
@@ -161,9 +160,8 @@ def token_folder(experiment: Experiment, job: Job) -> Path:
 def tokens_for(experiment: Experiment, job: Job) -> Path:
     """The folder with the tokens of `job`; encoded now where they are missing."""
     folder = token_folder(experiment, job)
-    with locked(folder.with_suffix(".lock"), "is encoding these images"):
-        job.tokenizer.to(build_device(experiment))
-        write_tokens(job, folder)
+    job.tokenizer.to(build_device(experiment))
+    write_tokens(job, folder, waits=True)
     return folder
 
 

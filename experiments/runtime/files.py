@@ -14,6 +14,7 @@ from typing import BinaryIO
 from experiments.runtime.errors import is_first
 
 PARTIAL = ".partial"  # what is written, until it is whole
+LOCK = ".lock"  # of a folder
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for i
     (they would a flock).
 
     Args:
-        path: in a folder that is made if need be.
+        path: in a folder that is made if need be; FOLDER/.lock stands for the folder.
         doing: what the other process does, for messages, such as "is training there".
         waits: for the other process to end, instead of the error.
         advice: for the error's message.
@@ -84,7 +85,7 @@ def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for i
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # POSIX allows either
             file.seek(0)
-            other = f"{path}: {file.read().strip() or 'another process'} {doing}"
+            other = f"{path.parent if path.name == LOCK else path}: {file.read().strip() or 'another process'} {doing}"
             if not waits:
                 raise ValueError(f"{other}: {advice}") from None
             print(f"{other}: waiting for it", flush=True)

@@ -27,7 +27,7 @@ def progress(unit: str, total: int, done: int = 0) -> Iterator[Callable[[int], N
     def show(more: int) -> None:
         nonlocal done, last
         done, now = done + more, time.monotonic()
-        if now - last >= SECONDS:
+        if more and now - last >= SECONDS:
             last, speed = now, (done - first) / (now - start)
             left = (total - done) / speed
             print(f"  {unit} {done:,}/{total:,}  {speed:,.1f} {unit}s/s  {left:,.0f} s left", flush=True)

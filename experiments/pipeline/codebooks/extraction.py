@@ -16,7 +16,6 @@ Shapes: N features of C channels in all, B images a batch, h w the pooled featur
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -27,19 +26,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from datamodules import DATAMODULES, ImageDataModule
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data, plain
-from experiments.pipeline.codebooks.features import Features, bar, require_space
+from experiments.pipeline.codebooks.features import Features, require_space
+from experiments.runtime.appending import append
 from experiments.runtime.files import locked
 from experiments.runtime.records import write_json
-from experiments.runtime.signals import StopRequest
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
-
-SAVE_SECONDS = 60.0  # of work that a kill may cost
 
 Check = Callable[[tuple[int, int], np.ndarray], None]
 
@@ -206,18 +202,8 @@ def extract(
     if not path.is_file() or path.stat().st_size < end:
         raise ValueError(f"{path}: cut off, {done} images take {end} bytes; delete {folder} and it is made again")
 
-    progress = tqdm(**bar("features", images, done, " images"))
-    with StopRequest() as stop, open(path, "r+b") as file, progress:
-        file.truncate(end)  # drops what came behind the last save
-        file.seek(end)
-        saved = time.monotonic()
-        for batch in loader(done):
-            file.write(encode(batch["image"]).flatten(0, 2).cpu().numpy().tobytes())
-            done += len(batch["image"])
-            progress.update(len(batch["image"]))
-            if done == images or stop.number or time.monotonic() - saved >= SAVE_SECONDS:
-                file.flush()
-                os.fsync(file.fileno())  # the rows are on the disk before they are counted
-                write_json(folder / "metadata.json", metadata | {"images_done": done})
-                saved = time.monotonic()
-                stop.check(f"the features of {done:,} of {images:,} images are in {folder}")
+    def save(number: int) -> None:
+        write_json(folder / "metadata.json", metadata | {"images_done": number})
+
+    rows = (encode(batch["image"]).cpu().numpy() for batch in loader(done))  # each (B, h, w, C)
+    append(path, end, rows, done, images, save)

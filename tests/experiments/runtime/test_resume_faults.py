@@ -68,7 +68,7 @@ def test_a_signal_saves_the_tokens(driver: Driver, tiny: TinyExperiment, tmp_pat
     module, out = "experiments.tokenize", ["--out", str(tmp_path / "stopped")]
     assert driver.run(module, *command, "--out", str(tmp_path / "whole")).code == 0
     stopped = driver.run(module, *command, *out, arm=["experiments.pipeline.token_writer:encode_batch", 3, "term"])
-    assert stopped.code == 143 and "the tokens of 12 images are in" in stopped.output
+    assert stopped.code == 143 and "12 of 20 images are done in" in stopped.output
     killed = driver.run(module, *command, *out, arm=["experiments.pipeline.token_writer:finish", 1, "kill"])
     assert killed.code == -signal.SIGKILL and not (tmp_path / "stopped/meta.json").exists()
     assert driver.run(module, *command, *out).code == 0
