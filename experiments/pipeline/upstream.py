@@ -1,5 +1,6 @@
 """What an experiment stands on: where the models below it are, trained; nothing here trains them."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,8 +77,8 @@ def training_command(experiment: Experiment, recipe: str) -> str:
     before = flatten(load_experiment(RECIPES / recipe).identity())
     changes = {key: value for key, value in flatten(experiment.identity()).items() if before.get(key, "") != value}
     changes |= {f"runtime.{key}": getattr(experiment.runtime, key) for key in ("data_dir", "output_dir")}
-    words = [f"{key}={'null' if value is None else value}".replace(" ", "") for key, value in changes.items()]
-    return " ".join(["python -m experiments.train", f"experiments/{recipe}", *words])
+    words = [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
+    return f"python -m experiments.train {shlex.join([f'experiments/{recipe}', *words])}"
 
 
 def output_dir_of(checkpoint: str | Path) -> str:

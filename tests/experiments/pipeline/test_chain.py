@@ -1,6 +1,7 @@
 """Runs on top of other runs: what is trained, what is reused, identity, errors, resuming, evaluation."""
 
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from conftest import TinyExperiment
 from vim_cases import build, tiny_vim
 
 import experiments.evaluate
+import experiments.sample
 from experiments.config.compose import load_experiment, parse
 from experiments.config.experiment import Experiment
 from experiments.pipeline import token_writer
@@ -274,6 +276,28 @@ def test_evaluation_repeats_the_record(
         run_evaluate(monkeypatch, capsys, str(checkpoint), "--tokenizer", str(tmp_path / "other.ckpt"))
     message = capsys.readouterr().err
     assert "other.ckpt: the transformer was trained on tokens of tokenizer" in message and message.count("\n") == 1
+
+
+def test_commands_that_read_train_nothing_and_name_the_one_that_does(
+    tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tiny_vim(tiny, NO_IMAGES, "data.flip=true", upstream=["seed=2", "model.loss.l1=0.5"])
+    train(experiment, "vim", own_dir(experiment))
+    upstream = upstream_of(experiment)
+    assert upstream is not None
+    path, command = checkpoint_below(experiment, upstream), str(own_dir(experiment) / "checkpoints/final.ckpt")
+    shutil.rmtree(path.parents[1])
+    monkeypatch.setattr(L.Trainer, "fit", lambda *_, **__: pytest.fail("nothing is trained"))
+    for main, name in ((experiments.evaluate.main, "evaluate"), (experiments.sample.main, "sample")):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [name, command, "runtime.accelerator=cpu"])
+        with pytest.raises(SystemExit):
+            main()
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: {path}: not there; `python -m experiments.train experiments/vqgan_cifar10")
+        words = shlex.split(message.partition("`")[2].partition("`")[0])[3:]
+        named = load_experiment(RECIPE.with_name(Path(words[0]).name), words[1:])
+        assert run_dir(named, "vqgan_cifar10") == path.parents[1]
 
 
 def test_evaluation_without_generation_needs_no_samples(tiny: TinyExperiment, tmp_path: Path) -> None:
