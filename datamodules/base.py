@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.resumable import Batch, ResumableLoader, ResumableSampler, SeededBatches
+from lightning_modules.checks import at_least_one, require
 from lightning_modules.distributed import draw_rows
 
 
@@ -33,6 +34,13 @@ class DataConfig:
     val_size: int | None = None
     flip: bool = False  # random horizontal flip in training
     data_seed: int = 0  # picks the subsets; apart from the run's seed, so that all seeds of a cell share their data
+
+    def check(self) -> None:
+        """Raises ValueError, with the key relative to this section, for a value that cannot be."""
+        at_least_one(self, "image_size", "batch_size", "val_batch_size")
+        require(
+            self.val_size is None or self.val_size >= 2, f"val_size={self.val_size} must be null (all) or at least 2"
+        )
 
 
 def stratified_subset(labels: Tensor, size: int | None, seed: int = 0) -> Tensor:

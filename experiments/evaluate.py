@@ -5,15 +5,16 @@ python -m experiments.evaluate runs/experiments/RUN/checkpoints/final.ckpt --dat
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 
-from experiments.config.experiment import Downstream
 from experiments.config.values import from_dotlist, merge
 from experiments.pipeline.build import resolve_data, restore
-from experiments.pipeline.training import evaluate, train
-from experiments.pipeline.upstream import output_dir_of, prepare_evaluation
+from experiments.pipeline.prepare import prepare_evaluation
+from experiments.pipeline.training import evaluate
+from experiments.pipeline.upstream import output_dir_of
 from experiments.runtime.errors import user_errors
 from experiments.runtime.ranks import check_accelerator
 
@@ -39,11 +40,9 @@ def main() -> None:
         where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
         experiment, module = restore(arguments.checkpoint, merge(where, from_dotlist(arguments.overrides)))
         check_accelerator(experiment.runtime)
-        resolved = resolve_data(experiment, arguments.data)
-        if isinstance(experiment, Downstream):
-            assert isinstance(resolved, Downstream)
-            resolved.upstream = experiment.upstream  # whose data is a matter of the past
-        module, data, images = prepare_evaluation(resolved, module, train, arguments.tokenizer)
+        upstream = experiment.upstream  # whose data is a matter of the past
+        resolved = replace(resolve_data(experiment, arguments.data), upstream=upstream)
+        module, data, images = prepare_evaluation(resolved, module, arguments.tokenizer)
         trainer = L.Trainer(
             accelerator=experiment.runtime.accelerator,
             devices=1,

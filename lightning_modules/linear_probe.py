@@ -9,14 +9,17 @@ Letters: n blocks, B images, T tokens of an image, D width, C classes.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-import lightning as L
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from lightning_modules.base import Layout, Module, ModuleConfig, Setting
+from lightning_modules.checks import one_of, require
 from lightning_modules.distributed import all_reduce_sum, mean_over_ranks
+from lightning_modules.figures import accuracy_figure
 from lightning_modules.frozen import freeze
 from lightning_modules.networks.batch_norm import BatchNorm1d
 from lightning_modules.networks.gpt import GPT
@@ -29,7 +32,7 @@ HELDOUT, VAL = 0, 1  # the validation loaders, in their order
 
 
 @dataclass
-class LinearProbeConfig:
+class LinearProbeConfig(ModuleConfig):
     """`features`: vim (A), or of the tokenizer: encoder (the backbone's output), latents (the encoder's output before
     quantization) or codes (the looked-up ones), each averaged over the image's tokens.
 
@@ -52,40 +55,45 @@ class LinearProbeConfig:
 
     def check(self) -> None:
         """Raises ValueError for a value out of range."""
-        if self.features not in ("vim", *TOKENIZER_FEATURES):
-            raise ValueError(f"model.features='{self.features}' is none of vim, {', '.join(TOKENIZER_FEATURES)}")
-        if not 0 < self.heldout < 1:
-            raise ValueError(f"model.heldout={self.heldout} must be between 0 and 1: it chooses the block")
-        if len(set(self.blocks)) < len(self.blocks) or min(self.blocks, default=1) < 1:
-            raise ValueError(f"model.blocks={self.blocks} must be different numbers from 1 on")
-        if self.blocks and self.features != "vim":
-            raise ValueError(f"model.blocks={self.blocks} are those of VIM, but model.features={self.features}")
-        if self.optimizer.gradient_clip:
-            raise ValueError(
-                f"model.optimizer.gradient_clip={self.optimizer.gradient_clip}: a bound on the norm of all heads "
-                "together would make each depend on the others; leave it at 0"
-            )
+        one_of(self, "features", ("vim", *TOKENIZER_FEATURES))
+        require(0 < self.heldout < 1, f"heldout={self.heldout} must be between 0 and 1: it chooses the block")
+        are_different = len(set(self.blocks)) == len(self.blocks) and min(self.blocks, default=1) >= 1
+        require(are_different, f"blocks={self.blocks} must be different numbers from 1 on")
+        require(
+            not self.blocks or self.features == "vim",
+            f"blocks={self.blocks} are those of VIM, but model.features={self.features}",
+        )
+        require(
+            not self.optimizer.gradient_clip,
+            f"optimizer.gradient_clip={self.optimizer.gradient_clip}: a bound on the norm of all heads together would "
+            "make each depend on the others; leave it at 0",
+        )
 
-    def check_upstream(self, model: Any) -> None:
-        """Raises ValueError when these features cannot be had of an upstream `model`."""
+    def check_upstream(self, upstream: ModuleConfig | None) -> None:
+        """Raises ValueError when these features cannot be had of `upstream`."""
+        upstream = self.required(upstream)
         if self.features != "vim":
-            if not isinstance(model, TokenizerConfig):
+            if not isinstance(upstream, TokenizerConfig):
                 raise ValueError(
-                    f"model.features={self.features} needs a tokenizer's recipe upstream, not {model.name}'s"
+                    f"model.features={self.features} needs a tokenizer's recipe upstream, not {upstream.name}'s"
                 )
             return
-        if not isinstance(model, VIMConfig):
+        if not isinstance(upstream, VIMConfig):
             raise ValueError(
-                f"model.features=vim needs a recipe of vim upstream, not {model.name}'s, whose features are "
+                f"model.features=vim needs a recipe of vim upstream, not {upstream.name}'s, whose features are "
                 f"{', '.join(TOKENIZER_FEATURES)}"
             )
-        if model.class_conditional and not model.label_dropout:
+        if upstream.class_conditional and not upstream.label_dropout:
             raise ValueError(
                 "the probed VIM must not see the label it is to tell: set upstream.model.class_conditional=false, or "
                 'train it with upstream.model.label_dropout, which teaches it the start "no class" that is fed here'
             )
-        if max(self.blocks, default=1) > (depth := model.gpt.resolved().blocks):
+        if max(self.blocks, default=1) > (depth := upstream.gpt.resolved().blocks):
             raise ValueError(f"model.blocks={self.blocks}: the upstream VIM has {depth} blocks")
+
+    @property
+    def inputs(self) -> str:
+        return "tokens" if self.features == "vim" else "images"
 
 
 class FrozenFeatures(ABC):
@@ -149,12 +157,23 @@ class TokenizerFeatures(FrozenFeatures):
         return features.flatten(1, 2).mean(1, dtype=torch.float32)[None]
 
 
-class LinearProbe(L.LightningModule):
+class LinearProbe(Module):
     """A linear layer for each block of `features`. Accuracies are top-1 in %.
 
     The heads start from zero: the loss is convex, and a head's start does not depend on which others there are.
     """
 
+    config: LinearProbeConfig
+    layout: ClassVar[Layout] = {
+        "linear probe": {
+            "loss, mean of the blocks": ["Multiline", ["loss/probe"]],
+            "test accuracy by block, %": ["Multiline", ["probe/accuracy/block.*"]],
+            "held-out accuracy by block, %": ["Multiline", ["probe/heldout/block.*"]],
+            "test accuracy of the chosen block, %": ["Multiline", ["probe/accuracy$"]],
+        },
+    }
+    progress_metric = "loss/probe"
+    is_restorable = False  # the model below it is not in its checkpoint
     correct: Tensor  # (2, n) int64, hits of a validation
     seen: Tensor  # (2,) int64
 
@@ -170,6 +189,15 @@ class LinearProbe(L.LightningModule):
         self.num_seen = [0, 0]
         self.best_block = 0
         self.by_block: list[list[float]] = [[], []]  # % of the held-out and of the test images
+
+    @classmethod
+    def build(cls, config: LinearProbeConfig, setting: Setting) -> Self:
+        if config.features == "vim":
+            setting.upstream.expect_tokenizer(setting.tokenizer_digest)
+            features: FrozenFeatures = BlockFeatures(setting.upstream.gpt, config.blocks)
+        else:
+            features = TokenizerFeatures(setting.upstream, config.features)
+        return cls(config, features, setting.num_classes)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits (n, B, C)."""
@@ -228,11 +256,20 @@ class LinearProbe(L.LightningModule):
         correct.zero_()
         seen.zero_()
 
-    # ---- what a record needs
+    # ---- what is shown, and what a record needs
 
-    @property
-    def training_metrics(self) -> dict[str, float]:
-        return {}
+    def start_screen(self) -> dict[str, str]:
+        features = self.features
+        frozen = sum(p.numel() for p in features.model.parameters())
+        return {
+            "features": f"{features.name}, mean of {features.num_tokens} tokens, {features.width} wide",
+            "blocks": f"{len(features.blocks)}, each with a head for {self.bias.shape[-1]} classes",
+            "held out": f"{self.config.heldout:.0%} of the training images",
+            "parameters": f"{self.num_parameters:,} trained, {frozen:,} frozen",
+        }
+
+    def figures(self) -> dict[str, Tensor | Figure]:
+        return {"accuracy by block": accuracy_figure(self)}
 
     @property
     def history(self) -> dict[str, list[float]]:

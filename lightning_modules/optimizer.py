@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_modules.checks import at_least_one, not_negative, one_of, require
 from lightning_modules.sharding import ShardedAdafactor
 
 # Progress in [0, 1] and the floor, min_lr / lr -> factor of lr.
@@ -45,24 +46,18 @@ class OptimizerConfig:
 
     def check(self) -> None:
         """Raises ValueError, with the key relative to this section, for a value that cannot be."""
-        for key, known in (("name", OPTIMIZERS), ("decay", DECAYS)):
-            if getattr(self, key) not in known:
-                raise ValueError(f"{key}='{getattr(self, key)}' is none of {', '.join(known)}")
-        for key, value in vars(self).items():
-            if isinstance(value, int | float) and value < 0:
-                raise ValueError(f"{key}={value} must not be negative")
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr} must be above 0")
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr={self.min_lr} must be at most lr={self.lr}")
-        if self.decay == "exponential" and self.min_lr == 0:
-            raise ValueError(f"min_lr={self.min_lr} must be above 0 for decay=exponential")
-        if len(self.betas) != 2:
-            raise ValueError(f"betas={self.betas} must hold two numbers")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={self.betas} must be in [0, 1)")
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate={self.accumulate} must be at least 1")
+        one_of(self, "name", OPTIMIZERS)
+        one_of(self, "decay", DECAYS)
+        not_negative(self)
+        require(self.lr > 0, f"lr={self.lr} must be above 0")
+        require(self.min_lr <= self.lr, f"min_lr={self.min_lr} must be at most lr={self.lr}")
+        require(
+            self.decay != "exponential" or self.min_lr > 0,
+            f"min_lr={self.min_lr} must be above 0 for decay=exponential",
+        )
+        require(len(self.betas) == 2, f"betas={self.betas} must hold two numbers")
+        require(all(0 <= beta < 1 for beta in self.betas), f"betas={self.betas} must be in [0, 1)")
+        at_least_one(self, "accumulate")
 
 
 def build_optimizer(groups: Iterable[Any], config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -3,14 +3,19 @@
 Letters: B images, H x W pixels, h x w tokens, D backbone width, d code dimension, K codes.
 """
 
+import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
-import lightning as L
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from lightning_modules.base import Module, ModuleConfig, Setting, count
+from lightning_modules.checks import not_negative, require
 from lightning_modules.distributed import (
     all_reduce_sum,
     average_gradients,
@@ -18,7 +23,9 @@ from lightning_modules.distributed import (
     mean_values,
     without_exchange,
 )
+from lightning_modules.figures import reconstruction_grid
 from lightning_modules.finite import check_finite
+from lightning_modules.lightning_fixes import leave_out_of_global_step
 from lightning_modules.losses import (
     ADVERSARIAL_LOSSES,
     LossConfig,
@@ -34,31 +41,60 @@ from lightning_modules.metrics import MetricsConfig, TokenizerMetrics
 from lightning_modules.metrics.codebook import CodebookUsage
 from lightning_modules.networks import BACKBONES, BackboneConfig, DiscriminatorConfig, build_discriminator
 from lightning_modules.optimizer import (
-    OptimizerConfig,
     as_list,
     build_optimizer,
     build_schedule,
 )
-from lightning_modules.quantizers import QUANTIZERS, QuantizerConfig, QuantizerOutput
+from lightning_modules.parts import Part
+from lightning_modules.quantizers import (
+    QUANTIZERS,
+    LargeCodebookConfig,
+    QuantizerConfig,
+    QuantizerOutput,
+)
+from lightning_modules.tokenizer_parts import LAYOUT, tokenizer_parts
 
+NUM_SHOWN = 8  # validation images in TensorBoard, the same at every validation
 EPOCH_STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch")  # kept in checkpoints
 
 
 @dataclass
-class TokenizerConfig:
+class TokenizerConfig(ModuleConfig):
     """A stage-1 model. Every quantizer sits on every backbone."""
 
-    name: str = ""
     codebook_size: int = 1024
     code_dim: int = 256
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
-    batch_size: ClassVar[int] = 64  # of the paper's recipe: the default of data.batch_size, and of trainer.max_steps
-    max_steps: ClassVar[int] = 1000
+
+    def check(self) -> None:
+        """Raises ValueError for sizes and ranks that cannot be."""
+        require(self.codebook_size >= 1, f"codebook_size={self.codebook_size} must be at least 1")
+        require(self.code_dim >= 1, f"code_dim={self.code_dim} must be at least 1")
+        not_negative(self.quantizer, "quantizer.")
+        self.quantizer.check(self.codebook_size, self.code_dim)
+        ranks = self.metrics.code_ranks
+        require(
+            all(1 <= rank <= self.codebook_size for rank in ranks),
+            f"metrics.code_ranks={ranks} must lie between 1 and model.codebook_size={self.codebook_size}",
+        )
+
+    @property
+    def reference(self) -> str:
+        return "val"
+
+    @property
+    def needs_codebook(self) -> bool:
+        return isinstance(self.quantizer, LargeCodebookConfig)
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "model": f"{self.name}: {self.backbone.name} backbone, {self.quantizer.name} quantizer",
+            "codebook": f"{self.codebook_size:,} codes of {self.code_dim} dimensions",
+        }
 
 
 class TokenizerOutput(NamedTuple):
@@ -68,13 +104,21 @@ class TokenizerOutput(NamedTuple):
     quantizer_loss: Tensor  # scalar
 
 
-class Tokenizer(L.LightningModule):
+class Tokenizer(Module):
     """Encoder, quantizer, decoder, discriminator, their losses and metrics.
 
     Optimization is manual, with one generator forward a step: its detached reconstruction feeds the discriminator
     (public code runs the autoencoder twice). DDP averages the generator's gradients, `update` the discriminator's.
     """
 
+    config: TokenizerConfig
+    encoder: Any
+    decoder: Any
+    pre_quant: nn.Linear
+    post_quant: nn.Linear
+    quantizer: Any
+    discriminator: Any
+    layout = LAYOUT
     step: int  # generator updates made; drives the loss's start steps. trainer.global_step agrees with it
 
     def __init__(self, config: TokenizerConfig, image_size: int) -> None:
@@ -87,16 +131,10 @@ class Tokenizer(L.LightningModule):
         self.epoch_tokens = 0
         self.usage_by_epoch: list[float] = []  # B-Figure 3
 
-        encoder, decoder = BACKBONES[config.backbone.name][:2]
-        out_channels = 6 if config.loss.logit_laplace else 3
-        self.encoder = encoder(config.backbone, image_size)
-        self.decoder = decoder(config.backbone, image_size, out_channels)
-        self.pre_quant = nn.Linear(self.encoder.width, config.code_dim)
-        nn.init.zeros_(self.pre_quant.bias)  # else it outweighs the first latents, and all of them share a code
-        self.post_quant = nn.Linear(config.code_dim, self.decoder.width)
-        quantizer = QUANTIZERS[config.quantizer.name][0]
-        self.quantizer = quantizer(config.quantizer, config.codebook_size, config.code_dim)
-        self.discriminator = build_discriminator(config.discriminator, image_size) if self.is_adversarial else None
+        self.shown: Tensor | None = None  # the first validation images
+
+        for name, network in networks(config, image_size).items():
+            setattr(self, name, network)
         leave_out(self, "discriminator")
 
         loss = config.loss
@@ -104,6 +142,17 @@ class Tokenizer(L.LightningModule):
         self.discriminator_loss, self.adversarial_loss = ADVERSARIAL_LOSSES[loss.adversarial_loss]
         self.train_usage = CodebookUsage(config.codebook_size)
         self.metrics = TokenizerMetrics(config.metrics, config.codebook_size, image_size)
+
+    @classmethod
+    def build(cls, config: TokenizerConfig, setting: Setting) -> Self:
+        module = cls(config, setting.image_size)
+        if setting.codebook is not None:
+            module.quantizer.fill(setting.codebook)
+        return module
+
+    @classmethod
+    def parts(cls, config: TokenizerConfig, setting: Setting) -> list[Part]:
+        return tokenizer_parts(networks(config, setting.image_size), config, setting.image_size)
 
     @property
     def is_adversarial(self) -> bool:
@@ -152,8 +201,7 @@ class Tokenizer(L.LightningModule):
         self.update(optimizers[0], self.generator_loss(image, output), batch_idx)
         self.train_usage.update(output.indices)  # after the loss, which says what is wrong with a latent that is NaN
         if trains_discriminator:
-            # Lightning adds every optimizer's step to trainer.global_step; only the generator's may count.
-            optimizers[1]._on_before_step = optimizers[1]._on_after_step = lambda: None
+            leave_out_of_global_step(optimizers[1])
             self.update(optimizers[1], self.critic_loss(image, output.reconstruction.detach()), batch_idx, False)
         if self.is_last_micro_batch(batch_idx):
             for scheduler in as_list(self.lr_schedulers()):
@@ -254,6 +302,8 @@ class Tokenizer(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image, codes = batch["image"], self.encode(batch["image"])
+        if self.shown is None:
+            self.shown = image[:NUM_SHOWN].detach().clone()
         wanted = self.metrics.num_wanted(len(image))
         if not wanted:
             self.metrics.update(codes.indices, image[:0], image[:0])
@@ -268,7 +318,48 @@ class Tokenizer(L.LightningModule):
         self.log_dict(self.metrics.compute())
         self.metrics.reset()
 
-    # ---- what a record needs
+    # ---- what is shown, and what a record needs
+
+    def start_screen(self) -> dict[str, str]:
+        grid, loss = self.encoder.grid_size, self.perceptual
+        discriminator = count(self.discriminator) / 1e6
+        return {
+            "tokens per image": f"{grid * grid} ({grid} x {grid})",
+            "perceptual loss": loss.name if loss is not None else "none",
+            "parameters": f"{self.num_parameters / 1e6:.2f} M trained, discriminator {discriminator:.2f} M",
+        }
+
+    def rough_seconds(self, batch_size: int) -> float:
+        """Encoder, decoder and perceptual loss, timed on a few images and scaled up."""
+        size = self.image_size
+        num_images = max(1, min(batch_size, 32 * 32 * 32 // size**2))
+        image = torch.zeros(num_images, 3, size, size, device=self.device)
+        seconds = 0.0
+        for _ in range(2):  # the first run allocates
+            start = time.perf_counter()
+            output = self.predict(self.pre_quant(self.encoder(image)))
+            loss = output.square().mean()
+            if self.perceptual is not None:
+                loss = loss + self.perceptual(output[:, :3], image)
+            torch.autograd.grad(loss, [p for p in self.encoder.parameters() if p.requires_grad], allow_unused=True)
+            seconds = time.perf_counter() - start
+        return seconds * batch_size / num_images
+
+    def figures(self) -> dict[str, Tensor | Figure]:
+        assert self.shown is not None, "after a validation"
+        grid = reconstruction_grid(self.shown, self(self.shown).reconstruction)
+        pictures: dict[str, Tensor | Figure] = {"inputs | reconstructions | errors": grid}
+        if (counts := self.metrics.last_counts) is not None:
+            pictures["log10(1 + uses of each code)"] = torch.log10(1 + counts.float())
+        return pictures
+
+    @property
+    def num_parameters(self) -> int:
+        return count(self) - count(self.discriminator)
+
+    def use_reference(self, folder: Path, batches: Iterable[Tensor], key: str, device: torch.device) -> None:
+        self.metrics.fidelity.to(device)
+        self.metrics.use_reference(folder, batches, key)
 
     @property
     def training_metrics(self) -> dict[str, float]:
@@ -290,9 +381,34 @@ class Tokenizer(L.LightningModule):
         checkpoint |= {name: getattr(self, name) for name in EPOCH_STATE}
         checkpoint["epoch_counts"] = all_reduce_sum(self.train_usage.code_counts.clone())  # of the epoch under way
 
+    def on_restore(self, checkpoint: dict[str, Any], path: str) -> None:
+        if not isinstance(checkpoint.get("generator_steps"), int):
+            raise ValueError(f"{path}: a checkpoint without generator_steps, its number of training steps")
+        self.step = checkpoint["generator_steps"]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["generator_steps"]
         for name in EPOCH_STATE:
             setattr(self, name, checkpoint[name])
         if self.global_rank == 0:  # they are those of all ranks
             self.train_usage.code_counts = checkpoint["epoch_counts"].to(self.device)
+
+
+def networks(config: TokenizerConfig, image_size: int) -> dict[str, nn.Module | None]:
+    """The networks of a `Tokenizer`, by their names there, initialised in this order."""
+    encoder_class, decoder_class = BACKBONES[config.backbone.name][:2]
+    encoder = encoder_class(config.backbone, image_size)
+    decoder = decoder_class(config.backbone, image_size, 6 if config.loss.logit_laplace else 3)
+    pre_quant = nn.Linear(encoder.width, config.code_dim)
+    nn.init.zeros_(pre_quant.bias)  # else it outweighs the first latents, and all of them share a code
+    post_quant = nn.Linear(config.code_dim, decoder.width)
+    quantizer = QUANTIZERS[config.quantizer.name][0](config.quantizer, config.codebook_size, config.code_dim)
+    is_adversarial = config.loss.adversarial > 0
+    return {
+        "encoder": encoder,
+        "decoder": decoder,
+        "pre_quant": pre_quant,
+        "post_quant": post_quant,
+        "quantizer": quantizer,
+        "discriminator": build_discriminator(config.discriminator, image_size) if is_adversarial else None,
+    }

@@ -7,19 +7,24 @@ B's GPT is `experiments/gpt_vim_imagenet.yaml`.
 Letters: B images, T tokens of an image, D width, V codes.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
-import lightning as L
 import torch
-from torch import Tensor
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
+from lightning_modules.base import Layout, Module, ModuleConfig, Setting, count
+from lightning_modules.checks import require
 from lightning_modules.distributed import all_reduce_sum, draw_rows, mean_over_ranks, own_random_numbers
+from lightning_modules.figures import bits_figure, sample_grid
 from lightning_modules.finite import check_finite
 from lightning_modules.frozen import freeze
-from lightning_modules.losses.tokens import token_loss
+from lightning_modules.losses.tokens import LOGITS_AT_ONCE, token_loss
 from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
@@ -30,14 +35,16 @@ from lightning_modules.optimizer import (
     decay_of_matrices,
     share_of_step,
 )
+from lightning_modules.parts import Part
 from lightning_modules.sharding import is_sharded, shard, whole
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
 
+NUM_SHOWN = 64  # images in TensorBoard
 NATS_PER_BIT = 0.6931471805599453
 
 
 @dataclass
-class VIMConfig:
+class VIMConfig(ModuleConfig):
     """`label_dropout`: share of training labels replaced by "no class", for classifier-free guidance.
 
     `keep_tokens`: share of input tokens left as they are, the others become random ones (taming's and B's pkeep,
@@ -70,33 +77,57 @@ class VIMConfig:
     batch_size: ClassVar[int] = 1024
     max_steps: ClassVar[int] = 450_000
 
+    can_shard: ClassVar[bool] = True
+    generates: ClassVar[bool] = True
+
     def check(self) -> None:
-        """Raises ValueError for a value out of range."""
+        """Raises ValueError for values that do not go together."""
         for name in ("label_dropout", "keep_tokens"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be in [0, 1]")
-        if self.label_dropout and not self.class_conditional:
-            raise ValueError("model.label_dropout needs model.class_conditional=true")
-        if self.sampling.guidance_scale != 1 and not self.label_dropout:
-            raise ValueError(
-                f"model.sampling.guidance_scale={self.sampling.guidance_scale} needs a model that was trained without "
-                "its label now and then: set model.label_dropout, for example to 0.1"
-            )
-        if self.generation.acceptance and not self.class_conditional:
-            raise ValueError("model.generation.acceptance needs model.class_conditional=true: a class to look like")
-        self.gpt.resolved()
+            require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must be in [0, 1]")
+        require(self.class_conditional or not self.label_dropout, "label_dropout needs model.class_conditional=true")
+        require(
+            self.sampling.guidance_scale == 1 or self.label_dropout > 0,
+            f"sampling.guidance_scale={self.sampling.guidance_scale} needs a model that was trained without its label "
+            "now and then: set model.label_dropout, for example to 0.1",
+        )
+        require(
+            self.class_conditional or not self.generation.acceptance,
+            "generation.acceptance needs model.class_conditional=true: a class to look like",
+        )
         betas, default = self.optimizer.betas, type(self)().optimizer.betas
-        if self.optimizer.name == "adafactor" and betas != default:
-            raise ValueError(f"model.optimizer.betas={betas} has no effect on adafactor: set it to {default}")
-        self.generation.check()
+        require(
+            self.optimizer.name != "adafactor" or betas == default,
+            f"optimizer.betas={betas} has no effect on adafactor: set it to {default}",
+        )
 
-    def check_upstream(self, model: Any) -> None:
-        """Raises ValueError when an upstream `model` makes no tokens."""
-        if not isinstance(model, TokenizerConfig):
-            raise ValueError(f"model '{self.name}' needs a tokenizer's recipe upstream, not {model.name}'s")
+    def check_upstream(self, upstream: ModuleConfig | None) -> None:
+        """Raises ValueError when `upstream` makes no tokens."""
+        if not isinstance(upstream := self.required(upstream), TokenizerConfig):
+            raise ValueError(f"model '{self.name}' needs a tokenizer's recipe upstream, not {upstream.name}'s")
+
+    @property
+    def inputs(self) -> str:
+        return "tokens"
+
+    @property
+    def classifier(self) -> str:
+        return self.generation.classifier if self.generation.acceptance else ""
+
+    @property
+    def reference(self) -> str:
+        return self.generation.reference if self.generation.num_samples else ""
+
+    @property
+    def num_generated(self) -> int:
+        return self.generation.num_samples
+
+    def describe(self) -> dict[str, str]:
+        gpt = self.gpt.resolved()
+        size = f"{gpt.blocks} blocks, {gpt.heads} heads, width {gpt.width:,}, MLP {gpt.mlp_width:,}"
+        return {"model": f"{self.name}: {size}"}
 
 
-class VIM(L.LightningModule):
+class VIM(Module):
     """p(tokens | class) and the images that it generates.
 
     The tokenizer, needed only to turn sampled tokens into images, and the classifier of acceptance rates are lent by
@@ -104,6 +135,18 @@ class VIM(L.LightningModule):
     the transformer is sharded for training, and made whole on every rank for each validation.
     """
 
+    config: VIMConfig
+    layout: ClassVar[Layout] = {
+        "tokens": {
+            "loss, nats a token": ["Multiline", ["loss/generator"]],
+            "bits per token": ["Multiline", ["bits_per_token/train", "bits_per_token/val"]],
+        },
+        "generation": {
+            "FID": ["Multiline", ["fid"]],
+            "IS": ["Multiline", ["is"]],
+            "utilisation, % of codes": ["Multiline", ["usage/generated"]],
+        },
+    }
     nats: Tensor  # (T,), summed over the images of a validation
     num_images: Tensor
 
@@ -121,6 +164,29 @@ class VIM(L.LightningModule):
         self.whole: tuple[GPT, ...] = ()  # during a validation under FSDP; in a tuple: not a submodule
         self.tokenizer_digest = ""  # of the tokenizer that made the tokens; "" until it is known
         self.metric_values: dict[str, str] = {}
+
+    @classmethod
+    def build(cls, config: VIMConfig, setting: Setting) -> Self:
+        sizes = setting.codebook_size, setting.grid_size, setting.num_classes, setting.image_size
+        module = cls(config, *sizes)
+        if setting.tokenizer is not None:
+            module.use_tokenizer(setting.tokenizer, setting.tokenizer_digest)
+        return module
+
+    @classmethod
+    def parts(cls, config: VIMConfig, setting: Setting) -> list[Part]:
+        """MACs are of one image with all its tokens at once, as in training; logits are made a chunk at a time."""
+        classes = setting.num_classes if config.class_conditional else 0
+        gpt = GPT(config.gpt, setting.codebook_size, setting.grid_size, classes)
+        blocks, inputs = nn.Sequential(*gpt.blocks), (torch.zeros(1, gpt.num_tokens, gpt.size.width),)
+        tables = [child for name, child in gpt.named_children() if name not in ("blocks", "head")]
+        logits = 4 * gpt.num_tokens * gpt.vocab_size
+        return [
+            Part("blocks", blocks, inputs),
+            Part("tables and norm", weights=nn.ModuleList(tables)),
+            Part("head", weights=gpt.head, macs=gpt.num_tokens * count(gpt.head), kept={}, kept_bytes=logits,
+                 kept_limit=4 * LOGITS_AT_ONCE),
+        ]  # fmt: skip
 
     def use_tokenizer(self, tokenizer: Tokenizer, digest: str) -> None:
         """Lends the tokenizer that made the tokens, for generated images. ValueError: `digest` names another one."""
@@ -251,30 +317,60 @@ class VIM(L.LightningModule):
         parts += [f"guidance{config.guidance_scale:g}"] if config.guidance_scale != 1 else []
         return "-".join(parts)
 
-    # ---- what a record needs
+    # ---- what is shown, and what a record needs
 
     @property
-    def training_metrics(self) -> dict[str, float]:
-        return {}
+    def num_conditions(self) -> int:
+        """Classes that images can be asked of; 0 = unconditional."""
+        return self.gpt.num_classes
 
-    @property
-    def history(self) -> dict[str, list[float]]:
-        return {}
+    def start_screen(self) -> dict[str, str]:
+        rows, columns = self.gpt.grid_size
+        tokens = f"{self.gpt.num_tokens} ({rows} x {columns}) of {self.gpt.vocab_size:,} codes"
+        classes = f"{self.num_conditions or 'none, unconditional'}"
+        return {"tokens per image": tokens, "classes": classes} | super().start_screen()
+
+    def rough_seconds(self, batch_size: int) -> float:
+        """The transformer forward and its head back, on a few images, scaled up."""
+        gpt, start = self.gpt, time.perf_counter()
+        few = torch.zeros(min(batch_size, 8), gpt.num_tokens - 1, dtype=torch.long, device=self.device)
+        with torch.random.fork_rng():  # dropout's
+            hidden = gpt(few)
+        loss = token_loss(hidden, gpt.head.weight, few.new_zeros(len(few), gpt.num_tokens)).mean
+        torch.autograd.grad(loss, list(gpt.head.parameters()))
+        return (time.perf_counter() - start) * batch_size / len(few)
+
+    def figures(self) -> dict[str, Tensor | Figure]:
+        """At every validation the same images: the same numbers, seed and classes."""
+        shown: dict[str, Tensor | Figure] = {"bits per token by position": bits_figure(self.bits_by_position)}
+        if self.tokenizer is not None:
+            shown["samples, classes in turn"] = sample_grid(self, NUM_SHOWN)
+        return shown
+
+    def use_reference(self, folder: Path, batches: Iterable[Tensor], key: str, device: torch.device) -> None:
+        self.generation.fidelity.to(device)
+        self.generation.use_reference(folder, batches, key)
 
     def protocols(self) -> dict[str, str]:
         return dict(self.metric_values)
 
     # ---- checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """`sizes`: what the module is built of, beside its configuration."""
-        checkpoint["sizes"] = {
+    @property
+    def sizes(self) -> dict[str, Any]:
+        return {
             "codebook_size": self.gpt.vocab_size,
             "grid_size": self.gpt.grid_size,
             "num_classes": self.num_classes,
             "image_size": self.image_size,
         }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["tokenizer_digest"] = self.tokenizer_digest
+
+    def on_restore(self, checkpoint: dict[str, Any], path: str) -> None:
+        self.tokenizer_digest = checkpoint["tokenizer_digest"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError: the tokens are now another tokenizer's."""

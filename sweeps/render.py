@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.runtime.atomic import replacing
+from experiments.runtime.files import replacing
 from sweeps.results import Sheet
 
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
@@ -32,7 +32,7 @@ def write_sheet(sheet: Sheet, stem: Path) -> list[Path]:
 
 def replace_file(path: Path, content: str | Figure) -> None:
     """Atomically, so that a full disk leaves the old file."""
-    with replacing(path, alone=False) as file:
+    with replacing(path, concurrent_writers=True) as file:
         if isinstance(content, str):
             file.write(content.encode())
         else:

@@ -15,14 +15,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.config.experiment import Downstream
 from experiments.pipeline.build import data_module, restore
 from experiments.pipeline.codebooks.extraction import build_device
-from experiments.pipeline.training import train
-from experiments.pipeline.upstream import lend, run_dir
-from experiments.runtime.callbacks import sample_grid
+from experiments.pipeline.prepare import lend
+from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, record_path
+from lightning_modules.figures import sample_grid
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.render import replace_file
 from sweeps.run import add_seeds, data_resolver
@@ -32,7 +31,7 @@ from sweeps.workers import add_common_arguments
 def vims(grid: Grid) -> list[Run]:
     """One a training, with the label of its first row."""
     runs = {run.digest: run for table in grid.tables for row in reversed(table.rows) for run in row.runs}  # first rows
-    return [run for run in reversed(runs.values()) if run.experiment.model.name == "vim"]
+    return [run for run in reversed(runs.values()) if run.experiment.model.generates]
 
 
 def checkpoint_of(run: Run) -> Path:
@@ -42,8 +41,7 @@ def checkpoint_of(run: Run) -> Path:
 def sampled(run: Run, num: int) -> Tensor:
     """(3, height, width) in [0, 1]."""
     restored, module = restore(checkpoint_of(run), {"runtime": vars(run.experiment.runtime)})
-    assert isinstance(restored, Downstream)
-    lend(restored, module, train)
+    lend(restored, module)
     module.to(build_device(restored)).eval()
     with torch.no_grad():
         return sample_grid(module, num)

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from experiments.config.compose import load_experiment
+from experiments.costs.counts import count_cost, parts_of
 from experiments.costs.papers import A_TABLE_2, A_TABLE_2_VIM, B_TABLE_8
-from experiments.costs.tokenizer import count, count_cost, networks
+from lightning_modules.base import count
 from lightning_modules.networks.gpt import GPT, GPT_SIZES, GPTConfig
 from lightning_modules.networks.vit import VIT_SIZES, ViTConfig, ViTDecoder, ViTEncoder
 from sweeps.grid import EXPERIMENTS
@@ -89,9 +90,9 @@ def codebook_costs() -> Sheet:
     for size, (paper_macs, paper_parameters) in B_TABLE_8.items():
         experiment = load_experiment(EXPERIMENTS / "vqgan_lc_imagenet.yaml", [f"model.codebook_size={size}"])
         cost = count_cost(experiment)
-        macs, parameters = cost.totals["generator MACs"] / 1e9, cost.totals["generator parameters"] / 1e6
-        layers = count_cost(experiment, attention=False).totals["generator MACs"]
-        table = networks(experiment)["quantizer"].table
+        macs, parameters = cost.totals["model MACs"] / 1e9, cost.totals["model parameters"] / 1e6
+        layers = count_cost(experiment, attention=False).totals["model MACs"]
+        (table,) = next(part.inputs for part in parts_of(experiment) if part.name == "projector")
         body.append(
             [
                 f"{size:,}",

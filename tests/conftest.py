@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.config.compose import compose, parse
-from experiments.config.experiment import Experiment
+from experiments.config.experiment import MODULES, Experiment
 from experiments.config.values import from_dotlist
 from experiments.pipeline import classifier
 from experiments.pipeline.codebooks import estimate, extraction
@@ -67,6 +67,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         place[item] = files.index(file) if file in files else len(files)
     items.sort(key=place.__getitem__)
+
+
+TOKENIZERS = [name for name, (cls, _) in MODULES.items() if issubclass(cls, tokenizer.Tokenizer)]
 
 
 @functools.cache

@@ -7,7 +7,6 @@ nowhere else.
 import difflib
 import hashlib
 import json
-from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any
 
 from datamodules import DATAMODULES, DataConfig
 from experiments.config.values import select, without_defaults
+from lightning_modules.base import Module, ModuleConfig
+from lightning_modules.checks import at_least_one, one_of, require
 from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.networks import BACKBONES, DISCRIMINATORS
 from lightning_modules.quantizers import QUANTIZERS
-from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
+from lightning_modules.tokenizer import TokenizerConfig
 from lightning_modules.vim import VIM, VIMConfig
 from lightning_modules.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from lightning_modules.vqgan import VQGAN, VQGANConfig
@@ -26,18 +27,18 @@ from lightning_modules.vqgan_ema import VQGANEMA, VQGANEMAConfig
 from lightning_modules.vqgan_fc import VQGANFC, VQGANFCConfig
 from lightning_modules.vqgan_lc import VQGANLC, VQGANLCConfig
 
-MODULES: dict[str, tuple[type[Tokenizer], type[TokenizerConfig]]] = {
+MODULES: dict[str, tuple[type[Module], type[ModuleConfig]]] = {
     "vqgan": (VQGAN, VQGANConfig),
     "vqgan_ema": (VQGANEMA, VQGANEMAConfig),
     "vqgan_fc": (VQGANFC, VQGANFCConfig),
     "vqgan_lc": (VQGANLC, VQGANLCConfig),
     "vit_vqgan": (ViTVQGAN, ViTVQGANConfig),
-}
-# What is trained on top of another experiment's model.
-DOWNSTREAM: dict[str, tuple[type, type]] = {
     "vim": (VIM, VIMConfig),
     "linear_probe": (LinearProbe, LinearProbeConfig),
 }
+
+
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass
@@ -50,6 +51,13 @@ class TrainerConfig:
     checkpoint_every: int = 1000
     log_every: int = 10
     weight_ema: float = 0.0
+
+    def check(self) -> None:
+        """Raises ValueError, with the key relative to this section, for a value that cannot be."""
+        one_of(self, "precision", PRECISIONS)
+        require(0 <= self.weight_ema < 1, f"weight_ema={self.weight_ema} must be in [0, 1)")
+        at_least_one(self, "max_steps", "checkpoint_every", "log_every")
+        require(self.validate_every >= 0, f"validate_every={self.validate_every} must be 0 (off) or more")
 
 
 @dataclass
@@ -67,25 +75,71 @@ class RuntimeConfig:
 
 @dataclass
 class Experiment:
-    """One training run: everything that decides its numbers, and `runtime`, which must not."""
+    """One training run: everything that decides its numbers, and `runtime`, which must not.
+
+    A model may stand on another experiment's: VIM on a tokenizer, a probe on VIM. In a YAML `upstream` holds `recipe`,
+    a file of this folder, and what is changed of it: `upstream: {recipe: vit_vqgan_cifar10.yaml, seed: 1}`.
+    Data and seed of the two are independent.
+    """
 
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
-    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModuleConfig = field(default_factory=ModuleConfig)  # of the class that MODULES has for its name
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    upstream: Any = None  # the Experiment below, or None; `parse` sets it
+    recipe: str = ""  # its file, for people
+
+    def check(self) -> None:
+        """Raises ValueError for what does not go together: its model, the one below, and their images."""
+        require(self.seed >= 0, f"seed={self.seed} must not be negative")
+        self.model.check_upstream(None if self.upstream is None else self.upstream.model)
+        if self.upstream is not None:
+            size, below = self.data.image_size, self.upstream.data.image_size
+            require(
+                size == below,
+                f"data.image_size={size}, but upstream.data.image_size={below}: the models share their images",
+            )
+        require(
+            not (self.reads_kept_tokens and getattr(self.data, "random_crop", False)),
+            "data.random_crop needs model.encode_on_the_fly=true: tokens that are made once are of whole images",
+        )
+
+    @property
+    def reads_kept_tokens(self) -> bool:
+        """Whether the training images are encoded once."""
+        return self.model.inputs == "tokens" and not self.model.encode_on_the_fly
+
+    @property
+    def bottom(self) -> "Experiment":
+        """The experiment at the bottom of what this one stands on, a tokenizer's."""
+        return self if self.upstream is None else self.upstream.bottom
+
+    @property
+    def tokenizer(self) -> TokenizerConfig:
+        """The model at the bottom."""
+        model = self.bottom.model
+        assert isinstance(model, TokenizerConfig), "as `check_upstream` has seen to"
+        return model
+
+    @property
+    def upstream_name(self) -> str:
+        return Path(self.recipe).stem
 
     def identity(self) -> dict[str, Any]:
         """The plain nested dictionary of all that decides the numbers (no `runtime`)."""
-        return {key: value for key, value in asdict(self).items() if key != "runtime"}
+        own = {"seed": self.seed} | {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
+        return own | ({"upstream": {"recipe": self.recipe} | self.upstream.identity()} if self.upstream else {})
 
     def changes(self) -> dict[str, Any]:
         """Of `identity`, flat, what is not a default."""
-        return without_defaults(self.identity(), schema(self.identity()))
+        own = {key: value for key, value in self.identity().items() if key != "upstream"}
+        return without_defaults(own, schema(own)) | ({"upstream": self.upstream.digest()} if self.upstream else {})
 
     def changed(self) -> set[str]:
         """The flat keys of `identity` whose value is not the default; names always are among them."""
-        return set(self.changes())
+        below = {"recipe"} | self.upstream.changed() if self.upstream else set()
+        return set(self.changes()) - {"upstream"} | {f"upstream.{key}" for key in below}
 
     def digest(self) -> str:
         """12 hex digits that name this experiment.
@@ -96,39 +150,10 @@ class Experiment:
         return hashlib.sha256(json.dumps(self.changes(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-@dataclass
-class Downstream(Experiment):
-    """A run on top of another's model: VIM on a tokenizer, a probe on VIM.
-
-    In a YAML `upstream` holds `recipe`, a file of this folder, and what is changed of it:
-    `upstream: {recipe: vit_vqgan_cifar10.yaml, model: {code_dim: 4}}`. Data and seed of the two are independent.
-    """
-
-    model: Any = field(default_factory=VIMConfig)
-    upstream: Any = None  # the other Experiment; `parse` sets it
-    recipe: str = ""  # its file
-
-    @property
-    def upstream_name(self) -> str:
-        return Path(self.recipe).stem
-
-    def identity(self) -> dict[str, Any]:
-        own = {"seed": self.seed} | {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
-        return own | {"upstream": {"recipe": self.recipe} | self.upstream.identity()}
-
-    def changes(self) -> dict[str, Any]:
-        own = {key: value for key, value in self.identity().items() if key != "upstream"}
-        return without_defaults(own, schema(own)) | {"upstream": self.upstream.digest()}
-
-    def changed(self) -> set[str]:
-        own = set(self.changes()) - {"upstream"}
-        return own | {"upstream.recipe"} | {f"upstream.{key}" for key in self.upstream.changed()}
-
-
 # Keys whose value names the class to use, and the table that holds its configuration (the last element).
 CHOICES: dict[str, Mapping[str, tuple]] = {
     "data": DATAMODULES,
-    "model": ChainMap(DOWNSTREAM, MODULES),
+    "model": MODULES,
     "model.backbone": BACKBONES,
     "model.quantizer": QUANTIZERS,
     "model.discriminator": DISCRIMINATORS,
@@ -137,7 +162,7 @@ CHOICES: dict[str, Mapping[str, tuple]] = {
 
 def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
     """The default Experiment of the classes that `values` names."""
-    experiment = Downstream() if str(select(values, "model.name")) in DOWNSTREAM else Experiment()
+    experiment = Experiment()
     for key, table in CHOICES.items():
         *parents, leaf = key.split(".")
         owner: Any = experiment

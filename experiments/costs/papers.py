@@ -6,8 +6,9 @@ Nowhere else in this repository do these numbers stand.
 
 from dataclasses import dataclass
 
-from experiments.config.experiment import Downstream, Experiment
+from experiments.config.experiment import Experiment
 from lightning_modules.networks import VIT_SIZES, CNNConfig, ViTConfig
+from lightning_modules.networks.gpt import GPTConfig
 
 A_TABLE_2 = {"small": 32.0, "base": 91.0, "large": 599.0}  # millions of parameters
 A_TABLE_2_VIM = {"base": 650.0, "large": 1697.0}  # the same, of stage 2
@@ -35,43 +36,42 @@ class PaperCount:
     value: float  # parameters, or MACs an image
     reason: str = ""
 
-    def difference(self, ours: float) -> float:
-        """(ours - paper) / paper."""
-        return ours / self.value - 1
+    def difference(self, counted: float) -> float:
+        """(counted - paper) / paper."""
+        return counted / self.value - 1
 
-    def is_explained(self, ours: float) -> bool:
-        return abs(self.difference(ours)) <= TOLERANCE or bool(self.reason)
+    def is_explained(self, counted: float) -> bool:
+        return abs(self.difference(counted)) <= TOLERANCE or bool(self.reason)
 
 
 def paper_counts(experiment: Experiment) -> list[PaperCount]:
     """The printed counts of the networks that the experiment has; none where the papers give none."""
-    model, backbone = experiment.model, experiment.model.backbone
+    model = experiment.model
     if experiment.data.image_size != 256:
         return []
     counts = []
-    if isinstance(backbone, ViTConfig) and backbone.patch_size == 8:
+    if isinstance(backbone := getattr(model, "backbone", None), ViTConfig) and backbone.patch_size == 8:
         for part in ("encoder", "decoder"):
             for size, millions in A_TABLE_2.items():
                 if backbone.size(part) == VIT_SIZES[size]:
                     source, reason = f"A-Table 2, {size.capitalize()}", A_REASONS.get(size, "")
                     counts.append(PaperCount(source, f"{part} parameters", millions * 1e6, reason))
-    is_lc = model.quantizer.name == "large_codebook" and backbone == CNNConfig() and model.code_dim == 8
-    if is_lc and model.codebook_size in B_TABLE_8:
-        macs, parameters = B_TABLE_8[model.codebook_size]
-        source = f"B-Table 8, {model.codebook_size:,} codes"
-        counts.append(PaperCount(source, "generator parameters", parameters * 1e6))
-        counts.append(PaperCount(source, "generator MACs", macs * 1e9))
+    is_lc = model.needs_codebook and backbone == CNNConfig() and experiment.tokenizer.code_dim == 8
+    if is_lc and (codes := experiment.tokenizer.codebook_size) in B_TABLE_8:
+        macs, parameters = B_TABLE_8[codes]
+        source = f"B-Table 8, {codes:,} codes"
+        counts.append(PaperCount(source, "model parameters", parameters * 1e6))
+        counts.append(PaperCount(source, "model MACs", macs * 1e9))
+    if isinstance(gpt := getattr(model, "gpt", None), GPTConfig) and not gpt.dims:
+        counts += transformer_counts(gpt.size, experiment.tokenizer.codebook_size)
     return counts
 
 
-def vim_paper_counts(experiment: Downstream) -> list[PaperCount]:
-    """The printed count of the transformer on the paper's own tokens; none where the papers give none."""
-    gpt, codes = experiment.model.gpt, experiment.upstream.model.codebook_size
-    if experiment.data.image_size != 256 or gpt.dims:
-        return []
-    if gpt.size in A_TABLE_2_VIM and codes == 8192:
-        source, value = f"A-Table 2, VIM-{gpt.size.capitalize()}", A_TABLE_2_VIM[gpt.size]
-        return [PaperCount(source, "transformer parameters", value * 1e6, VIM_REASON)]
-    if gpt.size == "gpt-404m" and codes == 100_000:
-        return [PaperCount("B, appendix A", "transformer parameters", B_GPT * 1e6, GPT_REASON)]
+def transformer_counts(size: str, codes: int) -> list[PaperCount]:
+    """On the paper's own tokens."""
+    if size in A_TABLE_2_VIM and codes == 8192:
+        source, value = f"A-Table 2, VIM-{size.capitalize()}", A_TABLE_2_VIM[size]
+        return [PaperCount(source, "model parameters", value * 1e6, VIM_REASON)]
+    if size == "gpt-404m" and codes == 100_000:
+        return [PaperCount("B, appendix A", "model parameters", B_GPT * 1e6, GPT_REASON)]
     return []

@@ -3,10 +3,9 @@
 import torch
 from rich.table import Table
 
-from experiments.config.experiment import Downstream, Experiment
-from experiments.costs.papers import TOLERANCE, PaperCount, paper_counts, vim_paper_counts
-from experiments.costs.tokenizer import Cost, count_cost, memory_bytes, training_hours
-from experiments.costs.vim import count_vim, vim_hours, vim_memory_bytes
+from experiments.config.experiment import Experiment
+from experiments.costs.counts import Cost, count_cost, memory_bytes, training_hours
+from experiments.costs.papers import TOLERANCE, PaperCount, paper_counts
 from experiments.runtime.health import memory_limit
 
 TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
@@ -21,18 +20,14 @@ def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> T
         )
     if tflops <= 0:
         raise ValueError(f"--tflops {tflops} must be above 0")
-    if isinstance(experiment, Downstream) and experiment.model.name != "vim":
+    cost = count_cost(experiment)
+    if not cost.parameters:
         raise ValueError(f"a {experiment.model.name} costs little beside what it stands on: {experiment.recipe}")
     size = experiment.data.image_size
-    described = (
-        vim_rows(experiment, devices, tflops)
-        if isinstance(experiment, Downstream)
-        else tokenizer_rows(experiment, devices, tflops)
-    )
     table = Table(title=name, show_header=False, title_justify="left")
     rows = [
         ("data", f"{experiment.data.name}, {size} x {size} pixels, batch {batch:,}: {batch // devices:,} a device"),
-        *described,
+        *cost_rows(experiment, cost, devices, tflops),
     ]
     if config.precision != "32-true":
         rows.append(("precision", f"{config.precision}; memory is counted in fp32, so an upper bound"))
@@ -41,61 +36,42 @@ def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> T
     return table
 
 
-def tokenizer_rows(experiment: Experiment, devices: int, tflops: float) -> list[tuple[str, str]]:
-    cost, model = count_cost(experiment), experiment.model
-    grid, hours = round(cost.tokens**0.5), training_hours(experiment, cost, devices, tflops)
+def cost_rows(experiment: Experiment, cost: Cost, devices: int, tflops: float) -> list[tuple[str, str]]:
+    codes = experiment.tokenizer.codebook_size
+    hours = training_hours(experiment, cost, devices, tflops)
+
+    parameters = [*cost.parameters.items(), ("model", cost.totals["model parameters"])]
     return [
-        ("model", f"{model.name}: {model.backbone.name} backbone, {model.quantizer.name} quantizer"),
-        ("tokens per image", f"{cost.tokens:,} ({grid} x {grid})"),
-        ("codebook", f"{model.codebook_size:,} codes of {model.code_dim} dimensions"),
-        *parameter_rows(cost, ("generator", cost.totals["generator parameters"])),
+        *experiment.model.describe().items(),
+        ("tokens per image", f"{cost.tokens:,} of {codes:,} codes"),
+        *((("stands on", experiment.recipe),) if experiment.upstream else ()),
+        ("trained parameters", ""),
+        *((f"  {part}", millions(number)) for part, number in parameters if number),
         *mac_rows(cost),
-        ("  reconstruction", f"{billions(cost.totals['generator MACs'])}: all above but the search and the losses"),
+        ("  model", f"{billions(cost.totals['model MACs'])}: all above but the search and the losses"),
         *((count.source, against_paper(count, cost.totals[count.quantity])) for count in paper_counts(experiment)),
-        ("memory a device", memory_row(memory_bytes(experiment, devices), devices, "Adam")),
+        ("memory a device", memory_row(memory_bytes(experiment, devices), devices)),
         ("training", training_row(experiment, hours, devices, tflops)),
     ]
-
-
-def vim_rows(experiment: Downstream, devices: int, tflops: float) -> list[tuple[str, str]]:
-    cost, model, gpt = count_vim(experiment), experiment.model, experiment.model.gpt.resolved()
-    total, hours = sum(cost.parameters.values()), vim_hours(experiment, cost, devices, tflops)
-    optimizer = f"{model.optimizer.name}'s moments"
-    return [
-        ("model", f"{model.name}: {gpt.blocks} blocks, {gpt.heads} heads, width {gpt.width:,}, MLP {gpt.mlp_width:,}"),
-        ("tokens per image", f"{cost.tokens:,} of {experiment.upstream.model.codebook_size:,} codes"),
-        ("tokenizer", experiment.recipe),
-        *parameter_rows(cost, ("transformer", total)),
-        *mac_rows(cost),
-        *((count.source, against_paper(count, total)) for count in vim_paper_counts(experiment)),
-        ("memory a device", memory_row(vim_memory_bytes(experiment, devices), devices, optimizer)),
-        ("training", training_row(experiment, hours, devices, tflops)),
-    ]
-
-
-def parameter_rows(cost: Cost, total: tuple[str, int]) -> list[tuple[str, str]]:
-    rows = [*cost.parameters.items(), total]
-    return [("trained parameters", ""), *((f"  {part}", millions(number)) for part, number in rows if number)]
 
 
 def mac_rows(cost: Cost) -> list[tuple[str, str]]:
-    """The search stands apart: papers leave it out."""
-    names = {"projector": "projector, once a batch", "perceptual": "perceptual loss, two images"}
+    names = {"projector": "projector, once a step", "perceptual": "perceptual loss, two images"}
     names["tokenizer"] = "tokenizer, which encodes at every step"
     rows = [(f"  {names.get(part, part)}", billions(number)) for part, number in cost.macs.items() if number]
     return [("MACs, one image forward", ""), *rows]
 
 
-def against_paper(count: PaperCount, ours: int) -> str:
-    """ "generator MACs: paper 195.70 G, ours 196.17 G, +0.2 %", and the reason where they are far apart."""
+def against_paper(count: PaperCount, counted: int) -> str:
+    """ "model MACs: paper 195.70 G, ours 196.17 G, +0.2 %", and the reason where they are far apart."""
     shown = billions if count.quantity.endswith("MACs") else millions
-    text = f"{count.quantity}: paper {shown(count.value)}, ours {shown(ours)}, {count.difference(ours):+.1%}"
-    return f"{text}: {count.reason}" if abs(count.difference(ours)) > TOLERANCE else text
+    text = f"{count.quantity}: paper {shown(count.value)}, ours {shown(counted)}, {count.difference(counted):+.1%}"
+    return f"{text}: {count.reason}" if abs(count.difference(counted)) > TOLERANCE else text
 
 
-def memory_row(needed: int, devices: int, optimizer: str) -> str:
+def memory_row(needed: int, devices: int) -> str:
     here, what = machine_memory()
-    text = f"{needed / 2**30:.1f} GiB: weights, gradients, {optimizer}, activations in fp32"
+    text = f"{needed / 2**30:.1f} GiB: weights, gradients, the optimizer's moments, activations in fp32"
     if needed <= here:
         return text
     return (

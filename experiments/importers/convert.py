@@ -50,7 +50,7 @@ def convert(
         warnings.simplefilter("ignore")  # the metrics' networks say that their weights are not loaded
         needed = build_model(experiment).state_dict()
 
-    weights = {key: family.weight(key, experiment.model) for key in needed}
+    weights = {key: family.weight(key, experiment.tokenizer) for key in needed}
     if unknown := [key for key, weight in weights.items() if weight is None]:
         raise ValueError(f"{origin}: a {name} checkpoint holds nothing for our {some(unknown)}; change the overrides")
     found = {key: weight for key, weight in weights.items() if weight is not None}
@@ -115,7 +115,7 @@ def import_checkpoint(
         temporary = Path(folder) / "checkpoint"
         torch.save(checkpoint, temporary)
         temporary.replace(out)
-    model = experiment.model
+    model = experiment.tokenizer
     lines = [
         f"{out}: {model.name}, {model.codebook_size:,} codes of {model.code_dim} dimensions, "
         f"{experiment.data.image_size} pixels; imported {len(tensors) - dropped.total()} keys of {wrapper or 'its top'}"

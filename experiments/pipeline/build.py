@@ -8,13 +8,12 @@ from typing import Any
 from datamodules import DATAMODULES, ImageDataModule
 from datamodules.cifar10 import find_cifar10
 from experiments.config.compose import parse
-from experiments.config.experiment import DOWNSTREAM, MODULES, Downstream, Experiment
+from experiments.config.experiment import MODULES, Experiment
 from experiments.config.values import merge
 from experiments.runtime.checkpoint_files import load_checkpoint
 from experiments.runtime.ranks import is_main
-from lightning_modules.linear_probe import LinearProbeConfig
+from lightning_modules.base import Setting
 from lightning_modules.tokenizer import Tokenizer
-from lightning_modules.vim import VIMConfig
 
 
 def build_data(experiment: Experiment) -> ImageDataModule:
@@ -32,8 +31,17 @@ def data_module(experiment: Experiment) -> ImageDataModule:
     return cls(experiment.data, runtime.data_dir, num_workers=runtime.num_workers, seed=experiment.seed)
 
 
-def build_model(experiment: Experiment) -> Tokenizer:
-    return MODULES[experiment.model.name][0](experiment.model, experiment.data.image_size)
+def plain(experiment: Experiment, **changes: Any) -> Experiment:
+    """The experiment on its images without augmentation; `changes` are of other options that its data may have."""
+    wanted = {"flip": False, "random_crop": False} | changes
+    known = {key: value for key, value in wanted.items() if hasattr(experiment.data, key)}
+    return replace(experiment, data=replace(experiment.data, **known))
+
+
+def build_model(experiment: Experiment, setting: Setting | None = None) -> Any:
+    """The untrained module; without `setting` one that stands on no other."""
+    cls = MODULES[experiment.model.name][0]
+    return cls.build(experiment.model, setting or Setting(experiment.data.image_size))
 
 
 def resolve_data(experiment: Experiment, data: str) -> Experiment:
@@ -41,9 +49,9 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
 
     auto keeps the recipe's own data set; where that is CIFAR-10 and it is neither in `data_dir` nor to be downloaded,
     it falls back, loudly, to the rendered shapes. The others replace the data set; sizes and batch stay, and tokens
-    that are made once stay those of whole images. The model that a downstream experiment stands on gets the same.
+    that are made once stay those of whole images. What the experiment stands on gets the same.
     """
-    if isinstance(experiment, Downstream):
+    if experiment.upstream is not None:
         upstream = replace(experiment.upstream, runtime=experiment.runtime)
         experiment = replace(experiment, upstream=resolve_data(upstream, data))
     names = {
@@ -70,48 +78,34 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
     shared = {
         key: value for key, value in shared.items() if value is not None
     }  # "all images" of one set is none of another
-    if reads_kept_tokens(experiment.model) and hasattr(config, "random_crop"):
+    if experiment.reads_kept_tokens and hasattr(config, "random_crop"):
         shared["random_crop"] = False
     return replace(experiment, data=replace(config, **(shared | {"name": name})))
-
-
-def reads_kept_tokens(model: Any) -> bool:
-    """Whether the training images are encoded once: for a VIM unless it says otherwise, and for a probe of VIM."""
-    if isinstance(model, VIMConfig):
-        return not model.encode_on_the_fly
-    return isinstance(model, LinearProbeConfig) and model.features == "vim"
 
 
 def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Experiment, Any]:
     """The experiment and trained module of a checkpoint; `overrides` may change data, metrics, sampling or runtime.
 
-    A module on top of another comes without it, see `chain.lend`.
+    A module on top of another comes without it, see `prepare.lend`.
     Raises ValueError when the file is not a checkpoint of ours or its weights do not fit its configuration.
     """
     checkpoint = load_checkpoint(path)
     experiment = parse(merge(checkpoint["experiment"], overrides or {}), str(path))
-    if isinstance(experiment, Downstream) and "sizes" not in checkpoint:
+    if not MODULES[experiment.model.name][0].is_restorable:
         raise ValueError(
-            f"{path}: of model '{experiment.model.name}', which is nothing without the model below it: its numbers are "
-            "in its record, and `python -m experiments.train` makes them again"
+            f"{path}: of model '{experiment.model.name}', which cannot be restored without the model below it: its "
+            "metrics are in its record, and `python -m experiments.train` makes them again"
         )
+    sizes = {"image_size": experiment.data.image_size} | checkpoint.get("sizes", {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if isinstance(experiment, Downstream):
-            module: Any = DOWNSTREAM[experiment.model.name][0](experiment.model, **checkpoint["sizes"])
-        else:
-            module = build_model(experiment)
+        module = build_model(experiment, Setting(**sizes))
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         problem = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise ValueError(f"{path}: the weights do not fit model '{experiment.model.name}': {problem}") from None
-    if isinstance(experiment, Downstream):
-        module.on_load_checkpoint(checkpoint)
-    elif not isinstance(checkpoint.get("generator_steps"), int):
-        raise ValueError(f"{path}: a checkpoint without generator_steps, its number of training steps")
-    else:
-        module.step = checkpoint["generator_steps"]
+    module.on_restore(checkpoint, str(path))
     return experiment, module
 
 

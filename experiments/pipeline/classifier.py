@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
 from experiments.pipeline.codebooks.extraction import build_device
-from experiments.runtime.atomic import replacing
+from experiments.runtime.files import locked, replacing
 from experiments.runtime.ranks import is_main
 from lightning_modules.archives import check_sums
 from lightning_modules.metrics.classifier import DECAY, LabelClassifier, TimmClassifier, fit_head
@@ -46,8 +45,7 @@ def classifier_for(name: str, experiment: Experiment, images: ImageDataModule) -
     parts += [f"decay{DECAY:g}"] if needs_head else []
     key = "_".join(parts).replace("/", "_").replace(":", "-")
     path = Path(experiment.runtime.output_dir) / "classifiers" / f"{key}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # another process may be at it
+    with locked(path.with_suffix(".lock"), "is making this classifier"):
         saved = read(path) if path.is_file() else make(encoder.to(device), images, needs_head, path)
     head = None
     if needs_head:

@@ -6,10 +6,8 @@ Letters: N images, H = W pixels.
 """
 
 import re
-import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from json import loads
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,12 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
-from tqdm import tqdm
 
-from experiments.pipeline.token_writer import Progress
-from experiments.runtime.atomic import replacing
-from experiments.runtime.callbacks import num_columns
+from experiments.runtime.files import replacing
 from experiments.runtime.records import write_json
+from lightning_modules.figures import num_columns
 
 FORMATS = ("grid", "png", "npz")
 
@@ -125,19 +121,3 @@ def write_npz(file: IO[bytes], batches: Iterable[Images], num: int, num_classes:
 def save_png(image: Tensor, file: IO[bytes]) -> None:
     """(3, H, W) uint8."""
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "png")
-
-
-@contextmanager
-def progress(unit: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, now and then a line in a log; call it with how many more are done."""
-    if sys.stderr.isatty():
-        with tqdm(total=total, initial=done, unit=unit) as bar:
-            yield lambda more: bar.update(more) and None
-        return
-    lines, count = Progress({unit: total}, {unit: done}), [done]
-
-    def show(more: int) -> None:
-        count[0] += more
-        lines.show(count[0])
-
-    yield show

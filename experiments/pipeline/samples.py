@@ -7,31 +7,31 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.config.experiment import Downstream
 from experiments.config.values import from_dotlist, merge
-from experiments.pipeline.build import restore
+from experiments.pipeline.build import build_data, plain, restore
 from experiments.pipeline.classifier import classifier_for
 from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.encode import tokenizer_digest
-from experiments.pipeline.sample_files import Images, check_out, progress, suffix
-from experiments.pipeline.training import train
-from experiments.pipeline.upstream import lend, output_dir_of, plain_images
+from experiments.pipeline.prepare import lend
+from experiments.pipeline.sample_files import Images, check_out, suffix
+from experiments.pipeline.upstream import output_dir_of
+from experiments.runtime.progress import progress
 from lightning_modules.metrics.classifier import LabelClassifier
 from lightning_modules.metrics.extractors import to_uint8
 from lightning_modules.metrics.generation import best_of_each_class
 from lightning_modules.networks.sampling import SEED_STRIDE, SamplingConfig
-from lightning_modules.vim import VIM
 
 
 @dataclass
 class Job:
     """All that decides the images, checked, and where they go."""
 
-    module: VIM  # with its tokenizer, on its device
+    module: Any  # a trained one that generates, with its tokenizer, on its device
     sampling: SamplingConfig
     classes: list[int]  # in turn; [] = unconditional
     num: int
@@ -131,11 +131,12 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--num {arguments.num}: a seed has {SEED_STRIDE:,} images, candidates included: take several")
 
 
-def sampling_of(module: VIM, arguments: argparse.Namespace) -> SamplingConfig:
+def sampling_of(module: Any, arguments: argparse.Namespace) -> SamplingConfig:
     """The checkpoint's options with the given ones. Raises ValueError."""
     names = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "guidance": "guidance_scale"}
     given = {key: getattr(arguments, name) for name, key in names.items() if getattr(arguments, name) is not None}
     sampling = replace(module.config.sampling, **given)
+    sampling.check()
     if sampling.guidance_scale != 1 and not module.config.label_dropout:
         raise ValueError(
             f"--guidance {sampling.guidance_scale:g}: the model was not trained without its label now and then; that "
@@ -156,9 +157,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
     output_dir = arguments.output_dir or output_dir_of(arguments.checkpoint)
     where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
     experiment, module = restore(arguments.checkpoint, merge(where, overrides))
-    if not isinstance(experiment, Downstream) or not isinstance(module, VIM):
+    if not experiment.model.generates:
         raise ValueError(f"{arguments.checkpoint}: holds a '{experiment.model.name}', which generates no images")
-    classes = parse_classes(arguments.classes, module.gpt.num_classes)
+    classes = parse_classes(arguments.classes, module.num_conditions)
     job = Job(module, sampling_of(module, arguments), classes, arguments.num, arguments.seed, arguments.batch_size)
     if arguments.accept < 1 and not classes:
         raise ValueError(f"--accept {arguments.accept}: the model was trained without classes to be accepted as")
@@ -182,10 +183,10 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
         return None
     if arguments.accept < 1:
         job.accept = arguments.accept
-        images = plain_images(experiment)
+        images = build_data(plain(experiment))
         if images.num_classes != module.num_classes:
             raise ValueError(f"{images.data_id}: has {images.num_classes} classes, the model {module.num_classes}")
         job.classifier = classifier_for(module.config.generation.classifier, experiment, images)
-    lend(experiment, module, train, arguments.tokenizer)
+    lend(experiment, module, arguments.tokenizer)
     module.to(build_device(experiment)).eval()
     return job, out, description

@@ -4,12 +4,10 @@ The ids of each batch are appended; now and then the file is flushed and a small
 Shapes: B images a batch, N of a split, V views of each, T = h * w tokens.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,13 +23,12 @@ from datamodules.token_files import DTYPE, SPLITS, TokenMeta, labels_path, read_
 from datamodules.views import ViewDataset
 from experiments.config.experiment import Experiment
 from experiments.pipeline.encode import encode_batch
+from experiments.runtime.appending import append
+from experiments.runtime.files import locked
 from experiments.runtime.records import write_json
-from experiments.runtime.signals import StopRequest
 from lightning_modules.frozen import freeze
 from lightning_modules.tokenizer import Tokenizer
 
-SAVE_SECONDS = 10.0  # between two saved states
-SHOW_SECONDS = 10.0  # between two progress lines
 NO_IDENTITY = ("batch_size", "val_batch_size", "download", "flip", "random_crop")  # data options that change no token
 
 
@@ -70,7 +67,7 @@ def make_job(
         tokenizer_digest=tokenizer_digest,
         model=experiment.model.name,
         precision=experiment.trainer.precision,
-        codebook_size=experiment.model.codebook_size,
+        codebook_size=experiment.tokenizer.codebook_size,
         grid_size=[size, size],
         data_id=data.data_id,
         data={key: value for key, value in asdict(experiment.data).items() if key not in NO_IDENTITY},
@@ -102,27 +99,21 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return ", ".join(f"{key} {found.get(key)} instead of {wanted[key]}" for key in names[:2])
 
 
-def write_tokens(job: Job, folder: Path) -> bool:
-    """Encodes what is missing in `folder`; False when nothing was. One process at a time.
+def write_tokens(job: Job, folder: Path, waits: bool = False) -> bool:
+    """Encodes what is missing in `folder`; False when nothing was. One process at a time; this one `waits`.
 
     Raises ValueError: the folder holds, or a running process writes, something else; the disk is too small.
     """
     if is_finished(folder, job.meta):
         return False
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(tokens_path(folder, "train"), "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process is writing these tokens; wait for it") from None
+    with locked(folder.with_name(f"{folder.name}.lock"), "is writing these tokens", waits, "wait for it"):
         if is_finished(folder, job.meta):  # by that process, a moment ago
             return False
+        folder.mkdir(exist_ok=True)
         done = resume_point(job, folder)
         check_space(job.meta, folder, done)
-        progress = Progress(job.meta.num_images, done)
-        with StopRequest() as stop:
-            for split in SPLITS:
-                encode_split(job, folder, split, done, progress, stop)
+        for split in SPLITS:
+            encode_split(job, folder, split, done)
         finish(job, folder)
     return True
 
@@ -162,44 +153,27 @@ def check_space(meta: TokenMeta, folder: Path, done: dict[str, int]) -> None:
         raise ValueError(f"{folder}: the tokens need {missing / 1e9:,.2f} GB, the disk has {free / 1e9:,.2f} GB left")
 
 
-class Progress:
-    """A plain line now and then: images, speed, time left."""
-
-    def __init__(self, total: dict[str, int], done: dict[str, int]):
-        self.total, self.first = sum(total.values()), sum(done.values())
-        self.start = self.last = time.monotonic()
-
-    def show(self, done: int) -> None:
-        now = time.monotonic()
-        if now - self.last >= SHOW_SECONDS:
-            self.last, speed = now, (done - self.first) / (now - self.start)
-            left = (self.total - done) / speed
-            print(f"  image {done:,}/{self.total:,}  {speed:,.1f} images/s  {left:,.0f} s left", flush=True)
-
-
 @torch.inference_mode()
-def encode_split(
-    job: Job, folder: Path, split: str, done: dict[str, int], progress: Progress, stop: StopRequest
-) -> None:
-    """Appends the tokens of the images behind the first done[split], which it counts up, until `stop` has a signal."""
+def encode_split(job: Job, folder: Path, split: str, done: dict[str, int]) -> None:
+    """Appends the tokens of the images after the first done[split], which it counts up."""
     source, meta = job.sources[split], job.meta
     rest: Sequence[int] = range(done[split], len(source))
     loader = DataLoader(Subset(source, rest), job.batch_size, num_workers=job.num_workers, collate_fn=keep_batch)
-    saved = time.monotonic()
-    with open(tokens_path(folder, split), "ab") as file:
-        file.truncate(done[split] * meta.row_bytes(split))  # what was written after the state was
-        for batch in loader:
-            images = batch["image"].flatten(0, 1).to(job.tokenizer.device)  # (B V, 3, H, W)
-            tokens = encode_batch(job.tokenizer, {"image": images}, meta.precision)["tokens"]  # (B V, T)
-            file.write(tokens.cpu().numpy().astype(DTYPE).tobytes())
-            done[split] += len(batch["image"])
-            if stop.number or time.monotonic() - saved >= SAVE_SECONDS or done[split] == len(source):
-                file.flush()
-                os.fsync(file.fileno())
-                save_state(job, folder, done)
-                saved = time.monotonic()
-                stop.check(f"the tokens of {sum(done.values()):,} images are in {folder}")
-            progress.show(sum(done.values()))
+
+    def save(images: int) -> None:
+        done[split] = images
+        save_state(job, folder, done)
+
+    start = done[split] * meta.row_bytes(split)
+    rows = (tokens_of(job, batch["image"]) for batch in loader)
+    append(tokens_path(folder, split), start, rows, done[split], len(source), save)
+
+
+def tokens_of(job: Job, images: torch.Tensor) -> np.ndarray:
+    """(B, V, 3, H, W) -> (B, V, T)."""
+    flat = images.flatten(0, 1).to(job.tokenizer.device)
+    tokens = encode_batch(job.tokenizer, {"image": flat}, job.meta.precision)["tokens"]
+    return tokens.unflatten(0, images.shape[:2]).cpu().numpy().astype(DTYPE)
 
 
 def finish(job: Job, folder: Path) -> None:

@@ -12,7 +12,7 @@ from datamodules.image_folder import ImageFolderConfig, ImageFolderDataModule
 from datamodules.views import ViewDataset
 from experiments.config.experiment import Experiment
 from experiments.config.values import from_dotlist, merge
-from experiments.pipeline.build import build_data, resolve_data, restore_tokenizer
+from experiments.pipeline.build import build_data, plain, resolve_data, restore_tokenizer
 from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.token_writer import Job, make_job
 from experiments.runtime.ranks import check_accelerator
@@ -30,11 +30,8 @@ def view_names(num_views: int | None, flip: bool) -> list[str]:
 def plain_experiment(experiment: Experiment, data: str, given: dict[str, Any]) -> Experiment:
     """The experiment with whole, not augmented images of the data set `data`; `given` are the user's data options."""
     experiment = resolve_data(experiment, data)
-    config = experiment.data
-    plain: dict[str, Any] = {"flip": False, "random_crop": False, "train_size": type(config)().train_size}
-    plain |= {"val_size": type(config)().val_size} | given
-    known = {key: value for key, value in plain.items() if hasattr(config, key)}
-    return replace(experiment, data=replace(config, **known))
+    whole = type(experiment.data)()
+    return plain(experiment, **({"train_size": whole.train_size, "val_size": whole.val_size} | given))
 
 
 def crop_transform(experiment: Experiment, flip: bool) -> Callable[..., Tensor]:

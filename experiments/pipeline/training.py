@@ -14,17 +14,18 @@ from torch import Tensor
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import data_module
-from experiments.pipeline.summary import count, print_summary
-from experiments.pipeline.upstream import prepare
-from experiments.runtime.callbacks import Throughput
+from experiments.pipeline.prepare import gather, prepare
+from experiments.pipeline.summary import print_summary
+from experiments.pipeline.upstream import checkpoint_below, upstream_of
 from experiments.runtime.checkpoint_files import load_checkpoint
+from experiments.runtime.files import locked, require_writable
 from experiments.runtime.health import (
     naming_last_checkpoint,
     peak_device_memory_bytes,
     peak_memory_bytes,
     reset_peak_memory,
 )
-from experiments.runtime.locks import require_writable, sole_run
+from experiments.runtime.progress import Throughput
 from experiments.runtime.ranks import (
     check_devices,
     from_main,
@@ -42,22 +43,21 @@ from experiments.runtime.records import (
     write_json,
 )
 from experiments.runtime.signals import StopRequest, wait_for
-from experiments.runtime.trainer import build_trainer, log_hyperparameters, not_swallowed, quiet
-from lightning_modules.metrics import TokenizerMetrics
-from lightning_modules.metrics.generation import GenerationMetrics
-from lightning_modules.tokenizer import Tokenizer
-from lightning_modules.vim import VIM
+from experiments.runtime.trainer import build_trainer, log_hyperparameters, quiet
+from lightning_modules.lightning_fixes import not_swallowed
 
 
 def train(
     experiment: Experiment,
     name: str,
-    run_dir: Path,
+    folder: Path,
     needs_checkpoint: bool = False,
     waits: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> Record:
-    """Trains `experiment` in `run_dir`, from its last checkpoint if there is one, evaluates it and writes its record.
+    """Trains `experiment` in `folder`, from its last checkpoint if there is one, evaluates it and writes its record.
+
+    What it stands on is trained first, where its checkpoint is not there.
 
     Returns the record, also found at <runtime.output_dir>/records/<digest>.<data_id>.json. A finished run is not
     trained again, unless its checkpoint is needed and gone. While another run trains there this one `waits`, and then
@@ -68,15 +68,16 @@ def train(
     check_devices(experiment)
     records = Path(experiment.runtime.output_dir) / "records"
     path = record_path(records, experiment, data_module(experiment).data_id)
-    needed = run_dir / "checkpoints" / "final.ckpt" if needs_checkpoint else None
+    needed = folder / "checkpoints" / "final.ckpt" if needs_checkpoint else None
     if record := finished(path, experiment, needed):
         return record
     with ExitStack() as stack:
         with main_first():
             require_writable(records)
-            require_writable(run_dir)
-            stack.enter_context(sole_run(run_dir, waits))
-        return finished(path, experiment, needed) or train_alone(experiment, name, run_dir, path, callbacks)
+            require_writable(folder)
+            advice = "wait for it or stop it, or choose another --run-dir"
+            stack.enter_context(locked(folder / ".lock", "is training there", waits, advice))
+        return finished(path, experiment, needed) or train_alone(experiment, name, folder, path, callbacks)
 
 
 def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Record | None:
@@ -90,22 +91,24 @@ def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Rec
 
 
 def train_alone(
-    experiment: Experiment, name: str, run_dir: Path, path: Path, callbacks: Sequence[Callback] = ()
+    experiment: Experiment, name: str, folder: Path, path: Path, callbacks: Sequence[Callback] = ()
 ) -> Record:
     """`train`, where no other process does the same; the record is written to `path`."""
     made_on = environment()  # the code that runs, not what is committed meanwhile
-    reset_peak_memory()
-    checkpoints, output_dir = run_dir / "checkpoints", Path(experiment.runtime.output_dir)
+    checkpoints, output_dir = folder / "checkpoints", Path(experiment.runtime.output_dir)
     with main_first():
         resumed = resume_point(checkpoints, experiment)
-    resumed, throughput = from_main(resumed), Throughput()
-    L.seed_everything(experiment.seed, workers=True, verbose=False)
-    module, data, images = prepare(experiment, train)
+    resumed = from_main(resumed)
+    needs = gather(experiment)  # before hours of work on what it stands on
+    train_upstream(experiment)
+    reset_peak_memory()
+    throughput = Throughput()
+    module, data, images = prepare(experiment, needs)
     if is_main():
         print_summary(experiment, module, name, images.data_id)
 
     with StopRequest() as stop, not_swallowed(), naming_last_checkpoint(checkpoints):
-        trainer = build_trainer(experiment, run_dir, throughput, *callbacks, stop=stop)
+        trainer = build_trainer(experiment, module, folder, throughput, *callbacks, stop=stop)
         if experiment.trainer.validate_every:
             use_reference(trainer, module, images, output_dir)
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
@@ -129,7 +132,7 @@ def train_alone(
         "history": module.history,
         "protocols": module.protocols(),
         "perceptual_network": getattr(getattr(module, "perceptual", None), "name", None),
-        "parameters": count(module) - count(getattr(module, "discriminator", None)),
+        "parameters": module.num_parameters,
         "images_per_second": throughput.images_per_second,
         "wall_seconds": throughput.wall_seconds,
         "peak_memory_bytes": peak_memory_bytes(),
@@ -142,6 +145,19 @@ def train_alone(
         log_hyperparameters(trainer, experiment, metrics)
         write_json(path, record)
     return record
+
+
+def train_upstream(experiment: Experiment) -> None:
+    """Trains all that the experiment stands on, from the bottom up, where its final checkpoint is not there."""
+    if (upstream := upstream_of(experiment)) is None:
+        return
+    train_upstream(upstream)
+    path = checkpoint_below(experiment, upstream)
+    if from_main(path.is_file()):
+        return
+    if is_main():
+        print(f"{experiment.recipe} is trained first: {path.parents[1]}", flush=True)
+    train(upstream, experiment.upstream_name, path.parents[1], needs_checkpoint=True)
 
 
 def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Sequence[Callback] = ()) -> Record:
@@ -189,17 +205,12 @@ def evaluate(
 
 def use_reference(trainer: L.Trainer, module: Any, images: ImageDataModule, output_dir: Path) -> None:
     """FID's real images: one file for all models that are measured against them, made on the trainer's device."""
-    metrics: TokenizerMetrics | GenerationMetrics
-    if isinstance(module, Tokenizer):
-        metrics, split = module.metrics, "val"
-    elif isinstance(module, VIM) and module.config.generation.num_samples:
-        metrics, split = module.generation, module.config.generation.reference
-    else:
+    if not (split := module.config.reference):
         return
     with main_first():
-        metrics.fidelity.to(trainer.strategy.root_device)
         loader = images.ordered_train_dataloader() if split == "train" else images.ordered_val_dataloader()
-        metrics.use_reference(output_dir / "references", pixels(loader), images.images_key(split))
+        device = trainer.strategy.root_device
+        module.use_reference(output_dir / "references", pixels(loader), images.images_key(split), device)
 
 
 def pixels(loader: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:

@@ -7,12 +7,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
-from experiments.runtime.atomic import replacing
+from experiments.runtime.files import replacing
 from experiments.runtime.signals import Stopped, StopRequest
+from lightning_modules.lightning_fixes import count_last_step, resume_with_validation, true_epochs
 
 SAVE_SECONDS = 60.0  # of work that a kill may cost
 SAVE_SHARE = 0.05  # of the time, at most, is spent on saving: large models are saved less often
@@ -33,7 +33,7 @@ class ResumePoints(Checkpoint):
     """Keeps last.ckpt: every so many steps, when SAVE_SECONDS have gone by, before a validation, and at a request to
     stop, which ends the run.
 
-    Only behind a whole optimizer step. Saved before a validation, a run goes on with that validation. At the last step
+    Only after a whole optimizer step. Saved before a validation, a run goes on with that validation. At the last step
     nothing is saved: final.ckpt follows.
 
     Args:
@@ -61,17 +61,11 @@ class ResumePoints(Checkpoint):
         self.resumes_validation = state_dict["is_before_validation"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Puts right how Lightning counts epochs.
-
-        After `fit` it counts one that max_steps has cut off as finished. And a run that goes on behind an epoch's last
-        batch does not count the next as begun: going on once more, it would see that epoch's order twice.
-        """
+        """Workaround: after `fit` Lightning counts an epoch that max_steps has cut off as complete; keep its true
+        progress, so that going on repeats nothing."""
         if self.has_ended:
             checkpoint["loops"]["fit_loop"] = self.progress
-        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-        for count in epochs.values():
-            count["ready"] = count["started"] = count["processed"] + 1
-        checkpoint["epoch"] = epochs["current"]["completed"]
+        checkpoint["epoch"] = true_epochs(checkpoint["loops"]["fit_loop"])
 
     # ---- training
 
@@ -80,7 +74,7 @@ class ResumePoints(Checkpoint):
         self.step, self.saved = trainer.global_step, time.monotonic()
         if self.resumes_validation:
             self.saved_step = self.step
-            trainer.fit_loop.epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+            resume_with_validation(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -101,9 +95,9 @@ class ResumePoints(Checkpoint):
         self.has_ended = True
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not self.has_ended:  # nothing was left to train: what Lightning does behind the last step
+        if not self.has_ended:  # nothing was left to train
             self.progress, self.has_ended = trainer.fit_loop.state_dict(), True
-            trainer.fit_loop.epoch_loop._batches_that_stepped += 1  # the evaluation's place in TensorBoard
+            count_last_step(trainer)
 
     # ---- validation
 
@@ -144,7 +138,7 @@ class ResumePoints(Checkpoint):
 
 
 def is_validation_next(trainer: L.Trainer) -> bool:
-    """Whether Lightning validates behind this batch; it counts batches across epochs."""
+    """Whether Lightning validates after this batch; it counts batches across epochs."""
     return (trainer.fit_loop.total_batch_idx + 1) % (trainer.val_check_batch or 1) == 0
 
 

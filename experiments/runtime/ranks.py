@@ -23,7 +23,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from experiments.config.experiment import Experiment, RuntimeConfig
 from lightning_modules.distributed import rank, world_size
-from lightning_modules.vim import VIMConfig
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -108,11 +107,11 @@ def check_devices(experiment: Experiment) -> None:
     devices, strategy = num_devices(experiment.runtime), experiment.runtime.strategy
     if strategy not in STRATEGIES:
         raise ValueError(f"runtime.strategy='{strategy}' is none of {', '.join(STRATEGIES)}")
-    if strategy == "fsdp" and not isinstance(experiment.model, VIMConfig):
-        raise ValueError(f"runtime.strategy=fsdp is for vim, not for {experiment.model.name}: leave it out")
+    if strategy == "fsdp" and not experiment.model.can_shard:
+        raise ValueError(f"runtime.strategy=fsdp is not for {experiment.model.name}, which is not sharded")
     if strategy == "fsdp" and experiment.trainer.weight_ema:
         raise ValueError("runtime.strategy=fsdp cannot average weights: set trainer.weight_ema=0")
-    level: Any = experiment
+    level: Experiment | None = experiment
     while level is not None:
         if level.data.batch_size % devices:
             where = "upstream: " if level is not experiment else ""
@@ -120,9 +119,8 @@ def check_devices(experiment: Experiment) -> None:
                 f"{where}data.batch_size={level.data.batch_size} is the global batch and cannot be shared out evenly "
                 f"over {devices} devices: make it a multiple of {devices}"
             )
-        level = getattr(level, "upstream", None)
-    wanted = getattr(getattr(experiment.model, "generation", None), "num_samples", 0)
-    if 0 < wanted < devices:
+        level = level.upstream
+    if 0 < (wanted := experiment.model.num_generated) < devices:
         raise ValueError(f"model.generation.num_samples={wanted} is less than one image for each of {devices} devices")
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from experiments.config.values import flatten
 from experiments.runtime import code_version
-from experiments.runtime.atomic import replacing
+from experiments.runtime.files import replacing
 
 FORMAT = 1
 PUBLISHED = Path(__file__).resolve().parents[2] / "sweeps" / "records"
@@ -34,7 +34,7 @@ class Identified(Protocol):
 def write_json(path: Path, content: Any) -> None:
     """Writes atomically: a reader sees the old file or the whole new one, also after a crash or on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, alone=False) as file:
+    with replacing(path, concurrent_writers=True) as file:
         file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 

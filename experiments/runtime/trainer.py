@@ -3,8 +3,6 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +10,30 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from experiments.config.experiment import Downstream, Experiment
+from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
-from experiments.runtime.callbacks import (
-    AccuracyByBlock,
-    AveragedWeights,
-    Dashboard,
-    ExperimentInCheckpoint,
-    ProgressLines,
-    Samples,
-    TimeLeft,
-)
+from experiments.runtime.callbacks import Dashboard, ExperimentInCheckpoint
 from experiments.runtime.checkpoints import AtomicCheckpointIO, ResumePoints
 from experiments.runtime.health import FiniteWeights
+from experiments.runtime.progress import ProgressLines, TimeLeft
 from experiments.runtime.random_state import RandomState
 from experiments.runtime.ranks import SameStart, build_strategy, placement
 from experiments.runtime.signals import StopRequest
-
-DISPLAYS: dict[str, type[Callback]] = {"vim": Samples, "linear_probe": AccuracyByBlock}  # tokenizers: Dashboard
+from lightning_modules.lightning_fixes import AveragedWeights
 
 
 def build_trainer(
-    experiment: Experiment, run_dir: Path, *extra: Callback, stop: StopRequest | None = None
+    experiment: Experiment, module: L.LightningModule, run_dir: Path, *extra: Callback, stop: StopRequest | None = None
 ) -> L.Trainer:
     """A Lightning trainer that logs to and keeps its checkpoints in `run_dir`; `stop`: what may ask it to end."""
     config, runtime = experiment.trainer, experiment.runtime
-    accumulate = experiment.model.optimizer.accumulate
+    optimizer = experiment.model.optimizer
     on_terminal = sys.stdout.isatty()
     callbacks: list[Callback] = [
         ExperimentInCheckpoint(experiment.identity()),
         ResumePoints(run_dir / "checkpoints", config.checkpoint_every, stop or StopRequest()),
         LearningRateMonitor("step"),
-        DISPLAYS.get(experiment.model.name, Dashboard)(),
+        Dashboard(),
         SameStart(),
         RandomState(),
         FiniteWeights(),
@@ -53,10 +43,10 @@ def build_trainer(
     if config.weight_ema:
         # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
         callbacks.append(AveragedWeights(decay=config.weight_ema, use_buffers=False))
-    automatic: dict[str, Any] = {}  # a tokenizer optimizes by hand
-    if isinstance(experiment, Downstream):
-        automatic["accumulate_grad_batches"] = accumulate
-        automatic["gradient_clip_val"] = experiment.model.optimizer.gradient_clip or None
+    automatic: dict[str, Any] = {}
+    if module.automatic_optimization:  # else it accumulates and clips by hand
+        automatic["accumulate_grad_batches"] = optimizer.accumulate
+        automatic["gradient_clip_val"] = optimizer.gradient_clip or None
     devices, num_nodes = placement(runtime)
     return L.Trainer(
         accelerator=runtime.accelerator,
@@ -66,7 +56,7 @@ def build_trainer(
         precision=config.precision,  # type: ignore[arg-type]
         max_steps=config.max_steps,
         max_epochs=-1,
-        val_check_interval=(config.validate_every or config.max_steps + 1) * accumulate,  # in batches
+        val_check_interval=(config.validate_every or config.max_steps + 1) * optimizer.accumulate,  # in batches
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=config.log_every,
@@ -88,17 +78,6 @@ def log_hyperparameters(trainer: L.Trainer, experiment: Experiment, metrics: dic
     }
     trainer.logger.log_hyperparams(values, {f"final/{name}": value for name, value in metrics.items()})
     trainer.logger.finalize("success")
-
-
-@contextmanager
-def not_swallowed() -> Iterator[None]:
-    """Lightning turns Ctrl-C into a plain exit with status 1."""
-    try:
-        yield
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__ from None
-        raise
 
 
 def quiet() -> None:

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from lightning_modules.checks import at_least_one, not_negative, one_of, require
+from lightning_modules.losses.adversarial import ADVERSARIAL_LOSSES
+from lightning_modules.losses.perceptual import PERCEPTUAL_NETWORKS
+
 
 @dataclass
 class LossConfig:
@@ -26,3 +30,15 @@ class LossConfig:
     adversarial_start: int = 0
     r1: float = 0.0  # gamma of gamma / 2 * |grad|^2, applied every r1_every-th step and scaled up by it
     r1_every: int = 16
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be."""
+        not_negative(self)
+        one_of(self, "perceptual_network", PERCEPTUAL_NETWORKS)
+        one_of(self, "adversarial_loss", ADVERSARIAL_LOSSES)
+        at_least_one(self, "r1_every")
+        require(
+            self.adversarial == 0 or self.adversarial_start >= self.discriminator_start,
+            f"adversarial_start={self.adversarial_start} is before discriminator_start={self.discriminator_start}: an "
+            "untrained discriminator would steer the generator",
+        )

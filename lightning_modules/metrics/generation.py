@@ -49,25 +49,22 @@ class GenerationConfig:
     def check(self) -> None:
         """Raises ValueError for a value that cannot be."""
         if self.reference not in ("train", "val"):
-            raise ValueError(f"model.generation.reference='{self.reference}' is none of train, val")
+            raise ValueError(f"reference='{self.reference}' is none of train, val")
         if self.num_samples < 0 or self.num_samples == 1 or self.batch_size < 1:
             raise ValueError(
-                f"model.generation.num_samples={self.num_samples} must be 0 or at least 2, and batch_size="
-                f"{self.batch_size} at least 1"
+                f"num_samples={self.num_samples} must be 0 or at least 2, and batch_size={self.batch_size} at least 1"
             )
         if self.num_reference < 0 or self.num_reference == 1:
-            raise ValueError(f"model.generation.num_reference={self.num_reference} must be 0 (all) or at least 2")
+            raise ValueError(f"num_reference={self.num_reference} must be 0 (all) or at least 2")
         if self.extractor not in EXTRACTORS:
-            raise ValueError(f"model.generation.extractor='{self.extractor}' is none of {', '.join(EXTRACTORS)}")
+            raise ValueError(f"extractor='{self.extractor}' is none of {', '.join(EXTRACTORS)}")
         if not (self.classifier in ("auto", "efficientnet-lite0") or self.classifier.startswith("timm:")):
-            raise ValueError(
-                f"model.generation.classifier='{self.classifier}' is none of auto, efficientnet-lite0, timm:NAME"
-            )
+            raise ValueError(f"classifier='{self.classifier}' is none of auto, efficientnet-lite0, timm:NAME")
         if self.acceptance and not self.num_samples:
-            raise ValueError("model.generation.acceptance needs model.generation.num_samples, the number to accept")
+            raise ValueError("acceptance needs num_samples, the number to accept")
         for rate in self.acceptance:
             if not 0 < rate < 1:
-                raise ValueError(f"model.generation.acceptance={self.acceptance}: rates lie between 0 and 1")
+                raise ValueError(f"acceptance={self.acceptance}: rates lie between 0 and 1")
 
     @property
     def num_candidates(self) -> int:

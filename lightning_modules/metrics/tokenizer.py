@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_modules import distributed
+from lightning_modules.checks import not_negative, one_of, require
+from lightning_modules.losses.perceptual import LPIPS_URLS
 from lightning_modules.losses.reconstruction import logit_laplace_loss
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
+from lightning_modules.metrics.extractors import EXTRACTORS
 from lightning_modules.metrics.fidelity import Fidelity, first_images
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics, per_image_psnr, to_unit
 
@@ -34,6 +37,17 @@ class MetricsConfig:
     precision_recall: bool = False
     num_images: int = 0
     code_ranks: list[int] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises ValueError for what would fail at the evaluation: FID takes two images, precision and recall four."""
+        not_negative(self)
+        one_of(self, "extractor", EXTRACTORS)
+        one_of(self, "lpips", ("auto", *LPIPS_URLS, "none"))
+        fewest = 4 if self.precision_recall else 2
+        require(
+            self.num_images == 0 or self.num_images >= fewest,
+            f"num_images={self.num_images} must be 0 (all) or at least {fewest}",
+        )
 
 
 class TokenizerMetrics(nn.Module):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lightning_modules.checks import check_sizes
+
 
 @dataclass
 class BackboneConfig:
@@ -12,12 +14,18 @@ class BackboneConfig:
 
     name: str = ""
 
+    def check(self) -> None:
+        check_sizes(self)
+
 
 @dataclass
 class DiscriminatorConfig:
     """A discriminator; `name` is a key of `networks.DISCRIMINATORS`."""
 
     name: str = ""
+
+    def check(self) -> None:
+        check_sizes(self)
 
 
 class Encoder(nn.Module):

@@ -46,11 +46,13 @@ class GPTConfig:
     dropout: float = 0.1  # on residual, activation and attention (A-Table 2); 0: B, and A's probe of VIM-Large
     bias: bool = True  # of the linear layers in the blocks; A does not say. The head has none
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ValueError for what cannot be."""
+        self.resolved()
         if self.positions not in ("1d", "2d"):
-            raise ValueError(f"positions {self.positions!r} is neither '1d' nor '2d'")
+            raise ValueError(f"positions={self.positions!r} is neither '1d' nor '2d'")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout {self.dropout} is not in [0, 1)")
+            raise ValueError(f"dropout={self.dropout} is not in [0, 1)")
 
     def resolved(self) -> GPTSize:
         """The dimensions.
@@ -59,14 +61,14 @@ class GPTConfig:
             ValueError: the size is unknown, or the dimensions are not four with heads that divide the width.
         """
         if not self.dims and self.size not in GPT_SIZES:
-            raise ValueError(f"size {self.size!r} is not one of {', '.join(GPT_SIZES)}")
+            raise ValueError(f"size={self.size!r} is not one of {', '.join(GPT_SIZES)}")
         if self.dims and len(self.dims) != len(GPTSize._fields):
-            raise ValueError(f"dims {self.dims} must be [blocks, heads, width, mlp_width]")
+            raise ValueError(f"dims={self.dims} must be [blocks, heads, width, mlp_width]")
         size = GPTSize(*self.dims) if self.dims else GPT_SIZES[self.size]
         if min(size) < 1:
-            raise ValueError(f"dims {self.dims} must be at least 1 each")
+            raise ValueError(f"dims={self.dims} must be at least 1 each")
         if size.width % size.heads:
-            raise ValueError(f"width {size.width} is not divisible by {size.heads} heads")
+            raise ValueError(f"dims={list(size)}: width {size.width} is not divisible by {size.heads} heads")
         return size
 
 

@@ -23,13 +23,14 @@ class SamplingConfig:
     top_p: float = 1.0  # only the fewest tokens that have this much probability together; 1: all
     guidance_scale: float = 1.0  # s in logits_u + s * (logits_c - logits_u); 1: none. Needs training with `no_class`
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ValueError for what cannot be."""
         if not self.temperature > 0:
-            raise ValueError(f"temperature {self.temperature} must be above 0; for the most likely token set top_k=1")
+            raise ValueError(f"temperature={self.temperature} must be above 0; for the most likely token set top_k=1")
         if self.top_k < 0:
-            raise ValueError(f"top_k {self.top_k} must be 0 (all) or more")
+            raise ValueError(f"top_k={self.top_k} must be 0 (all) or more")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p} must be in (0, 1]")
+            raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:

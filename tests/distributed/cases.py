@@ -23,8 +23,9 @@ from vim_cases import tiny_vim
 import experiments.train as train_module
 from experiments.config.experiment import Experiment
 from experiments.pipeline import token_writer
+from experiments.pipeline.prepare import prepare
 from experiments.pipeline.training import evaluate, train
-from experiments.pipeline.upstream import prepare, run_dir
+from experiments.pipeline.upstream import run_dir
 from experiments.runtime.ranks import join, main_first
 from experiments.runtime.trainer import build_trainer, quiet
 from lightning_modules.distributed import all_reduce_sum, rank, world_size
@@ -114,9 +115,9 @@ def tokenizer(folder: Path, name: str) -> Result:
     model, *overrides = TOKENIZERS[name]
     experiment = tiny_experiment(folder / name, model, *SIZES, *overrides)
     seed_everything(experiment.seed, workers=True, verbose=False)  # as `train` does; joining seeds again
-    module, data, images = prepare(experiment, train)
+    module, data, images = prepare(experiment)
     notes = Notes()
-    trainer = build_trainer(experiment, folder / name, notes)
+    trainer = build_trainer(experiment, module, folder / name, notes)
     trainer.fit(module, data)
     metrics = evaluate(trainer, module, data, images, folder / name)
     return result(notes, module) | {
@@ -160,8 +161,8 @@ def chain(folder: Path, name: str) -> Result:
 
 def resume(experiment: Experiment, folder: Path) -> dict[str, Tensor]:
     """The weights that a new trainer, of as many processes, takes from the final checkpoint."""
-    module, data, _ = prepare(experiment, train)
-    trainer = build_trainer(experiment, folder)
+    module, data, _ = prepare(experiment)
+    trainer = build_trainer(experiment, module, folder)
     trainer.fit(module, data, ckpt_path=folder / "checkpoints/final.ckpt", weights_only=True)
     assert trainer.global_step == experiment.trainer.max_steps
     return {name: full(value).clone() for name, value in module.state_dict().items()}
@@ -170,7 +171,7 @@ def resume(experiment: Experiment, folder: Path) -> dict[str, Tensor]:
 def failure(folder: Path, name: str) -> Result:
     """A loss that is not a number on one rank alone stops all of them, at the same step."""
     experiment = tiny_experiment(folder / name, "vqgan", *SIZES)
-    module, data, _ = prepare(experiment, train)
+    module, data, _ = prepare(experiment)
     if rank() == world_size() - 1:
         step = module.training_step
 
@@ -179,7 +180,7 @@ def failure(folder: Path, name: str) -> Result:
 
         module.training_step = poisoned
     try:
-        build_trainer(experiment, folder / name).fit(module, data)
+        build_trainer(experiment, module, folder / name).fit(module, data)
     except FloatingPointError as error:
         return {"error": str(error)}
     return {"error": ""}

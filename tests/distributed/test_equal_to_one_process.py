@@ -18,10 +18,10 @@ import torch
 from conftest import ENCODER_USERS, load_once
 from torch import Tensor
 
-from experiments.config.experiment import Downstream
-from experiments.pipeline.build import restore, restore_tokenizer
+from experiments.pipeline.build import restore
+from experiments.pipeline.prepare import prepare_evaluation
 from experiments.pipeline.training import evaluate
-from experiments.pipeline.upstream import prepare_evaluation, upstream_checkpoint
+from experiments.pipeline.upstream import restore_below
 from experiments.runtime.records import read_record
 from lightning_modules.networks.gpt import GPT
 from lightning_modules.quantizers import QUANTIZERS
@@ -154,23 +154,20 @@ def test_one_rank_makes_what_all_need(results: Results) -> None:
         assert read_record(path)["num_devices"] == (1 if run is alone else 2)
 
 
-def never(*_: Any) -> None:
-    pytest.fail("nothing is trained here")
-
-
 def test_a_checkpoint_of_fsdp_is_one_file_that_one_process_samples(results: Results) -> None:
     first = results["vim_fsdp"][0]
     folder = Path(first["folder"])
     where = {"runtime": {"output_dir": str(folder.parents[1]), "accelerator": "cpu"}}
     experiment, module = restore(folder / "checkpoints/final.ckpt", where)
-    assert isinstance(experiment, Downstream) and type(module.gpt) is GPT
+    assert type(module.gpt) is GPT
     for name, value in first["resumed"].items():
         assert torch.equal(value, first["weights"][name]), "as many processes go on from it"
-    _, tokenizer = restore_tokenizer(upstream_checkpoint(experiment, never))
-    module.use_tokenizer(tokenizer, module.tokenizer_digest)
+    below = restore_below(experiment)
+    assert below is not None
+    module.use_tokenizer(below.tokenizer, module.tokenizer_digest)
     images, tokens, _ = module.eval().sample([0, 1], seed=0)
     assert images.shape == (2, 3, 16, 16) and tokens.shape == (2, 64)
-    prepared = prepare_evaluation(experiment, module, never)
+    prepared = prepare_evaluation(experiment, module)
     trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     metrics = evaluate(trainer, module, prepared.data, prepared.images, Path(experiment.runtime.output_dir))
     assert_close(metrics, first["record"]["metrics"], 1e-3)

@@ -53,7 +53,7 @@ def test_devices_by_number_or_by_name(alone: None) -> None:
     [
         (["runtime.devices=3"], "data.batch_size=4 is the global batch .* multiple of 3"),
         (["runtime.strategy=deepspeed"], "runtime.strategy='deepspeed' is none of auto, ddp, fsdp"),
-        (["runtime.strategy=fsdp"], "fsdp is for vim, not for vqgan"),
+        (["runtime.strategy=fsdp"], "fsdp is not for vqgan, which is not sharded"),
         (["runtime.devices=0"], r"runtime\.devices=0 must be a number from 1 on"),
         (["runtime.devices=-2"], r"runtime\.devices=-2 must be a number from 1 on"),
         (["runtime.devices=foo"], r"runtime\.devices=foo must be a number from 1 on"),

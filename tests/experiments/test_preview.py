@@ -13,24 +13,22 @@ from torch import Tensor, nn
 from vim_cases import build, tiny_vim
 
 from experiments.config.compose import load_experiment
-from experiments.config.experiment import Downstream
 from experiments.costs import report as module
-from experiments.costs.papers import PaperCount, paper_counts, vim_paper_counts
-from experiments.costs.report import preview
-from experiments.costs.tokenizer import (
+from experiments.costs.counts import (
     activation_bytes,
-    count,
     count_cost,
     count_macs,
     memory_bytes,
-    networks,
+    parts_of,
     saved_bytes,
     training_hours,
     training_macs,
 )
-from experiments.costs.vim import count_vim, vim_hours, vim_memory_bytes
+from experiments.costs.papers import PaperCount, paper_counts
+from experiments.costs.report import preview
 from experiments.pipeline.build import build_model
 from experiments.preview import main
+from lightning_modules.base import count
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 PAPER_SCALE = [
@@ -83,17 +81,17 @@ def test_macs_of_search_and_projector(tiny: TinyExperiment) -> None:
     macs = count_cost(tiny("vqgan_lc")).macs
     assert macs["search"] == 8 * 8 * 32 * 8  # tokens, codes, dimensions
     assert macs["projector"] == 32 * 40 * 8  # codes, features, dimensions
-    assert count_cost(tiny("vqgan")).macs["projector"] == 0
+    assert "projector" not in count_cost(tiny("vqgan")).macs
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_networks_are_those_that_are_trained(tiny: TinyExperiment, name: str) -> None:
     experiment = tiny(name, "model.loss.adversarial=0.1", "model.loss.logit_laplace=0.1")
-    trained, counted = build_model(experiment), networks(experiment)
-    for part, network in counted.items():
-        expected = {key: value.shape for key, value in getattr(trained, part).state_dict().items()}
-        assert {key: value.shape for key, value in network.state_dict().items()} == expected
-    assert sum(count_cost(experiment).parameters.values()) == count(trained)
+    trained, cost = build_model(experiment), count_cost(experiment)
+    for part in ("encoder", "decoder", "discriminator"):
+        assert cost.parameters[part] == count(getattr(trained, part))
+    assert sum(cost.parameters.values()) == count(trained)
+    assert cost.totals["model parameters"] == trained.num_parameters
 
 
 def test_saved_bytes_by_hand() -> None:
@@ -105,16 +103,16 @@ def test_saved_bytes_by_hand() -> None:
 
 def test_attention_keeps_no_token_by_token_matrix(tiny: TinyExperiment) -> None:
     """Sixteen times the tokens keep about sixteen times the bytes; the matrices would need 256 times."""
-    small, large = (activation_bytes(tiny("vit_vqgan", f"data.image_size={size}")) for size in (16, 64))
+    small, large = (activation_bytes(parts_of(tiny("vit_vqgan", f"data.image_size={size}"))) for size in (16, 64))
     assert large < 20 * small
 
 
 def test_memory_is_shared_out_over_devices(tiny: TinyExperiment) -> None:
     experiment = tiny("vqgan", "data.batch_size=8")
-    per_image = activation_bytes(experiment)
+    per_image = activation_bytes(parts_of(experiment))
     assert memory_bytes(experiment, 1) - memory_bytes(experiment, 4) == 6 * per_image > 0
     more = tiny("vqgan", "data.batch_size=8", "model.loss.adversarial=0.1", "model.loss.perceptual=0.1")
-    assert activation_bytes(more) > per_image and memory_bytes(more) > memory_bytes(experiment)
+    assert activation_bytes(parts_of(more)) > per_image and memory_bytes(more) > memory_bytes(experiment)
 
 
 def test_counting_draws_no_random_numbers(tiny: TinyExperiment) -> None:
@@ -171,27 +169,31 @@ def test_other_networks_are_not_held_against_the_paper(override: str) -> None:
 def test_vim_by_hand(tiny: TinyExperiment) -> None:
     """One block of width 16 with an MLP of 32, 64 tokens of 32 codes, 10 classes, on the tokens of `tiny`."""
     experiment = tiny_vim(tiny, "trainer.max_steps=10", "model.gpt.dropout=0")
-    cost, (trained, _) = count_vim(experiment), build(experiment)
+    cost, (trained, _) = count_cost(experiment), build(experiment)
     assert sum(cost.parameters.values()) == count(trained)
     linear = 4 * 16 * 16 + 2 * 16 * 32  # queries, keys, values, output; MLP
-    assert cost.macs == {"blocks": 64 * linear + 2 * 64 * 64 * 16, "head": 64 * 16 * 32, "tokenizer": 0}
+    assert cost.macs == {
+        "blocks": 64 * linear + 2 * 64 * 64 * 16,
+        "tables and norm": 0,
+        "head": 64 * 16 * 32,
+    }
     image = 3 * (cost.macs["blocks"] + cost.macs["head"])
-    assert vim_hours(experiment, cost, 2, 0.5) == pytest.approx(2 * 10 * 4 * image / (2 * 0.5e12) / 3600)
+    assert training_hours(experiment, cost, 2, 0.5) == pytest.approx(2 * 10 * 4 * image / (2 * 0.5e12) / 3600)
 
-    encoding = count_vim(tiny_vim(tiny, "model.encode_on_the_fly=true")).macs["tokenizer"]
+    encoding = count_cost(tiny_vim(tiny, "model.encode_on_the_fly=true")).macs["tokenizer"]
     below = count_cost(experiment.upstream).macs
     assert encoding == below["encoder"] + below["search"]
 
 
 def test_memory_of_a_vim(tiny: TinyExperiment) -> None:
     one, two = (tiny_vim(tiny, f"model.gpt.dims=[{blocks},2,16,32]") for blocks in (1, 2))
-    share = vim_memory_bytes(one, 1) - vim_memory_bytes(one, 2)
+    share = memory_bytes(one, 1) - memory_bytes(one, 2)
     assert share % (4 * 2 * 64) == 0 and share > 2 * 64 * 4 * (
         4 * 16 + 32
     )  # of two images; at least what the MLP keeps
-    assert vim_memory_bytes(two) > vim_memory_bytes(one)
+    assert memory_bytes(two) > memory_bytes(one)
     adafactor = tiny_vim(tiny, "model.optimizer.name=adafactor")
-    assert vim_memory_bytes(one) - vim_memory_bytes(adafactor) == 8 * sum(count_vim(one).parameters.values())
+    assert memory_bytes(one) - memory_bytes(adafactor) == 8 * sum(count_cost(one).parameters.values())
 
 
 @pytest.mark.parametrize(
@@ -204,9 +206,8 @@ def test_memory_of_a_vim(tiny: TinyExperiment) -> None:
 )
 def test_transformers_of_the_papers(recipe: str, override: str, source: str) -> None:
     experiment = load_experiment(FOLDER / f"{recipe}.yaml", [override])
-    assert isinstance(experiment, Downstream)
-    (printed,) = vim_paper_counts(experiment)
-    ours = sum(count_vim(experiment).parameters.values())
+    (printed,) = paper_counts(experiment)
+    ours = sum(count_cost(experiment).parameters.values())
     assert printed.source == source and printed.is_explained(ours) and abs(printed.difference(ours)) < 0.3
 
 
@@ -217,7 +218,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setenv("COLUMNS", "200")
     run(monkeypatch, str(LC), "model.codebook_size=16384", "--devices", "32", "--tflops", "100")
     out = capsys.readouterr().out
-    assert "generator MACs: paper 195.08 G, ours 195.66 G, +0.3%" in out
+    assert "model MACs: paper 195.08 G, ours 195.66 G, +0.3%" in out
     assert "8 a device" in out and "on 32 device(s) at 100 TFLOP/s" in out
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from experiments.config.compose import load_experiment, read_recipe
-from experiments.config.experiment import Downstream
+from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
 from experiments.pipeline.build import build_model, resolve_data
 from experiments.pipeline.training import train
 from lightning_modules import tokenizer, vim
-from lightning_modules.linear_probe import BlockFeatures, LinearProbe, TokenizerFeatures
+from lightning_modules.base import Setting
 from lightning_modules.tokenizer import TokenizerConfig
 from sweeps.grid import load_grid
 
@@ -164,7 +164,6 @@ def test_a_recipe_of_stage_two_builds_on_what_it_stands_on(path: Path, monkeypat
     for module, name in (tokenizer, "TokenizerMetrics"), (tokenizer, "build_perceptual"), (vim, "GenerationMetrics"):
         monkeypatch.setattr(module, name, lambda *_: nn.Identity())
     experiment = load_experiment(path)
-    assert isinstance(experiment, Downstream)
     with torch.device("meta"):
         module = build_downstream(experiment)
     if isinstance(module, vim.VIM):
@@ -176,17 +175,13 @@ def test_a_recipe_of_stage_two_builds_on_what_it_stands_on(path: Path, monkeypat
         assert module.weight.shape == of_vim.get(path.stem, (1, 128, 10))
 
 
-def build_downstream(experiment: Downstream) -> Any:
+def build_downstream(experiment: Experiment) -> Any:
+    """On untrained models below."""
     classes = 10 if experiment.data.name == "cifar10" else 1000
-    upstream = experiment.upstream
-    if isinstance(upstream, Downstream):
-        features = BlockFeatures(build_downstream(upstream).gpt, experiment.model.blocks)
-        return LinearProbe(experiment.model, features, classes)
-    below = build_model(upstream)
-    if isinstance(experiment.model, vim.VIMConfig):
-        grid = (below.encoder.grid_size,) * 2
-        return vim.VIM(experiment.model, upstream.model.codebook_size, grid, classes, experiment.data.image_size)
-    return LinearProbe(experiment.model, TokenizerFeatures(below, experiment.model.features), classes)
+    bottom, upstream = build_model(experiment.bottom), experiment.upstream
+    below = bottom if upstream is experiment.bottom else build_downstream(upstream)
+    grid, size = (bottom.encoder.grid_size,) * 2, experiment.data.image_size
+    return build_model(experiment, Setting(size, classes, experiment.tokenizer.codebook_size, grid, below, bottom, "x"))
 
 
 @pytest.mark.parametrize("scale", ["quick", "reduced", "paper"])
@@ -197,7 +192,6 @@ def test_the_probes_of_table_7_stand_on_what_the_paper_says(scale: str) -> None:
     assert len(rows) == {"quick": 1, "reduced": 2, "paper": 3}[scale]
     for row in rows:
         for run in row.runs:
-            assert isinstance(run.experiment, Downstream)
             gpt = run.experiment.upstream.model.gpt
             assert run.experiment.upstream.upstream.model.loss.perceptual == 0, run.label
             if scale == "paper":

@@ -41,8 +41,8 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_folder(experiment: Experiment, folder: Path) -> Experiment:
-    values = asdict(experiment) | {"runtime": asdict(experiment.runtime) | {"output_dir": str(folder)}}
-    return parse(values, "moved") if not hasattr(experiment, "upstream") else experiment
+    values = experiment.identity() | {"runtime": asdict(experiment.runtime) | {"output_dir": str(folder)}}
+    return parse(values, "moved")
 
 
 @pytest.mark.parametrize("name", ["vqgan_ema", "vqgan_lc", "vit_vqgan"])
@@ -90,7 +90,7 @@ def test_another_process_makes_the_same_record(tiny: TinyExperiment, tmp_path: P
     """With another order of sets and other addresses."""
     experiment = tiny("vqgan", "data.flip=true", "model.loss={adversarial: 0.1, perceptual: 0.1}")
     here = train(experiment, "x", tmp_path / "here")
-    values = asdict(experiment) | {"runtime": asdict(experiment.runtime) | {"output_dir": str(tmp_path / "there")}}
+    values = experiment.identity() | {"runtime": asdict(experiment.runtime) | {"output_dir": str(tmp_path / "there")}}
     environment = os.environ | {
         "PYTHONHASHSEED": "123",
         "OMP_NUM_THREADS": "1",

@@ -17,7 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from conftest import TINY_BACKBONES, TINY_DISCRIMINATORS
+from conftest import TINY_BACKBONES, TINY_DISCRIMINATORS, TOKENIZERS
 from torch import Tensor
 
 from datamodules import ShapesConfig, ShapesDataModule
@@ -109,7 +109,7 @@ def tokenizer(name: str) -> Tokenizer:
 
 def module_numbers() -> Numbers:
     """Losses of four steps of every module on rendered shapes, and what the trained VIM samples."""
-    numbers: Numbers = {name: fit(tokenizer(name), images(STEPS, 16)) for name in MODULES}
+    numbers: Numbers = {name: fit(tokenizer(name), images(STEPS, 16)) for name in TOKENIZERS}
     torch.manual_seed(0)
     gpt = GPTConfig(dims=[2, 2, 16, 32])
     optimizer = OptimizerConfig(lr=1e-3, min_lr=1e-5, betas=[0.9, 0.96], eps=1e-3, decay="exponential")

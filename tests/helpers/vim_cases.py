@@ -6,16 +6,17 @@ import torch
 from conftest import TinyExperiment
 
 from experiments.config.compose import parse
-from experiments.config.experiment import Downstream
+from experiments.config.experiment import Experiment
 from experiments.config.values import from_dotlist, merge
 from experiments.pipeline.build import build_model
+from lightning_modules.base import Setting
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM
 
 GENERATION = {"extractor": "efficientnet-lite0", "extractor_image_size": 32, "num_samples": 12, "batch_size": 5}
 
 
-def tiny_vim(tiny: TinyExperiment, *overrides: str, upstream: list[str] | None = None) -> Downstream:
+def tiny_vim(tiny: TinyExperiment, *overrides: str, upstream: list[str] | None = None) -> Experiment:
     """64 tokens of 32 codes, one block; a tokenizer of one step."""
     below = tiny("vqgan", "trainer.max_steps=1", *(upstream or []))
     values: dict[str, Any] = {
@@ -31,15 +32,13 @@ def tiny_vim(tiny: TinyExperiment, *overrides: str, upstream: list[str] | None =
         "runtime": vars(below.runtime),
         "upstream": {"recipe": "vqgan_cifar10.yaml", **below.identity()},
     }
-    experiment = parse(merge(values, from_dotlist(overrides)), "tiny_vim")
-    assert isinstance(experiment, Downstream)
-    return experiment
+    return parse(merge(values, from_dotlist(overrides)), "tiny_vim")
 
 
-def build(experiment: Downstream, seed: int = 0) -> tuple[VIM, Tokenizer]:
+def build(experiment: Experiment, seed: int = 0) -> tuple[VIM, Tokenizer]:
     """An untrained VIM with an untrained tokenizer, without files."""
     torch.manual_seed(seed)
     tokenizer = build_model(experiment.upstream)
-    module = VIM(experiment.model, experiment.upstream.model.codebook_size, (8, 8), 10, 16)
-    module.use_tokenizer(tokenizer, "untrained")
+    setting = Setting(16, 10, experiment.tokenizer.codebook_size, (8, 8), None, tokenizer, "untrained")
+    module = build_model(experiment, setting)
     return module, tokenizer

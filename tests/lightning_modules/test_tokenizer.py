@@ -5,11 +5,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import TINY_LARGE_CODEBOOK, TinyExperiment
+from conftest import TINY_LARGE_CODEBOOK, TOKENIZERS, TinyExperiment
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from experiments.config.experiment import MODULES
 from experiments.pipeline.build import build_model
 from lightning_modules.losses import l2_loss
 from lightning_modules.quantizers import LargeCodebook
@@ -283,7 +282,7 @@ OVERFIT = {  # where 80 steps need a hand
 }
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", TOKENIZERS)
 def test_overfits_one_batch(build: Any, name: str) -> None:
     module, logged = build(name, *OVERFIT.get(name, [])), Snapshots()
     image = images(2)
@@ -296,7 +295,7 @@ def test_overfits_one_batch(build: Any, name: str) -> None:
     assert psnr > 18, f"{psnr:.1f} dB"
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", TOKENIZERS)
 def test_bf16_autocast_keeps_codes_in_float32(build: Any, name: str) -> None:
     module = build(name).eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

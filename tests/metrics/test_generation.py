@@ -124,7 +124,7 @@ def test_best_of_classes_of_different_sizes() -> None:
         ({"num_samples": 1}, "num_samples=1 must be 0 or at least 2"),
         ({"num_reference": 1}, r"num_reference=1 must be 0 \(all\) or at least 2"),
         ({"batch_size": 0}, "batch_size=0 at least 1"),
-        ({"acceptance": [0.5]}, "acceptance needs model.generation.num_samples"),
+        ({"acceptance": [0.5]}, "acceptance needs num_samples"),
         ({"num_samples": 9, "acceptance": [1.5]}, r"acceptance=\[1.5\]: rates lie between 0 and 1"),
         ({"extractor": "clip"}, "extractor='clip' is none of auto, inception-v3-compat, efficientnet-lite0"),
         ({"classifier": "resnet"}, "classifier='resnet' is none of auto, efficientnet-lite0, timm:NAME"),

@@ -192,7 +192,7 @@ def test_bad_tokens() -> None:
 )
 def test_bad_config(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GPT(GPTConfig(**options), VOCABULARY, GRID)
+        GPTConfig(**options).check()
 
 
 # ---- sizes

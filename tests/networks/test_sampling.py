@@ -162,16 +162,16 @@ def test_prompt_is_kept_and_continued(model: GPT, given: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature 0.0 must be above 0"),
-        ({"temperature": float("nan")}, "temperature nan must be above 0"),
-        ({"top_k": -1}, "top_k -1 must be 0"),
-        ({"top_p": 0.0}, r"top_p 0.0 must be in \(0, 1\]"),
-        ({"top_p": 1.1}, r"top_p 1.1 must be in \(0, 1\]"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"temperature": float("nan")}, "temperature=nan must be above 0"),
+        ({"top_k": -1}, "top_k=-1 must be 0"),
+        ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),
+        ({"top_p": 1.1}, r"top_p=1.1 must be in \(0, 1\]"),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SamplingConfig(**options)
+        SamplingConfig(**options).check()
 
 
 def test_bad_input(model: GPT) -> None:

@@ -8,12 +8,13 @@ import pytest
 from conftest import TinyExperiment
 from vim_cases import tiny_vim
 
-from experiments.config.experiment import Downstream, Experiment
+from experiments.config.experiment import Experiment
 from experiments.pipeline.build import restore
+from experiments.pipeline.prepare import lend
 from experiments.pipeline.training import train
-from experiments.pipeline.upstream import lend, run_dir
-from experiments.runtime.callbacks import sample_grid
+from experiments.pipeline.upstream import run_dir
 from experiments.runtime.records import record_path, write_json
+from lightning_modules.figures import sample_grid
 from sweeps import samples
 from sweeps.grid import Grid, Row, Run, Table
 from sweeps.schema import TableSpec
@@ -40,8 +41,7 @@ def test_each_trained_vim_has_a_strip(tiny: TinyExperiment, monkeypatch: pytest.
     (axes,) = figure.axes
     assert axes.get_title() == "row 0"
     experiment, module = restore(folder / "checkpoints" / "final.ckpt", {"runtime": vars(trained.runtime)})
-    assert isinstance(experiment, Downstream)
-    lend(experiment, module, train)
+    lend(experiment, module)
     expected = sample_grid(module.eval(), 20).permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(axes.images[0].get_array(), expected)
     assert expected.shape == (2 * (16 + 2) + 2, 10 * (16 + 2) + 2, 3)  # a class a column

@@ -33,7 +33,7 @@ from experiments.runtime.signals import StopRequest
 def codebook_for(experiment: Experiment, data_id: str) -> Tensor:
     """The (K, C) table of the experiment: from `source.path`, else from the cache in output_dir, else built now."""
     config = large_codebook(experiment)
-    source, shape = config.source, (experiment.model.codebook_size, config.feature_dim)
+    source, shape = config.source, (experiment.tokenizer.codebook_size, config.feature_dim)
     if source.path:
         return read_codebook(Path(source.path), shape)
     if source.method == "normal":  # B-Table 6, random initialisation
@@ -62,7 +62,7 @@ def source_id(experiment: Experiment) -> dict[str, Any]:
 
 
 def codebook_path(experiment: Experiment, data_id: str) -> Path:
-    source, size = source_id(experiment), experiment.model.codebook_size
+    source, size = source_id(experiment), experiment.tokenizer.codebook_size
     name = f"{source['method']}_{size}_{digest(source, *images_id(experiment, data_id))}.safetensors"
     return Path(experiment.runtime.output_dir) / "codebooks" / name
 
@@ -97,7 +97,7 @@ def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
     Raises ValueError, before the long work, when K exceeds the features that the training images give, feature_dim is
     not the encoder's, the disk is too small, or a file is damaged or of another setting.
     """
-    config, K, start = large_codebook(experiment), experiment.model.codebook_size, time.monotonic()
+    config, K, start = large_codebook(experiment), experiment.tokenizer.codebook_size, time.monotonic()
     source, path_exists = config.source, path.is_file()
 
     def check(shape: tuple[int, int], labels: np.ndarray) -> None:

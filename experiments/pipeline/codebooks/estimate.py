@@ -83,7 +83,7 @@ def estimate(experiment: Experiment, num_images: int | None = None) -> Estimate:
     `num_images`: extrapolate to so many (default: those that the recipe asks for).
     """
     config, device, data = large_codebook(experiment), build_device(experiment), plain_data(experiment)
-    source, K = config.source, experiment.model.codebook_size
+    source, K = config.source, experiment.tokenizer.codebook_size
     encoder = load_encoder(source.encoder, source.encoder_image_size).to(device)
     size = data.config.image_size
     h, w, C = patch_features(encoder, torch.zeros(1, 3, size, size, device=device), source).shape[1:]  # and warms up

@@ -16,36 +16,33 @@ Shapes: N features of C channels in all, B images a batch, h w the pooled featur
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
 
 from datamodules import DATAMODULES, ImageDataModule
 from experiments.config.experiment import Experiment
-from experiments.pipeline.build import build_data
-from experiments.pipeline.codebooks.features import Features, bar, require_space
+from experiments.pipeline.build import build_data, plain
+from experiments.pipeline.codebooks.features import Features, require_space
+from experiments.runtime.appending import append
+from experiments.runtime.files import locked
 from experiments.runtime.records import write_json
-from experiments.runtime.signals import StopRequest
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
-
-SAVE_SECONDS = 60.0  # of work that a kill may cost
 
 Check = Callable[[tuple[int, int], np.ndarray], None]
 
 
 def large_codebook(experiment: Experiment) -> LargeCodebookConfig:
     """Raises ValueError when the recipe has another quantizer, or no known way to make its codebook."""
-    config = experiment.model.quantizer
+    config = experiment.tokenizer.quantizer
     if not isinstance(config, LargeCodebookConfig):
         raise ValueError(f"model.quantizer.name={config.name}: only large_codebook has a codebook file")
     source = config.source
@@ -81,11 +78,10 @@ def features_folder(experiment: Experiment, data_id: str) -> Path:
     return Path(experiment.runtime.output_dir) / "codebooks" / name
 
 
-def sole_worker(experiment: Experiment, path: Path) -> FileLock:
+def sole_worker(experiment: Experiment, path: Path) -> AbstractContextManager[None]:
     """Held by the one worker that makes `path`; the others wait, and then find it made."""
     folder = Path(experiment.runtime.output_dir) / "codebooks" / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / path.name)
+    return locked(folder / path.name, "is making it")
 
 
 def plain_data(experiment: Experiment) -> ImageDataModule:
@@ -94,10 +90,7 @@ def plain_data(experiment: Experiment) -> ImageDataModule:
     `source.num_images` is a class-balanced subset of the whole training set, whatever data.train_size is.
     """
     size = large_codebook(experiment).source.num_images or type(experiment.data)().train_size
-    # None = all; shapes has no end
-    plain: dict[str, Any] = {"flip": False, "random_crop": False, "train_size": size, "batch_size": 64}
-    known = {key: value for key, value in plain.items() if hasattr(experiment.data, key)}
-    return build_data(replace(experiment, data=replace(experiment.data, **known)))
+    return build_data(plain(experiment, train_size=size, batch_size=64))  # None = all; shapes has no end
 
 
 def describe(experiment: Experiment, data: ImageDataModule, data_id: str) -> dict[str, Any]:
@@ -209,18 +202,8 @@ def extract(
     if not path.is_file() or path.stat().st_size < end:
         raise ValueError(f"{path}: cut off, {done} images take {end} bytes; delete {folder} and it is made again")
 
-    progress = tqdm(**bar("features", images, done, " images"))
-    with StopRequest() as stop, open(path, "r+b") as file, progress:
-        file.truncate(end)  # drops what came behind the last save
-        file.seek(end)
-        saved = time.monotonic()
-        for batch in loader(done):
-            file.write(encode(batch["image"]).flatten(0, 2).cpu().numpy().tobytes())
-            done += len(batch["image"])
-            progress.update(len(batch["image"]))
-            if done == images or stop.number or time.monotonic() - saved >= SAVE_SECONDS:
-                file.flush()
-                os.fsync(file.fileno())  # the rows are on the disk before they are counted
-                write_json(folder / "metadata.json", metadata | {"images_done": done})
-                saved = time.monotonic()
-                stop.check(f"the features of {done:,} of {images:,} images are in {folder}")
+    def save(number: int) -> None:
+        write_json(folder / "metadata.json", metadata | {"images_done": number})
+
+    rows = (encode(batch["image"]).cpu().numpy() for batch in loader(done))  # each (B, h, w, C)
+    append(path, end, rows, done, images, save)

@@ -7,10 +7,8 @@ Shapes: N features of C channels in all.
 """
 
 import shutil
-import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -79,16 +77,3 @@ def require_space(folder: Path, needed: int, what: str) -> None:
             f"({free / GB:.1f} GB) free: free some, choose another runtime.output_dir, or use fewer images "
             "(model.quantizer.source.num_images)"
         )
-
-
-def bar(name: str, total: int, done: int, unit: str) -> dict[str, Any]:
-    """Options of a tqdm bar, which shows the time left; nothing is shown for work of under five seconds."""
-    return {
-        "desc": name,
-        "total": total,
-        "initial": done,
-        "unit": unit,
-        "unit_scale": True,
-        "delay": 5,
-        "mininterval": 1 if sys.stderr.isatty() else 30,  # a log file gets a line now and then
-    }

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from experiments.pipeline.codebooks.features import Features, bar
-from experiments.runtime.atomic import PARTIAL, replacing
+from experiments.pipeline.codebooks.features import Features
+from experiments.runtime.files import PARTIAL, replacing
+from experiments.runtime.progress import progress
 from experiments.runtime.signals import StopRequest
 from lightning_modules.quantizers import CodebookSource, nearest_code
 
@@ -130,7 +130,7 @@ def make_table(
     pass_rows = [len(rows) * source.iterations if is_kmeans else 0 for rows, _ in parts]
     now = len(state.finished)
     done = sum(pass_rows[:now]) + (len(parts[now][0]) * state.iteration + state.row if now < len(parts) else 0)
-    with tqdm(**bar("k-means", sum(pass_rows), done, " features")) as progress:
+    with progress("feature", sum(pass_rows), done) as show:
         for rows, k in parts[now:]:
             if state.centres is None:
                 seeds = torch.randperm(len(rows), generator=generator)[:k].numpy()
@@ -138,9 +138,9 @@ def make_table(
                 state.generator = generator.get_state()
             is_done = not is_kmeans
             while not is_done and state.iteration < source.iterations:
-                one_pass(features, rows, state, save, progress)
+                one_pass(features, rows, state, save, show)
                 is_done = move_centres(features, rows, state, generator, source.tolerance)
-            progress.update((source.iterations - state.iteration) * len(rows) if is_kmeans else 0)
+            show((source.iterations - state.iteration) * len(rows) if is_kmeans else 0)
             state.finished.append(state.centres.cpu())
             state.total_inertia += state.last_inertia if is_kmeans and state.iteration else 0
             state.centres, state.iteration, state.last_inertia = None, 0, math.inf
@@ -153,7 +153,9 @@ def require_finite(z: Tensor, features: Features) -> Tensor:
     return z
 
 
-def one_pass(features: Features, rows: np.ndarray, state: State, save: Callable[[State], None], progress: tqdm) -> None:
+def one_pass(
+    features: Features, rows: np.ndarray, state: State, save: Callable[[State], None], show: Callable[[int], None]
+) -> None:
     """Adds each row to the sum and the count of its nearest centre; goes on at `state.row`."""
     centres = state.centres
     assert centres is not None
@@ -167,7 +169,7 @@ def one_pass(features: Features, rows: np.ndarray, state: State, save: Callable[
         state.counts += torch.bincount(indices, minlength=len(centres))
         state.inertia += float((z - centres[indices]).square_().sum(dtype=torch.float64))
         state.row += len(z)
-        progress.update(len(z))
+        show(len(z))
         save(state)
 
 

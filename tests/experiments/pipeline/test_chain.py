@@ -1,6 +1,7 @@
 """Runs on top of other runs: what is trained, what is reused, identity, errors, resuming, evaluation."""
 
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -14,14 +15,15 @@ from conftest import TinyExperiment
 from vim_cases import build, tiny_vim
 
 import experiments.evaluate
+import experiments.sample
 from experiments.config.compose import load_experiment, parse
-from experiments.config.experiment import Downstream
+from experiments.config.experiment import Experiment
 from experiments.pipeline import token_writer
-from experiments.pipeline import upstream as chain
 from experiments.pipeline.build import build_data, resolve_data, restore, restore_tokenizer
 from experiments.pipeline.encode import EncodedImages
-from experiments.pipeline.training import evaluate, train, use_reference
-from experiments.pipeline.upstream import output_dir_of, prepare, run_dir
+from experiments.pipeline.prepare import prepare
+from experiments.pipeline.training import evaluate, train, train_upstream, use_reference
+from experiments.pipeline.upstream import checkpoint_below, output_dir_of, run_dir, upstream_of
 from experiments.runtime.checkpoint_files import load_checkpoint
 from experiments.runtime.records import Record
 from experiments.runtime.trainer import build_trainer
@@ -39,7 +41,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return trained
 
 
-def own_dir(experiment: Downstream) -> Path:
+def own_dir(experiment: Experiment) -> Path:
     return run_dir(experiment, "vim")
 
 
@@ -84,13 +86,14 @@ def test_only_what_is_missing_is_trained(
 
 
 def test_encoding_at_every_step_gives_the_tokens_of_the_cache(tiny: TinyExperiment) -> None:
-    cached = prepare(tiny_vim(tiny, NO_IMAGES), train)
-    encoded = prepare(tiny_vim(tiny, NO_IMAGES, "model.encode_on_the_fly=true"), train)
+    experiment = tiny_vim(tiny, NO_IMAGES)
+    train_upstream(experiment)
+    cached, encoded = prepare(experiment), prepare(tiny_vim(tiny, NO_IMAGES, "model.encode_on_the_fly=true"))
     assert isinstance(encoded.data, EncodedImages)
     for name in ("train_dataloader", "val_dataloader"):
-        for ours, theirs in zip(getattr(cached.data, name)(), getattr(encoded.data, name)(), strict=True):
-            made = encoded.data.on_after_batch_transfer(theirs, 0)
-            assert torch.equal(ours["tokens"], made["tokens"]) and torch.equal(ours["label"], made["label"])
+        for kept, image in zip(getattr(cached.data, name)(), getattr(encoded.data, name)(), strict=True):
+            made = encoded.data.on_after_batch_transfer(image, 0)
+            assert torch.equal(kept["tokens"], made["tokens"]) and torch.equal(kept["label"], made["label"])
     for key, value in cached.module.state_dict().items():
         assert torch.equal(value, encoded.module.state_dict()[key])
 
@@ -117,7 +120,7 @@ def test_the_digest_is_of_all_but_runtime(tiny: TinyExperiment) -> None:
 def test_the_recipe_and_changes_of_its_upstream() -> None:
     changes = ["quantizer.name=fsq", "codebook_size=1000", "code_dim=4"]
     experiment = load_experiment(RECIPE, [f"upstream.model.{change}" for change in changes])
-    assert isinstance(experiment, Downstream) and experiment.upstream_name == "vit_vqgan_cifar10"
+    assert experiment.upstream_name == "vit_vqgan_cifar10"
     assert experiment.upstream.model.quantizer.name == "fsq" and experiment.upstream.model.code_dim == 4
     assert experiment.model.generation.acceptance == [0.5, 0.25]
 
@@ -141,7 +144,7 @@ def test_the_recipe_and_changes_of_its_upstream() -> None:
         ({"data": {"image_size": 64}}, "data.image_size=64, but upstream.data.image_size=32"),
         ({"model": {"label_dropout": 2}}, r"label_dropout=2.0 must be in \[0, 1\]"),
         ({"model": {"sampling": {"guidance_scale": 2}}}, "guidance_scale=2.0 needs a model that was trained without"),
-        ({"model": {"sampling": {"temperature": 0}}}, "^x: temperature 0.0 must be above 0"),
+        ({"model": {"sampling": {"temperature": 0}}}, "^x: model.sampling.temperature=0.0 must be above 0"),
         ({"model": {"class_conditional": False, "label_dropout": 0.1}}, "label_dropout needs model.class_conditional"),
         (
             {"model": {"class_conditional": False, "generation": {"num_samples": 9, "acceptance": [0.5]}}},
@@ -152,7 +155,7 @@ def test_the_recipe_and_changes_of_its_upstream() -> None:
             {"model": {"optimizer": {"name": "adafactor", "betas": [0.9, 0.95]}}},
             r"betas=\[0.9, 0.95\] has no effect on adafactor: set it to \[0.9, 0.96\]",
         ),
-        ({"model": {"gpt": {"size": "huge"}}}, "^x: size 'huge' is not one of micro"),
+        ({"model": {"gpt": {"size": "huge"}}}, "^x: model.gpt.size='huge' is not one of micro"),
         (
             {
                 "data": {"name": "image_folder", "image_size": 32, "random_crop": True},
@@ -233,7 +236,7 @@ def test_images_are_generated_with_averaged_weights(tiny: TinyExperiment, tmp_pa
     seen: list[torch.Tensor] = []
     sample = module.sample_images
     module.sample_images = lambda: (seen.append(module.gpt.head.weight.clone()), sample())[1]  # type: ignore[method-assign]
-    images, trainer = build_data(experiment), build_trainer(experiment, tmp_path)
+    images, trainer = build_data(experiment), build_trainer(experiment, module, tmp_path)
     use_reference(trainer, module, images, tmp_path)
     data = EncodedImages(images, module.tokenizer, "untrained")  # type: ignore[arg-type]
     trainer.fit(module, data)
@@ -269,7 +272,7 @@ def test_evaluation_repeats_the_record(
     assert found == {"data_id": "shapes", "metrics": record["metrics"], "protocols": record["protocols"]}
 
     # the tokenizer is named, its run and the tokens are not there
-    upstream = chain.upstream_checkpoint(experiment, train)
+    upstream = checkpoint_below(experiment, upstream_of(experiment))  # type: ignore[arg-type]
     elsewhere = ["--output-dir", str(tmp_path / "x"), "--tokenizer", str(upstream)]
     changed = run_evaluate(monkeypatch, capsys, str(checkpoint), *elsewhere, "model.generation.acceptance=[]")
     assert changed["metrics"] == pytest.approx({k: v for k, v in record["metrics"].items() if "accept" not in k})
@@ -283,6 +286,28 @@ def test_evaluation_repeats_the_record(
         run_evaluate(monkeypatch, capsys, str(checkpoint), "--tokenizer", str(tmp_path / "other.ckpt"))
     message = capsys.readouterr().err
     assert "other.ckpt: the transformer was trained on tokens of tokenizer" in message and message.count("\n") == 1
+
+
+def test_commands_that_read_train_nothing_and_name_the_one_that_does(
+    tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tiny_vim(tiny, NO_IMAGES, "data.flip=true", upstream=["seed=2", "model.loss.l1=0.5"])
+    train(experiment, "vim", own_dir(experiment))
+    upstream = upstream_of(experiment)
+    assert upstream is not None
+    path, command = checkpoint_below(experiment, upstream), str(own_dir(experiment) / "checkpoints/final.ckpt")
+    shutil.rmtree(path.parents[1])
+    monkeypatch.setattr(L.Trainer, "fit", lambda *_, **__: pytest.fail("nothing is trained"))
+    for main, name in ((experiments.evaluate.main, "evaluate"), (experiments.sample.main, "sample")):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [name, command, "runtime.accelerator=cpu"])
+        with pytest.raises(SystemExit):
+            main()
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: {path}: not there; `python -m experiments.train experiments/vqgan_cifar10")
+        words = shlex.split(message.partition("`")[2].partition("`")[0])[3:]
+        named = load_experiment(RECIPE.with_name(Path(words[0]).name), words[1:])
+        assert run_dir(named, "vqgan_cifar10") == path.parents[1]
 
 
 def test_evaluation_without_generation_needs_no_samples(tiny: TinyExperiment, tmp_path: Path) -> None:

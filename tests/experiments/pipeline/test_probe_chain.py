@@ -11,11 +11,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from experiments.config.compose import RECIPES, load_experiment, parse
-from experiments.config.experiment import Downstream, Experiment
+from experiments.config.experiment import Experiment
 from experiments.config.values import from_dotlist, merge
 from experiments.pipeline.build import resolve_data, restore
+from experiments.pipeline.prepare import prepare
 from experiments.pipeline.training import train
-from experiments.pipeline.upstream import prepare, run_dir
+from experiments.pipeline.upstream import run_dir
 from experiments.runtime.checkpoint_files import load_checkpoint
 from experiments.runtime.records import read_record, same_experiment
 from lightning_modules.linear_probe import LinearProbe
@@ -28,7 +29,7 @@ PROBES = sorted(RECIPES.glob("probe_*.yaml"))
 def probe(tiny: TinyExperiment) -> Any:
     """probe("key=value", ..., features="vim") -> a probe of two blocks, or of a tokenizer; 10 of 40 images held out."""
 
-    def build(*overrides: str, features: str = "vim") -> Downstream:
+    def build(*overrides: str, features: str = "vim") -> Experiment:
         tokenizer = tiny("vqgan")
         upstream = {"recipe": "vqgan_cifar10.yaml", **tokenizer.identity()}
         vim = {
@@ -52,9 +53,7 @@ def probe(tiny: TinyExperiment) -> Any:
             "runtime": vars(tokenizer.runtime),
             "upstream": vim if features == "vim" else upstream,
         }
-        experiment = parse(merge(values, from_dotlist(overrides)), "probe.yaml")
-        assert isinstance(experiment, Downstream)
-        return experiment
+        return parse(merge(values, from_dotlist(overrides)), "probe.yaml")
 
     return build
 
@@ -95,12 +94,11 @@ def test_a_recipe_says_what_it_is(path: Path) -> None:
     comment = text.partition("\nupstream:")[0]
     assert "aper A" in comment and "Table 7" in comment and f"experiments.train experiments/{path.name}" in comment
     experiment = load_experiment(path)
-    assert isinstance(experiment, Downstream) and experiment.model.name == "linear_probe"
+    assert experiment.model.name == "linear_probe"
 
 
 def test_recipes_share_their_tokenizer_and_leave_the_perceptual_loss_out() -> None:
     of_vim, of_tokenizer = (load_experiment(RECIPES / f"probe_{name}_cifar10.yaml") for name in ("vim", "vit_vqgan"))
-    assert isinstance(of_vim, Downstream) and isinstance(of_tokenizer, Downstream)
     assert of_vim.upstream.upstream.digest() == of_tokenizer.upstream.digest()
     assert of_tokenizer.upstream.model.loss.perceptual == 0
     assert not of_vim.upstream.model.class_conditional
@@ -109,7 +107,6 @@ def test_recipes_share_their_tokenizer_and_leave_the_perceptual_loss_out() -> No
 def test_overrides_of_all_sections_do_not_replace_the_recipe() -> None:
     keys = ["seed=1", "data.train_size=100", "model.gpt.dropout=0", "trainer.max_steps=3"]
     experiment = load_experiment(PROBES[0].with_name("probe_vim_cifar10.yaml"), [f"upstream.{k}" for k in keys])
-    assert isinstance(experiment, Downstream)
     assert experiment.upstream.model.gpt.size == "micro" and experiment.upstream.model.gpt.dropout == 0
 
 
@@ -146,7 +143,7 @@ def test_data_without_held_out_images_is_refused_before_any_training(
 ) -> None:
     monkeypatch.setattr(L.Trainer, "fit", lambda *_, **__: pytest.fail("nothing is trained"))
     with pytest.raises(ValueError, match=r"model\.heldout=0\.01 of 40 training images are 0"):
-        prepare(probe("model.heldout=0.01"), train)
+        train(experiment := probe("model.heldout=0.01"), "probe", folder(experiment))
 
 
 # ---- runs
@@ -187,7 +184,7 @@ def test_the_whole_chain(
         "weight": (2, 16, 10),
         "bias": (2, 1, 10),
     }
-    with pytest.raises(ValueError, match="of model 'linear_probe', which is nothing without"):
+    with pytest.raises(ValueError, match="of model 'linear_probe', which cannot be restored without the model below"):
         restore(folder(experiment) / "checkpoints/final.ckpt")
     assert (folder(experiment) / "accuracy_by_block.png").stat().st_size > 5000
     tags = EventAccumulator(str(folder(experiment)), size_guidance={"images": 0}).Reload().Tags()
@@ -214,8 +211,8 @@ def test_the_whole_chain(
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"]["pre_quant.bias"] += 1
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match="tokens of tokenizer_digest"):
-        prepare(probe("seed=2"), train)
+    with pytest.raises(ValueError, match="was trained on tokens of tokenizer"):
+        prepare(probe("seed=2"))
 
 
 def test_features_of_the_tokenizer(probe: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +227,7 @@ def test_features_of_the_tokenizer(probe: Any, capsys: pytest.CaptureFixture[str
         assert record["protocols"]["probe/heldout/block01"] == (
             f"linear-probe/{kind}/mean-of-64-tokens/top1/heldout-train/n10"
         )
-        module, _, images = prepare(experiment, train)
+        module, _, images = prepare(experiment)
         tokenizer, batch = module.features.tokenizer, next(iter(images.val_dataloader()))
         backbone = tokenizer.encoder(batch["image"])  # (B, 8, 8, D)
         latents = tokenizer.pre_quant(backbone)

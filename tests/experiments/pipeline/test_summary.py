@@ -17,7 +17,7 @@ def test_the_time_is_of_all_micro_batches_and_only_where_the_cpu_trains(
     monkeypatch.setattr(summary, "num_devices", lambda _: 4)
     assert summary.expected_time(eight, 2.0) == {"expected time, rough": "40.0 min for 600 steps here, 32-true"}
     monkeypatch.setattr(summary, "build_device", lambda _: torch.device("cuda"))
-    assert summary.expected_time(one, 2.0) == {}
+    assert summary.expected_time(one, 2.0) == {"steps": "600, 32-true"}
 
 
 def test_the_perceptual_network_is_named(tiny: TinyExperiment, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """A stop at any time changes nothing, and a folder of something else is left alone."""
 
-import fcntl
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from token_cases import contents, run, served, write_all
 from datamodules.token_files import SPLITS, tokens_path
 from experiments.pipeline import token_writer
 from experiments.pipeline.encode import encode_batch
+from experiments.runtime import appending, progress
 
 PROJECT = Path(__file__).parents[3]
 
@@ -39,7 +39,7 @@ def test_a_stopped_command_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(token_writer, "encode_batch", encode)
-        patch.setattr(token_writer, "SAVE_SECONDS", 0 if saves else 1e9)
+        patch.setattr(appending, "SAVE_SECONDS", 0 if saves else 1e9)
         with pytest.raises(SystemExit):  # ConnectionAbortedError is an OSError
             run(patch, *command, "--out", str(out))
         assert json.loads((out / "state.json").read_text())["done"] == {
@@ -60,10 +60,11 @@ def test_a_stopped_command_goes_on(
 
 KILLED = """
 import os, signal, sys
-from experiments.pipeline import tokens as tokenize
+from experiments import tokenize
 from experiments.pipeline import token_writer
+from experiments.runtime import appending
 encode_batch, calls = token_writer.encode_batch, []
-token_writer.SAVE_SECONDS = 0
+appending.SAVE_SECONDS = 0
 def encode(*arguments):
     calls.append(1)
     if len(calls) == 4:
@@ -115,13 +116,23 @@ def test_finished_tokens_are_not_made_again(
 def test_progress_is_shown(
     tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(token_writer, "SHOW_SECONDS", 0)
+    monkeypatch.setattr(progress, "SECONDS", 0)
     write_all(tiny, tmp_path, monkeypatch)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  image ")]
-    assert len(lines) == 8 and lines[0].startswith("  image 4/30  ") and lines[-1].endswith("images/s  0 s left")
+    assert len(lines) == 8 and lines[0].startswith("  image 4/20  ") and lines[-1].endswith("images/s  0 s left")
+    assert lines[5].startswith("  image 4/10  "), "the validation images"
 
 
 # ---- other folders, small disks
+
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1] + ".lock", "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 def test_a_folder_of_something_else_is_left_alone(
@@ -150,9 +161,10 @@ def test_a_folder_of_something_else_is_left_alone(
 
     other = tmp_path / "other"
     other.mkdir()
-    with open(tokens_path(other, "train"), "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        refused(other, "another process is writing these tokens")
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(other)], stdin=-1, stdout=-1, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        refused(other, "is writing these tokens: wait for it")
+        holder.kill()
 
 
 def test_a_disk_that_is_too_small(

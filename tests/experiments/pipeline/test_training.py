@@ -161,11 +161,9 @@ def test_the_dashboard(tiny: TinyExperiment, tmp_path: Path) -> None:
 
 
 def test_every_curve_of_the_layout_is_logged(tiny: TinyExperiment, tmp_path: Path) -> None:
-    from experiments.runtime.callbacks import LAYOUT
-
     train(tiny("vqgan", "model.loss={adversarial: 0.1, perceptual: 1, l1: 1}"), "x", tmp_path)
     logged = set(EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"])
-    wanted = {tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags}
+    wanted = {tag for charts in Tokenizer.layout.values() for _, tags in charts.values() for tag in tags}
     assert wanted - logged <= {"lpips"}, "no weights for it here"
 
 
@@ -196,7 +194,7 @@ def test_averaged_weights_are_validated_and_saved(tiny: TinyExperiment, tmp_path
     experiment = tiny("vqgan_ema", "trainer.weight_ema=0.6")
     torch.manual_seed(0)
     module, steps = build_model(experiment), Steps()
-    trainer = build_trainer(experiment, tmp_path, steps)
+    trainer = build_trainer(experiment, module, tmp_path, steps)
     trainer.fit(module, build_data(experiment))
     first, second, third = steps.states
     for name, value in module.state_dict().items():

@@ -10,9 +10,9 @@ from conftest import TinyExperiment
 from lightning.pytorch.callbacks import RichProgressBar
 
 from experiments.pipeline.training import train
-from experiments.runtime import callbacks, health
-from experiments.runtime.callbacks import ProgressLines, Throughput, TimeLeft
+from experiments.runtime import health, progress
 from experiments.runtime.health import memory_limit, peak_memory_bytes, reset_peak_memory
+from experiments.runtime.progress import ProgressLines, Throughput, TimeLeft
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
@@ -73,7 +73,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(callbacks, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     return clock
 
 
@@ -88,7 +88,8 @@ def test_a_log_shows_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[s
     lines = ProgressLines()
     lines.on_train_start(trainer_at(10), None)  # type: ignore[arg-type]
     clock.now += 40
-    lines.on_train_batch_end(trainer_at(30), None, None, None, 0)  # type: ignore[arg-type]
+    module = SimpleNamespace(progress_metric="loss/generator")
+    lines.on_train_batch_end(trainer_at(30), module, None, None, 0)  # type: ignore[arg-type]
     assert capsys.readouterr().out == "  step 30/110  loss 0.5000  2.000 s/step  160 s left\n"
     lines.on_validation_start(trainer_at(30), None)  # type: ignore[arg-type]
     lines.on_validation_batch_end(trainer_at(30), None, None, None, 0)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def test_killed_everywhere(driver: Driver, tiny: TinyExperiment, tmp_path: Path)
     runs.killed("half a save", 1)  # behind step 4, an epoch's end
     assert (tmp_path / "killed/checkpoints/last.ckpt.partial").is_file()
     runs.killed(f"{TOKENIZER}.training_step", 3, "kill")  # behind step 5: it begins at 3
-    runs.killed("experiments.runtime.atomic:os.replace", 1, "kill")  # step 6 is written, but not in its place
+    runs.killed("experiments.runtime.files:os.replace", 1, "kill")  # step 6 is written, but not in its place
     runs.killed(f"{TOKENIZER}.training_step", 5, "kill")  # behind 8 and its checkpoint
     runs.killed(f"{TOKENIZER}.on_validation_epoch_end", 1, "kill")  # of step 9, before final.ckpt
     runs.killed("half a save", 1)  # final.ckpt
@@ -161,7 +161,7 @@ def test_a_codebook(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> Non
     experiment = tiny("vqgan_lc", f"{source}.method=kmeans", f"{source}.iterations=4", "data.val_batch_size=8")
     command = ["experiments.build_codebook", recipe(experiment, tmp_path / "recipe.yaml")]
     settings = {
-        f"{CODEBOOKS}.extraction:SAVE_SECONDS": 0,
+        "experiments.runtime.appending:SAVE_SECONDS": 0,
         f"{CODEBOOKS}.kmeans:SAVE_SECONDS": 0,
     }
     settings[f"{CODEBOOKS}.kmeans:CHUNK"] = 8
@@ -180,7 +180,7 @@ def test_a_codebook(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> Non
         ),  # the features are whole, but not in their place
         ("half a save", 3),
         (f"{CODEBOOKS}.kmeans:move_centres", 2, "kill"),
-        ("experiments.build_codebook:save_file", 1, "kill"),
+        (f"{CODEBOOKS}.build:save_file", 1, "kill"),
     ]
     for arm in arms:
         result = build("killed", *arm)

@@ -18,9 +18,8 @@ from token_cases import arguments, contents, save
 
 import experiments.pipeline.training
 import experiments.train
-from experiments.runtime.atomic import replacing
 from experiments.runtime.errors import user_errors
-from experiments.runtime.locks import require_writable, sole_run
+from experiments.runtime.files import locked, replacing, require_writable
 from experiments.runtime.signals import Stopped, StopRequest
 
 __all__ = ["driver"]
@@ -69,7 +68,7 @@ def test_a_signal_saves_the_tokens(driver: Driver, tiny: TinyExperiment, tmp_pat
     module, out = "experiments.tokenize", ["--out", str(tmp_path / "stopped")]
     assert driver.run(module, *command, "--out", str(tmp_path / "whole")).code == 0
     stopped = driver.run(module, *command, *out, arm=["experiments.pipeline.token_writer:encode_batch", 3, "term"])
-    assert stopped.code == 143 and "the tokens of 12 images are in" in stopped.output
+    assert stopped.code == 143 and "12 of 20 images are done in" in stopped.output
     killed = driver.run(module, *command, *out, arm=["experiments.pipeline.token_writer:finish", 1, "kill"])
     assert killed.code == -signal.SIGKILL and not (tmp_path / "stopped/meta.json").exists()
     assert driver.run(module, *command, *out).code == 0
@@ -134,12 +133,14 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_run_waits_where_it_is_told_to(
     holder: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ValueError, match="process 123 on a-host is training there: wait"), sole_run(tmp_path, False):
+    path = tmp_path / ".lock"
+    message = "process 123 on a-host is training there: wait"
+    with pytest.raises(ValueError, match=message), locked(path, "is training there", waits=False):
         pytest.fail("it is held")
     assert holder.stdin is not None
     timer = threading.Timer(0.3, holder.stdin.close)
     timer.start()
-    with sole_run(tmp_path, True):
+    with locked(path, "is training there"):
         assert not timer.is_alive(), "not before the other has ended"
     assert "waiting for it" in capsys.readouterr().out
 
@@ -147,7 +148,7 @@ def test_a_run_waits_where_it_is_told_to(
 def test_a_lock_dies_with_its_process(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     holder.kill()
     holder.wait()
-    with sole_run(tmp_path, False):
+    with locked(tmp_path / ".lock", "is training there", waits=False):
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
@@ -201,6 +202,6 @@ def test_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbe
         raise OSError(number, os.strerror(number))
 
     require_writable(tmp_path / "new")
-    monkeypatch.setattr("experiments.runtime.locks.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("experiments.runtime.files.tempfile.TemporaryFile", refuse)
     with pytest.raises(kind, match=r"Read-only file system|No space left"):
         require_writable(tmp_path / "new")

@@ -27,7 +27,8 @@ from lightning_modules.tokenizer import Tokenizer
 def fit(experiment: Experiment, folder: Path, resumed: Path | None = None, **options: Any) -> dict[str, Any]:
     """The checkpoint at the end of training, without evaluation."""
     L.seed_everything(experiment.seed, verbose=False)
-    module, trainer = build_model(experiment), build_trainer(experiment, folder, **options)
+    module = build_model(experiment)
+    trainer = build_trainer(experiment, module, folder, **options)
     trainer.fit(module, build_data(experiment), ckpt_path=resumed, weights_only=True)
     trainer.save_checkpoint(folder / "final.ckpt")
     return load_checkpoint(folder / "final.ckpt")
@@ -84,7 +85,7 @@ def test_checkpoints_by_time(tiny: TinyExperiment, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(checkpoints.ResumePoints, "save", lambda self, trainer: saved.append(self.step))
     monkeypatch.setattr(checkpoints, "SAVE_SECONDS", 0.0)
     fit(tiny("vqgan", "trainer.max_steps=4", "model.optimizer.accumulate=2"), tmp_path)
-    assert saved == [1, 2, 3], "behind whole steps, and not behind the last"
+    assert saved == [1, 2, 3], "after whole steps, and not after the last"
     saved.clear()
     monkeypatch.setattr(checkpoints, "SAVE_SECONDS", 3600.0)
     fit(tiny("vqgan", "trainer.max_steps=5", "trainer.checkpoint_every=2"), tmp_path)
@@ -113,7 +114,8 @@ def test_an_expensive_checkpoint_is_made_less_often(
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(checkpoints, "SAVE_SECONDS", 5.0)
     experiment = tiny("vqgan", "trainer.max_steps=30")
-    module, trainer = build_model(experiment), build_trainer(experiment, tmp_path, stop=StopRequest())
+    module = build_model(experiment)
+    trainer = build_trainer(experiment, module, tmp_path, stop=StopRequest())
     trainer.fit(module, build_data(experiment))
     assert saved == [5, 25]
 

@@ -4,8 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from experiments.config.experiment import Experiment
 from experiments.pipeline.codebooks import extraction, features
 from experiments.pipeline.codebooks.build import build_codebook, codebook_path
 from experiments.pipeline.codebooks.extraction import features_folder, features_for
+from experiments.runtime import appending
 
 SOURCE = "model.quantizer.source"
 PER_IMAGE = 16  # features: 4 x 4 at stage 3 of 32 pixels
@@ -25,8 +25,9 @@ import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from experiments.pipeline.codebooks import extraction
+from experiments.runtime import appending
 from experiments.config.compose import parse
-extraction.SAVE_SECONDS, calls, encode = 0.0, 0, extraction.patch_features
+appending.SAVE_SECONDS, calls, encode = 0.0, 0, extraction.patch_features
 def patch_features(*arguments):
     global calls
     calls += 1
@@ -41,6 +42,10 @@ extraction.features_for(parse(json.loads(sys.argv[1]), "test"), "shapes")
 def tiny_batches(tiny: TinyExperiment, *options: str) -> Experiment:
     """40 images in five batches of eight."""
     return tiny("vqgan_lc", "data.val_batch_size=8", *options)
+
+
+def values_of(experiment: Experiment) -> str:
+    return json.dumps(experiment.identity() | {"runtime": vars(experiment.runtime)})
 
 
 def metadata_of(folder: Path) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def killed(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> Killed:
         return encode(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, "SAVE_SECONDS", 0.0)
+        patch.setattr(appending, "SAVE_SECONDS", 0.0)
         patch.setattr(extraction, "patch_features", patch_features)
         with pytest.raises(KeyboardInterrupt):
             features_for(experiment, "shapes")
@@ -82,7 +87,10 @@ def test_a_killed_process_is_continued_to_the_same_bytes(tiny: TinyExperiment, t
     experiment = tiny_batches(tiny)
     folder = features_folder(experiment, "shapes")
     partial = folder.with_name(f"{folder.name}.partial")
-    process = subprocess.run([sys.executable, "-c", KILLED, json.dumps(asdict(experiment))], check=False)
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, values_of(experiment)],
+        check=False,
+    )
     assert process.returncode == -9 and not folder.exists()
     assert metadata_of(partial)["images_done"] == 24
     with open(partial / "features.npy", "ab") as file:
@@ -124,12 +132,27 @@ def test_folders_of_before_there_was_metadata_are_used(tiny: TinyExperiment, mon
         features_for(experiment, "shapes")
 
 
-def test_two_workers_extract_once(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment, calls, extract = tiny_batches(tiny), [], extraction.extract
-    monkeypatch.setattr(extraction, "extract", lambda *arguments: (calls.append(1), extract(*arguments)))
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: features_for(experiment, "shapes"), range(2))
-    assert len(calls) == 1 and first.path == second.path
+COUNTED = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from experiments.pipeline.codebooks import extraction
+from experiments.config.compose import parse
+extract = extraction.extract
+def counted(*arguments):
+    with open(sys.argv[2], "a") as file:
+        file.write("once")
+    extract(*arguments)
+extraction.extract = counted
+extraction.features_for(parse(json.loads(sys.argv[1]), "test"), "shapes")
+"""
+
+
+def test_two_workers_extract_once(tiny: TinyExperiment, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", COUNTED, values_of(tiny_batches(tiny)), str(tmp_path / "calls")]
+    workers = [subprocess.Popen(command) for _ in range(2)]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert (tmp_path / "calls").read_text() == "once"
 
 
 # ---- mistakes, each before the long work
@@ -161,7 +184,7 @@ def test_a_damaged_or_foreign_beginning(
     killed: Killed, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Any], message: str
 ) -> None:
     damage(killed.folder)
-    monkeypatch.setattr(extraction, "tqdm", lambda **_: pytest.fail("too late"))
+    monkeypatch.setattr(extraction, "append", lambda *_: pytest.fail("too late"))
     with pytest.raises(ValueError, match=message):
         features_for(killed.experiment, "shapes")
 
@@ -192,7 +215,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 def test_the_disk_is_checked_first(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = 40 * PER_IMAGE * (40 * 4 + 8)  # features of 40 floats, labels
     full_disk(monkeypatch, needed - 1)
-    monkeypatch.setattr(extraction, "tqdm", lambda **_: pytest.fail("too late"))
+    monkeypatch.setattr(extraction, "append", lambda *_: pytest.fail("too late"))
     with pytest.raises(ValueError, match=rf"needs {needed:,} bytes .* has {needed - 1:,} .*output_dir"):
         features_for(tiny("vqgan_lc"), "shapes")
     monkeypatch.undo()

@@ -1,0 +1,170 @@
+"""What a run needs before it can start: its images, tokens, codebook, classifier and its module.
+
+Only what is missing is made, once. What it stands on has been trained before; see `training.train`.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+from torch.utils.data import Subset
+
+from datamodules import HeldOutDataModule, ImageDataModule, TokensConfig, TokensDataModule
+from datamodules.tokens import TokenDataset
+from datamodules.views import ViewDataset
+from experiments.config.experiment import Experiment
+from experiments.pipeline.build import build_data, build_model, plain
+from experiments.pipeline.classifier import classifier_for
+from experiments.pipeline.codebooks.build import codebook_for
+from experiments.pipeline.codebooks.extraction import build_device
+from experiments.pipeline.encode import EncodedImages
+from experiments.pipeline.token_writer import Job, is_finished, make_job, write_tokens
+from experiments.pipeline.tokens import view_names
+from experiments.pipeline.upstream import Below, restore_below
+from experiments.runtime.ranks import main_first
+from lightning_modules.base import Setting
+
+
+class Needs(NamedTuple):
+    """What does not depend on the models below. `images` are those that metrics compare with."""
+
+    images: ImageDataModule
+    classifier: Any = None
+
+
+class Prepared(NamedTuple):
+    """What is trained, on what, and the images that metrics compare with."""
+
+    module: Any
+    data: L.LightningDataModule
+    images: ImageDataModule
+
+
+def gather(experiment: Experiment) -> Needs:
+    """What can go wrong before anything below is trained. Raises ValueError or OSError."""
+    model = experiment.model
+    with main_first():  # caches, the classifier's head
+        images = build_data(plain(experiment) if experiment.upstream else experiment)
+        if model.heldout:
+            check_heldout(model, images)
+        classifier = classifier_for(model.classifier, experiment, images) if model.classifier else None
+    return Needs(images, classifier)
+
+
+def check_heldout(model: Any, images: ImageDataModule) -> int:
+    """How many training images are held out. Raises ValueError."""
+    total = len(images.train_set)  # type: ignore[arg-type]
+    number = round(model.heldout * total)
+    if images.num_classes < 2 or not number:
+        raise ValueError(
+            f"{model.name} needs labels and held-out images: {images.data_id} has {images.num_classes} class(es), and "
+            f"model.heldout={model.heldout} of {total} training images are {number}"
+        )
+    return number
+
+
+def prepare(experiment: Experiment, needs: Needs | None = None) -> Prepared:
+    """Data and module of the experiment, on the trained models below it. Raises ValueError or OSError."""
+    images, classifier = needs or gather(experiment)
+    below = restore_below(experiment)
+    with main_first():  # tokens, codebook
+        data: Any = images if below is None else data_for(experiment, below, images)
+        codebook = codebook_for(experiment, images.data_id) if experiment.model.needs_codebook else None
+    setting = Setting(experiment.data.image_size, images.num_classes, codebook=codebook)
+    if below is not None:
+        grid = below.tokenizer.encoder.grid_size
+        setting = replace(
+            setting,
+            codebook_size=below.tokenizer.config.codebook_size,
+            grid_size=(grid, grid),
+            upstream=below.upstream,
+            tokenizer=below.tokenizer,
+            tokenizer_digest=below.tokenizer_digest,
+        )
+    L.seed_everything(experiment.seed, workers=True, verbose=False)  # whatever has been made before
+    module = build_model(experiment, setting)
+    if classifier is not None:
+        module.use_classifier(classifier)
+    return Prepared(module, data, images)
+
+
+def data_for(experiment: Experiment, below: Below, images: ImageDataModule) -> L.LightningDataModule:
+    """Set up: images, their tokens made at every step, or tokens made once; with `heldout` a second validation set."""
+    model = experiment.model
+    if model.inputs == "tokens" and model.encode_on_the_fly:
+        precision = below.experiment.trainer.precision
+        encoded = EncodedImages(build_data(experiment), below.tokenizer, below.tokenizer_digest, precision)
+        encoded.setup("fit")
+        return encoded
+    job = None if model.inputs == "images" else token_job(experiment, below, images)
+    data = build_data(experiment) if job is None else read_tokens(experiment, tokens_for(experiment, job))
+    data.setup("fit")
+    if not model.heldout:
+        return data
+    plain_set: Any = images.train_set
+    if isinstance(tokens := data.train_set, TokenDataset):
+        plain_set = Subset(tokens, range(0, len(tokens), tokens.num_views))  # the first view of each image
+    labels = images.train_set.labels  # type: ignore[union-attr]
+    return HeldOutDataModule(data, plain_set, labels, check_heldout(model, images))
+
+
+def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | None = None) -> Prepared:
+    """Data for a restored module, and the tokenizer below it (of the checkpoint `tokenizer`, or its upstream run's).
+
+    Tokens are those of its training where they still are, else the validation images are encoded now. Trains nothing.
+    """
+    images, classifier = gather(experiment)
+    if classifier is not None:
+        module.use_classifier(classifier)
+    below = lend(experiment, module, tokenizer)
+    if below is None or experiment.model.inputs == "images":
+        return Prepared(module, images, images)
+    job = token_job(experiment, below, images)
+    if experiment.reads_kept_tokens and is_finished(folder := token_folder(experiment, job), job.meta):
+        return Prepared(module, read_tokens(experiment, folder), images)
+    data = EncodedImages(images, below.tokenizer, below.tokenizer_digest, below.experiment.trainer.precision)
+    return Prepared(module, data, images)
+
+
+def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below | None:
+    """Gives a restored module its tokenizer. Raises ValueError: it is not there, or not the one of the training."""
+    below = restore_below(experiment, path)
+    if below is not None:
+        try:
+            module.use_tokenizer(below.tokenizer, below.tokenizer_digest)
+        except ValueError as error:
+            raise ValueError(f"{path or 'the tokenizer below'}: {error}") from None
+    return below
+
+
+# ---- tokens that are made once
+
+
+def token_job(experiment: Experiment, below: Below, images: ImageDataModule) -> Job:
+    """Encoding `images`, those of training plain and, where the experiment flips, mirrored."""
+    assert images.train_set is not None and images.val_set is not None
+    views = view_names(None, experiment.data.flip)
+    sources = {
+        "train": ViewDataset(images.train_set, views, seed=images.config.data_seed),
+        "val": ViewDataset(images.val_set, ["plain"]),
+    }
+    tokenizer_experiment = replace(below.experiment, data=images.config)
+    return make_job(tokenizer_experiment, below.tokenizer, below.tokenizer_digest, images, sources, batch_size=64)
+
+
+def token_folder(experiment: Experiment, job: Job) -> Path:
+    return Path(experiment.runtime.output_dir) / "tokens" / job.name
+
+
+def tokens_for(experiment: Experiment, job: Job) -> Path:
+    """The folder with the tokens of `job`; encoded now where they are missing."""
+    folder = token_folder(experiment, job)
+    job.tokenizer.to(build_device(experiment))
+    write_tokens(job, folder, waits=True)
+    return folder
+
+
+def read_tokens(experiment: Experiment, folder: Path) -> TokensDataModule:
+    sizes = {key: getattr(experiment.data, key) for key in ("batch_size", "val_batch_size", "data_seed")}
+    return TokensDataModule(TokensConfig(path=str(folder), **sizes), experiment.runtime.num_workers, experiment.seed)

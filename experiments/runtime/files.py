@@ -1,0 +1,96 @@
+"""Files that are there whole or not at all, also after a kill or on a full disk, and made by one process at a time."""
+
+import errno
+import fcntl
+import os
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from experiments.runtime.errors import is_first
+
+PARTIAL = ".partial"  # what is written, until it is whole
+LOCK = ".lock"  # of a folder
+
+
+@contextmanager
+def replacing(path: Path, concurrent_writers: bool = False) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` at the end of the context.
+
+    Written beside `path` and renamed, never moved from another file system: that would be a copy, which a kill leaves
+    half done. Without concurrent writers a kill may leave PATH.partial, which the next one overwrites. An error leaves
+    what was there before. Raises OSError that names `path` when it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}" if concurrent_writers else path.name + PARTIAL)
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, (OSError, RuntimeError)) and (cause := os_error(error)):
+            raise OSError(cause.errno, cause.strerror, str(path)) from None
+        raise
+
+
+def os_error(error: BaseException | None) -> OSError | None:
+    """The system's error that caused `error`: torch.save covers it with a RuntimeError of its own."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def require_writable(folder: Path) -> None:
+    """Makes `folder`. Raises OSError that names it and says what to do when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise PermissionError(
+            f"{folder}: cannot be written ({error.strerror}): choose another --run-dir or runtime.output_dir"
+        ) from None
+
+
+@contextmanager
+def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for it or stop it") -> Iterator[None]:
+    """Held by one process, which notes itself in the file `path`; others wait for it, and say so.
+
+    Ranks but the first pass: they come after it (`main_first`). A POSIX record lock, which the kernel drops with its
+    process however that ends, and which data loader workers, that outlive a killed process by seconds, do not inherit
+    (they would a flock).
+
+    Args:
+        path: in a folder that is made if need be; FOLDER/.lock stands for the folder.
+        doing: what the other process does, for messages, such as "is training there".
+        waits: for the other process to end, instead of the error.
+        advice: for the error's message.
+
+    Raises:
+        ValueError: another process holds it, with its number and host.
+    """
+    if not is_first():
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX allows either
+            file.seek(0)
+            other = f"{path.parent if path.name == LOCK else path}: {file.read().strip() or 'another process'} {doing}"
+            if not waits:
+                raise ValueError(f"{other}: {advice}") from None
+            print(f"{other}: waiting for it", flush=True)
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

@@ -1,0 +1,49 @@
+"""Pictures that modules show in TensorBoard."""
+
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+from torchvision.utils import make_grid
+
+
+def sample_grid(module: Any, num_images: int, seed: int = 0) -> Tensor:
+    """Images 0, 1, ... of `seed`, a class a column: (3, height, width) in [0, 1]."""
+    images, _, _ = module.sample(list(range(num_images)), seed)
+    return make_grid((images.cpu() + 1) / 2, nrow=num_columns(module.num_conditions), padding=2)
+
+
+def num_columns(num_classes: int) -> int:
+    """Of a grid of images whose classes come in turn: eight or more, and a class keeps to its columns."""
+    return max(1, 8 // num_classes) * num_classes if 1 < num_classes <= 16 else 8
+
+
+def reconstruction_grid(images: Tensor, reconstruction: Tensor) -> Tensor:
+    """Inputs, reconstructions and absolute errors, a column each and an image a row: (3, height, width) in [0, 1]."""
+    reconstruction = reconstruction.clamp(-1, 1).float()
+    error = (reconstruction - images).abs() - 1  # [0, 2] -> [-1, 1]
+    rows = torch.stack([images, reconstruction, error], 1).flatten(0, 1)  # (3 B, 3, H, W)
+    return make_grid((rows + 1) / 2, nrow=3, padding=2)
+
+
+def bits_figure(bits_by_position: Tensor) -> Figure:
+    """Bits per token (T,) along the raster."""
+    axes = (figure := Figure((6, 3), layout="constrained")).subplots()
+    axes.plot(range(len(bits_by_position)), bits_by_position)
+    axes.set(xlabel="token, raster order", ylabel="bits")
+    return figure
+
+
+def accuracy_figure(module: Any) -> Figure:
+    """Held-out and test accuracy of a probe by block, the chosen block marked (A-Figure 3)."""
+    blocks, (heldout, val) = module.features.blocks, module.by_block
+    axes = (figure := Figure((6, 3.5), layout="constrained")).subplots()
+    axes.plot(blocks, heldout, "o--", label=f"held-out training images, {module.num_seen[0]:,}")
+    axes.plot(blocks, val, "o-", label=f"test images, {module.num_seen[1]:,}")
+    axes.axvline(module.best_block, color="grey", linestyle=":", label=f"chosen: block {module.best_block}")
+    axes.set(xlabel="block", ylabel="top-1 accuracy, %", title=f"linear probe of {module.features.name}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    return figure

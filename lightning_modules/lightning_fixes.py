@@ -1,0 +1,67 @@
+"""Workarounds for Lightning 2.6, all in one place: what it does, and what is done instead.
+
+Each has a test in tests/lightning_modules/test_lightning_fixes.py that fails once Lightning no longer needs it. Beside
+the experiments' runtime a module needs one of them, so that they stand here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loops.evaluation_loop import RestartStage
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Lightning takes the averaged weights away before the module's `on_validation_epoch_end`, in which a VIM generates
+    its images; here they stay until the validation is over. And they are the model's after `fit` also where that had
+    nothing left to train."""
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pass
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._copy_average_to_current(pl_module)
+
+
+def leave_out_of_global_step(optimizer: Any) -> None:
+    """Under manual optimization Lightning adds every optimizer's steps to `trainer.global_step`; this one's do not
+    count."""
+    optimizer._on_before_step = optimizer._on_after_step = lambda: None
+
+
+def true_epochs(loop: dict[str, Any]) -> int:
+    """Puts right how the state of `fit_loop` counts epochs, and returns how many are completed.
+
+    A run that goes on after an epoch's last batch does not count the next as begun: going on once more, it would see
+    that epoch's order twice.
+    """
+    epochs = loop["epoch_progress"]
+    for counts in epochs.values():
+        counts["ready"] = counts["started"] = counts["processed"] + 1
+    return epochs["current"]["completed"]
+
+
+def resume_with_validation(trainer: L.Trainer) -> None:
+    """Lightning leaves out the validation that a checkpoint was made right before; the run now goes on with it."""
+    trainer.fit_loop.epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+
+
+def count_last_step(trainer: L.Trainer) -> None:
+    """Where nothing was left to train, Lightning's loggers are a step behind those of a run that trained its last."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped += 1
+
+
+@contextmanager
+def not_swallowed() -> Iterator[None]:
+    """Lightning turns Ctrl-C into a plain exit with status 1."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise

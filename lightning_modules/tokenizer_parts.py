@@ -1,0 +1,78 @@
+"""What a tokenizer shows and costs: the charts of its scalars, and its networks as they are counted."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_modules.losses import build_perceptual
+from lightning_modules.losses.perceptual import PerceptualLoss
+from lightning_modules.parts import TRAINED, Part
+
+LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "training": {
+        "loss": ["Multiline", ["loss/generator", "loss/l1", "loss/l2", "loss/perceptual", "loss/quantizer"]],
+        "game": [
+            "Multiline",
+            ["loss/adversarial", "loss/discriminator", "discriminator/accuracy", "weight/adversarial"],
+        ],
+    },
+    "codebook": {
+        "utilisation, % of codes": ["Multiline", ["usage/epoch", "usage/val", "usage/batch"]],
+        "perplexity": ["Multiline", ["perplexity/epoch", "perplexity/val"]],
+        "dead codes": ["Multiline", ["dead_codes/epoch", "dead_codes/val"]],
+    },
+    "reconstruction": {
+        "rFID": ["Multiline", ["rfid"]],
+        "PSNR, dB": ["Multiline", ["psnr"]],
+        "SSIM": ["Multiline", ["ssim"]],
+        "perceptual distance": ["Multiline", ["lpips", "feature_distance"]],
+    },
+}
+
+
+def tokenizer_parts(networks: dict[str, Any], config: Any, image_size: int) -> list[Part]:
+    """The linear maps to and from the codes are counted with their neighbour's MACs.
+
+    The projector of a large codebook maps all K entries once a step; the search is N * K * d; the perceptual loss is of
+    a pair of images, and its backward pass goes to one of them. Once the game has begun, an image costs 2 x the
+    discriminator in the generator's step and 6 x in the discriminator's own.
+    """
+    encoder, decoder, pre_quant, post_quant, quantizer, discriminator = networks.values()
+    image = torch.zeros(1, 3, image_size, image_size)
+    codes, once = torch.zeros(1, encoder.grid_size, encoder.grid_size, config.code_dim), {"generator": 1}
+    search = encoder.grid_size**2 * config.codebook_size * config.code_dim
+    parts = [
+        Part("encoder", nn.Sequential(encoder, pre_quant), (image,), encoder, kept=once, encodes=True),
+        Part("decoder", nn.Sequential(post_quant, decoder), (codes,), decoder, kept=once),
+        Part("maps to and from codes", weights=nn.ModuleList([pre_quant, post_quant])),
+    ]
+    if isinstance(getattr(quantizer, "projector", None), nn.Linear):
+        parts.append(Part("projector", quantizer.projector, (quantizer.table,), quantizer, once_a_step=True, kept={}))
+    else:
+        parts.append(Part("codebook", weights=quantizer))
+    parts.append(Part("search", macs=search, passes=((1.0, 0),), is_counted=False, encodes=True))
+    if (perceptual := counted_perceptual(config, image_size)) is not None:
+        parts.append(perceptual)
+    if discriminator is not None:
+        start = (2.0 * TRAINED, config.loss.discriminator_start), (2.0, config.loss.adversarial_start)
+        kept = {"generator": 1, "critic": 2}
+        options: dict[str, Any] = {"frozen_in": "generator", "is_apart": True, "is_counted": False}
+        parts.append(Part("discriminator", discriminator, (image,), passes=start, kept=kept, **options))
+    return parts
+
+
+def counted_perceptual(config: Any, image_size: int) -> Part | None:
+    """The perceptual loss: LPIPS on the meta device, without its files; EfficientNet-Lite0, a small one, as it is."""
+    name = config.loss.perceptual_network
+    if not config.loss.perceptual or name == "none":
+        return None
+    device = "meta" if name.startswith("lpips") else "cpu"
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device(device):
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+        loss: PerceptualLoss = build_perceptual(name, image_size, pretrained=False)
+        pair = torch.zeros(1, 3, image_size, image_size, requires_grad=True), torch.zeros(1, 3, image_size, image_size)
+    network = loss.to(device).network  # not all of lpips heeds torch.device
+    kept = {"generator": 1}
+    return Part("perceptual", loss, pair, network, passes=((1.5, 0),), kept=kept, is_counted=False)
