@@ -27,6 +27,13 @@ class AveragedWeights(EMAWeightAveraging):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._copy_average_to_current(pl_module)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Flags, which are neither parameters nor buffers, are the trained module's: its copy does not follow them."""
+        super().on_save_checkpoint(trainer, module, checkpoint)
+        averaged = {*dict(module.named_parameters()), *dict(module.named_buffers())}
+        current = checkpoint.get("current_model_state", {})
+        checkpoint["state_dict"] |= {name: value for name, value in current.items() if name not in averaged}
+
 
 def leave_out_of_global_step(optimizer: Any) -> None:
     """Under manual optimization Lightning adds every optimizer's steps to `trainer.global_step`; this one's do not

@@ -3,10 +3,8 @@
 Letters: B images, H x W pixels, h x w tokens, D backbone width, d code dimension, K codes.
 """
 
-import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -14,8 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_modules.base import Module, ModuleConfig, Setting, count
-from lightning_modules.checks import not_negative, require
+from lightning_modules.base import Module, Setting, count
 from lightning_modules.distributed import (
     all_reduce_sum,
     average_gradients,
@@ -28,7 +25,6 @@ from lightning_modules.finite import check_finite
 from lightning_modules.lightning_fixes import leave_out_of_global_step
 from lightning_modules.losses import (
     ADVERSARIAL_LOSSES,
-    LossConfig,
     adaptive_weight,
     build_perceptual,
     l1_loss,
@@ -37,9 +33,8 @@ from lightning_modules.losses import (
     logit_laplace_mean,
     r1_penalty,
 )
-from lightning_modules.metrics import MetricsConfig, TokenizerMetrics
+from lightning_modules.metrics import TokenizerMetrics
 from lightning_modules.metrics.codebook import CodebookUsage
-from lightning_modules.networks import BACKBONES, BackboneConfig, DiscriminatorConfig, build_discriminator
 from lightning_modules.optimizer import (
     as_list,
     build_optimizer,
@@ -47,54 +42,13 @@ from lightning_modules.optimizer import (
 )
 from lightning_modules.parts import Part
 from lightning_modules.quantizers import (
-    QUANTIZERS,
-    LargeCodebookConfig,
-    QuantizerConfig,
     QuantizerOutput,
 )
-from lightning_modules.tokenizer_parts import LAYOUT, tokenizer_parts
+from lightning_modules.tokenizer_config import TokenizerConfig
+from lightning_modules.tokenizer_parts import LAYOUT, networks, rough_seconds, tokenizer_parts
 
 NUM_SHOWN = 8  # validation images in TensorBoard, the same at every validation
 EPOCH_STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch")  # kept in checkpoints
-
-
-@dataclass
-class TokenizerConfig(ModuleConfig):
-    """A stage-1 model. Every quantizer sits on every backbone."""
-
-    codebook_size: int = 1024
-    code_dim: int = 256
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    metrics: MetricsConfig = field(default_factory=MetricsConfig)
-
-    def check(self) -> None:
-        """Raises ValueError for sizes and ranks that cannot be."""
-        require(self.codebook_size >= 1, f"codebook_size={self.codebook_size} must be at least 1")
-        require(self.code_dim >= 1, f"code_dim={self.code_dim} must be at least 1")
-        not_negative(self.quantizer, "quantizer.")
-        self.quantizer.check(self.codebook_size, self.code_dim)
-        ranks = self.metrics.code_ranks
-        require(
-            all(1 <= rank <= self.codebook_size for rank in ranks),
-            f"metrics.code_ranks={ranks} must lie between 1 and model.codebook_size={self.codebook_size}",
-        )
-
-    @property
-    def reference(self) -> str:
-        return "val"
-
-    @property
-    def needs_codebook(self) -> bool:
-        return isinstance(self.quantizer, LargeCodebookConfig)
-
-    def describe(self) -> dict[str, str]:
-        return {
-            "model": f"{self.name}: {self.backbone.name} backbone, {self.quantizer.name} quantizer",
-            "codebook": f"{self.codebook_size:,} codes of {self.code_dim} dimensions",
-        }
 
 
 class TokenizerOutput(NamedTuple):
@@ -330,20 +284,7 @@ class Tokenizer(Module):
         }
 
     def rough_seconds(self, batch_size: int) -> float:
-        """Encoder, decoder and perceptual loss, timed on a few images and scaled up."""
-        size = self.image_size
-        num_images = max(1, min(batch_size, 32 * 32 * 32 // size**2))
-        image = torch.zeros(num_images, 3, size, size, device=self.device)
-        seconds = 0.0
-        for _ in range(2):  # the first run allocates
-            start = time.perf_counter()
-            output = self.predict(self.pre_quant(self.encoder(image)))
-            loss = output.square().mean()
-            if self.perceptual is not None:
-                loss = loss + self.perceptual(output[:, :3], image)
-            torch.autograd.grad(loss, [p for p in self.encoder.parameters() if p.requires_grad], allow_unused=True)
-            seconds = time.perf_counter() - start
-        return seconds * batch_size / num_images
+        return rough_seconds(self, batch_size)
 
     def figures(self) -> dict[str, Tensor | Figure]:
         assert self.shown is not None, "after a validation"
@@ -392,23 +333,3 @@ class Tokenizer(Module):
             setattr(self, name, checkpoint[name])
         if self.global_rank == 0:  # they are those of all ranks
             self.train_usage.code_counts = checkpoint["epoch_counts"].to(self.device)
-
-
-def networks(config: TokenizerConfig, image_size: int) -> dict[str, nn.Module | None]:
-    """The networks of a `Tokenizer`, by their names there, initialised in this order."""
-    encoder_class, decoder_class = BACKBONES[config.backbone.name][:2]
-    encoder = encoder_class(config.backbone, image_size)
-    decoder = decoder_class(config.backbone, image_size, 6 if config.loss.logit_laplace else 3)
-    pre_quant = nn.Linear(encoder.width, config.code_dim)
-    nn.init.zeros_(pre_quant.bias)  # else it outweighs the first latents, and all of them share a code
-    post_quant = nn.Linear(config.code_dim, decoder.width)
-    quantizer = QUANTIZERS[config.quantizer.name][0](config.quantizer, config.codebook_size, config.code_dim)
-    is_adversarial = config.loss.adversarial > 0
-    return {
-        "encoder": encoder,
-        "decoder": decoder,
-        "pre_quant": pre_quant,
-        "post_quant": post_quant,
-        "quantizer": quantizer,
-        "discriminator": build_discriminator(config.discriminator, image_size) if is_adversarial else None,
-    }

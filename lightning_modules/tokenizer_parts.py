@@ -1,5 +1,6 @@
-"""What a tokenizer shows and costs: the charts of its scalars, and its networks as they are counted."""
+"""A tokenizer's networks, how they are counted, and the charts of its scalars."""
 
+import time
 import warnings
 from typing import Any
 
@@ -8,7 +9,10 @@ from torch import nn
 
 from lightning_modules.losses import build_perceptual
 from lightning_modules.losses.perceptual import PerceptualLoss
+from lightning_modules.networks import BACKBONES, build_discriminator
 from lightning_modules.parts import TRAINED, Part
+from lightning_modules.quantizers import QUANTIZERS
+from lightning_modules.tokenizer_config import TokenizerConfig
 
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "training": {
@@ -32,7 +36,27 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
 }
 
 
-def tokenizer_parts(networks: dict[str, Any], config: Any, image_size: int) -> list[Part]:
+def networks(config: TokenizerConfig, image_size: int) -> dict[str, nn.Module | None]:
+    """The networks of a `Tokenizer`, by their names there, initialised in this order."""
+    encoder_class, decoder_class = BACKBONES[config.backbone.name][:2]
+    encoder = encoder_class(config.backbone, image_size)
+    decoder = decoder_class(config.backbone, image_size, 6 if config.loss.logit_laplace else 3)
+    pre_quant = nn.Linear(encoder.width, config.code_dim)
+    nn.init.zeros_(pre_quant.bias)  # else it outweighs the first latents, and all of them share a code
+    post_quant = nn.Linear(config.code_dim, decoder.width)
+    quantizer = QUANTIZERS[config.quantizer.name][0](config.quantizer, config.codebook_size, config.code_dim)
+    is_adversarial = config.loss.adversarial > 0
+    return {
+        "encoder": encoder,
+        "decoder": decoder,
+        "pre_quant": pre_quant,
+        "post_quant": post_quant,
+        "quantizer": quantizer,
+        "discriminator": build_discriminator(config.discriminator, image_size) if is_adversarial else None,
+    }
+
+
+def tokenizer_parts(networks: dict[str, Any], config: TokenizerConfig, image_size: int) -> list[Part]:
     """The linear maps to and from the codes are counted with their neighbour's MACs.
 
     The projector of a large codebook maps all K entries once a step; the search is N * K * d; the perceptual loss is of
@@ -63,7 +87,7 @@ def tokenizer_parts(networks: dict[str, Any], config: Any, image_size: int) -> l
     return parts
 
 
-def counted_perceptual(config: Any, image_size: int) -> Part | None:
+def counted_perceptual(config: TokenizerConfig, image_size: int) -> Part | None:
     """The perceptual loss: LPIPS on the meta device, without its files; EfficientNet-Lite0, a small one, as it is."""
     name = config.loss.perceptual_network
     if not config.loss.perceptual or name == "none":
@@ -76,3 +100,20 @@ def counted_perceptual(config: Any, image_size: int) -> Part | None:
     network = loss.to(device).network  # not all of lpips heeds torch.device
     kept = {"generator": 1}
     return Part("perceptual", loss, pair, network, passes=((1.5, 0),), kept=kept, is_counted=False)
+
+
+def rough_seconds(module: Any, batch_size: int) -> float:
+    """Encoder, decoder and perceptual loss of a `Tokenizer`, forward and backward, timed on a few images, scaled up."""
+    size = module.image_size
+    num_images = max(1, min(batch_size, 32 * 32 * 32 // size**2))
+    image = torch.zeros(num_images, 3, size, size, device=module.device)
+    seconds = 0.0
+    for _ in range(2):  # the first run allocates
+        start = time.perf_counter()
+        output = module.predict(module.pre_quant(module.encoder(image)))
+        loss = output.square().mean()
+        if module.perceptual is not None:
+            loss = loss + module.perceptual(output[:, :3], image)
+        torch.autograd.grad(loss, [p for p in module.encoder.parameters() if p.requires_grad], allow_unused=True)
+        seconds = time.perf_counter() - start
+    return seconds * batch_size / num_images

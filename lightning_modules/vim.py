@@ -7,7 +7,6 @@ B's GPT is `experiments/gpt_vim_imagenet.yaml`.
 Letters: B images, T tokens of an image, D width, V codes.
 """
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,15 +15,15 @@ from typing import Any, ClassVar, Self
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_modules.base import Layout, Module, ModuleConfig, Setting, count
+from lightning_modules.base import Module, ModuleConfig, Setting
 from lightning_modules.checks import require
 from lightning_modules.distributed import all_reduce_sum, draw_rows, mean_over_ranks, own_random_numbers
 from lightning_modules.figures import bits_figure, sample_grid
 from lightning_modules.finite import check_finite
 from lightning_modules.frozen import freeze
-from lightning_modules.losses.tokens import LOGITS_AT_ONCE, token_loss
+from lightning_modules.losses.tokens import token_loss
 from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
@@ -37,7 +36,9 @@ from lightning_modules.optimizer import (
 )
 from lightning_modules.parts import Part
 from lightning_modules.sharding import is_sharded, shard, whole
-from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
+from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.tokenizer_config import TokenizerConfig
+from lightning_modules.vim_parts import LAYOUT, gpt_parts, rough_seconds
 
 NUM_SHOWN = 64  # images in TensorBoard
 NATS_PER_BIT = 0.6931471805599453
@@ -136,17 +137,7 @@ class VIM(Module):
     """
 
     config: VIMConfig
-    layout: ClassVar[Layout] = {
-        "tokens": {
-            "loss, nats a token": ["Multiline", ["loss/generator"]],
-            "bits per token": ["Multiline", ["bits_per_token/train", "bits_per_token/val"]],
-        },
-        "generation": {
-            "FID": ["Multiline", ["fid"]],
-            "IS": ["Multiline", ["is"]],
-            "utilisation, % of codes": ["Multiline", ["usage/generated"]],
-        },
-    }
+    layout = LAYOUT
     nats: Tensor  # (T,), summed over the images of a validation
     num_images: Tensor
 
@@ -175,18 +166,8 @@ class VIM(Module):
 
     @classmethod
     def parts(cls, config: VIMConfig, setting: Setting) -> list[Part]:
-        """MACs are of one image with all its tokens at once, as in training; logits are made a chunk at a time."""
         classes = setting.num_classes if config.class_conditional else 0
-        gpt = GPT(config.gpt, setting.codebook_size, setting.grid_size, classes)
-        blocks, inputs = nn.Sequential(*gpt.blocks), (torch.zeros(1, gpt.num_tokens, gpt.size.width),)
-        tables = [child for name, child in gpt.named_children() if name not in ("blocks", "head")]
-        logits = 4 * gpt.num_tokens * gpt.vocab_size
-        return [
-            Part("blocks", blocks, inputs),
-            Part("tables and norm", weights=nn.ModuleList(tables)),
-            Part("head", weights=gpt.head, macs=gpt.num_tokens * count(gpt.head), kept={}, kept_bytes=logits,
-                 kept_limit=4 * LOGITS_AT_ONCE),
-        ]  # fmt: skip
+        return gpt_parts(GPT(config.gpt, setting.codebook_size, setting.grid_size, classes))
 
     def use_tokenizer(self, tokenizer: Tokenizer, digest: str) -> None:
         """Lends the tokenizer that made the tokens, for generated images. ValueError: `digest` names another one."""
@@ -331,14 +312,7 @@ class VIM(Module):
         return {"tokens per image": tokens, "classes": classes} | super().start_screen()
 
     def rough_seconds(self, batch_size: int) -> float:
-        """The transformer forward and its head back, on a few images, scaled up."""
-        gpt, start = self.gpt, time.perf_counter()
-        few = torch.zeros(min(batch_size, 8), gpt.num_tokens - 1, dtype=torch.long, device=self.device)
-        with torch.random.fork_rng():  # dropout's
-            hidden = gpt(few)
-        loss = token_loss(hidden, gpt.head.weight, few.new_zeros(len(few), gpt.num_tokens)).mean
-        torch.autograd.grad(loss, list(gpt.head.parameters()))
-        return (time.perf_counter() - start) * batch_size / len(few)
+        return rough_seconds(self.gpt, batch_size)
 
     def figures(self) -> dict[str, Tensor | Figure]:
         """At every validation the same images: the same numbers, seed and classes."""

@@ -20,7 +20,7 @@ sys.path += [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str
 from conftest import ENCODER_USERS, load_once, tiny_experiment
 from vim_cases import tiny_vim
 
-import experiments.train as train_module
+import experiments.pipeline.training as train_module
 from experiments.config.experiment import Experiment
 from experiments.pipeline import token_writer
 from experiments.pipeline.prepare import prepare

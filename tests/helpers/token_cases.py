@@ -45,7 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *command: str) -> None:
 
 
 def folder_of(experiment: Experiment) -> Path:
-    (folder,) = (Path(experiment.runtime.output_dir) / "tokens").iterdir()
+    (folder,) = (path for path in (Path(experiment.runtime.output_dir) / "tokens").iterdir() if path.is_dir())
     return folder
 
 

@@ -119,8 +119,13 @@ def test_paper_b(name: str, monkeypatch: pytest.MonkeyPatch, no_downloads: list[
 def test_the_large_codebook_and_its_baselines() -> None:
     module = on_meta(lambda: VQGANLC(VQGANLCConfig(), image_size=256))
     assert module.quantizer.table.shape == (100_000, 768) and module.config.code_dim == 8
-    sizes = {name: (config().codebook_size, config().code_dim) for name, (_, config) in MODULES.items()}
-    assert [sizes[name] for name in B_MODELS[:3]] == [(16_384, 256), (16_384, 256), (16_384, 8)]
+    configs = [MODULES[name][1]() for name in B_MODELS[:3]]
+    sizes = [(config.codebook_size, config.code_dim) for config in configs]
+    assert sizes == [
+        (16_384, 256),
+        (16_384, 256),
+        (16_384, 8),
+    ]
 
 
 def test_vim() -> None:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from experiments.build_codebook import main
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data
 from experiments.pipeline.codebooks import build as module
@@ -309,7 +310,7 @@ def test_the_command(
     )
     keys = [f"{SOURCE}.num_images=10", f"{SOURCE}.iterations=2", f"runtime.output_dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["build_codebook", str(recipe), "--out", str(out), *keys])
-    module.main()
+    main()
     assert read_codebook(out, (20, 40)).shape == (20, 40)
     output = capsys.readouterr().out
     assert "20 of 160 features by kmeans, 20 passes, 0 empty clusters re-seeded" in output and str(out) in output

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import TinyExperiment
 
-from experiments.pipeline.codebooks import build as build_codebook
+from experiments.build_codebook import main
 from experiments.pipeline.codebooks.estimate import Estimate, estimate, words
 from experiments.pipeline.codebooks.extraction import features_for
 
@@ -69,9 +69,9 @@ def test_the_command(
     )
     command = ["build_codebook", str(recipe), f"runtime.output_dir={out}", "runtime.accelerator=cpu", "--images", "900"]
     monkeypatch.setattr(sys, "argv", [*command, "--estimate"])
-    build_codebook.main()
+    main()
     assert "14,400 x 40 float32 of 900 images" in capsys.readouterr().out and not out.exists()
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="1"):
-        build_codebook.main()
+        main()
     assert capsys.readouterr().err == "error: --images 900: a positive number, and only with --estimate\n"

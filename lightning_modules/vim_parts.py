@@ -1,0 +1,46 @@
+"""How VIM's transformer is counted, and the charts of its scalars."""
+
+import time
+
+import torch
+from torch import nn
+
+from lightning_modules.base import Layout, count
+from lightning_modules.losses.tokens import LOGITS_AT_ONCE, token_loss
+from lightning_modules.networks.gpt import GPT
+from lightning_modules.parts import Part
+
+LAYOUT: Layout = {
+    "tokens": {
+        "loss, nats a token": ["Multiline", ["loss/generator"]],
+        "bits per token": ["Multiline", ["bits_per_token/train", "bits_per_token/val"]],
+    },
+    "generation": {
+        "FID": ["Multiline", ["fid"]],
+        "IS": ["Multiline", ["is"]],
+        "utilisation, % of codes": ["Multiline", ["usage/generated"]],
+    },
+}
+
+
+def gpt_parts(gpt: GPT) -> list[Part]:
+    """MACs are of one image with all its tokens at once, as in training; logits are made a chunk at a time."""
+    inputs = (torch.zeros(1, gpt.num_tokens, gpt.size.width),)
+    tables = [child for name, child in gpt.named_children() if name not in ("blocks", "head")]
+    macs, logits = gpt.num_tokens * count(gpt.head), 4 * gpt.num_tokens * gpt.vocab_size
+    return [
+        Part("blocks", nn.Sequential(*gpt.blocks), inputs),
+        Part("tables and norm", weights=nn.ModuleList(tables)),
+        Part("head", weights=gpt.head, macs=macs, kept_bytes=logits, kept_limit=4 * LOGITS_AT_ONCE),
+    ]
+
+
+def rough_seconds(gpt: GPT, batch_size: int) -> float:
+    """The transformer forward and its head back, timed on a few images, scaled up."""
+    start, device = time.perf_counter(), gpt.head.weight.device
+    few = torch.zeros(min(batch_size, 8), gpt.num_tokens - 1, dtype=torch.long, device=device)
+    with torch.random.fork_rng():  # dropout's
+        hidden = gpt(few)
+    loss = token_loss(hidden, gpt.head.weight, few.new_zeros(len(few), gpt.num_tokens)).mean
+    torch.autograd.grad(loss, list(gpt.head.parameters()))
+    return (time.perf_counter() - start) * batch_size / len(few)
