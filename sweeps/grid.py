@@ -1,24 +1,20 @@
 """From a sweep YAML and a scale to checked experiments, row by row.
 
 A run = experiment YAML + scale overlay + the row's `set` + command-line overrides + seed; later layers win.
-Only `load_grid` needs the classes that are configured, and imports torch; a plan (sweeps/plan.py) does without.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from experiments.config.compose import compose, parse
+from experiments.config.experiment import Experiment
 from experiments.config.values import from_dotlist, merge, read_yaml
-from sweeps.schema import CellSpec, PlotSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
-
-if TYPE_CHECKING:
-    from experiments.config.experiment import Experiment
+from sweeps.schema import CellSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
 
 SWEEPS = Path(__file__).resolve().parent
 EXPERIMENTS = SWEEPS.parent / "experiments"
-
-__all__ = ["Grid", "PlotSpec", "Row", "Run", "Table", "load_grid", "parse_seeds"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Run:
 
     name: str  # of the experiment file
     label: str  # of the row, for people
-    experiment: "Experiment"
+    experiment: Experiment
     digest: str
 
 
@@ -63,7 +59,7 @@ class Grid:
         runs = {run.digest: run for table in self.tables for row in table.rows for run in row.runs}
         return list(runs.values())
 
-    def prepared(self, prepare: Callable[["Experiment"], "Experiment"]) -> "Grid":
+    def prepared(self, prepare: Callable[[Experiment], Experiment]) -> "Grid":
         """The same grid of other experiments, for example on another data set."""
 
         def change(run: Run) -> Run:
@@ -89,8 +85,6 @@ def load_grid(
 
     Raises ValueError that names the file, the row and the key at fault.
     """
-    from experiments.config.compose import compose, parse
-
     path = Path(path)
     overlay = load_scale(scale)
     sweep = read_spec(path, SweepSpec)
@@ -130,8 +124,6 @@ def recipe_values(
     name: str, changes: dict[str, Any], overlay: ScaleSpec, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """A recipe with the scale's overlay and `changes`; what it stands on likewise. The overlay is of tokenizers."""
-    from experiments.config.compose import compose
-
     if name not in files:
         files[name] = read_yaml(EXPERIMENTS / f"{name}.yaml")
     file = files[name]

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from experiments.runtime.records import Record
 from sweeps.grid import Row, Table, label_of, show
 from sweeps.render import replace_file
-from sweeps.results import Found, measure
 from sweeps.schema import ColumnSpec
+from sweeps.sheet import Found, measure
 
 
 def write_plot(table: Table, found: Found, data_id: str, scale: str, path: Path) -> Path | None:

@@ -1,8 +1,6 @@
-"""A search's ear in a training run."""
+"""Callback: reports each validation metric of a training to Optuna and stops hopeless trials."""
 
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
 
 import lightning as L
 import optuna
@@ -11,16 +9,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 
 class Report(Callback):
-    """Gives the trial the metric of every validation in training, and ends the run when the pruner says so.
+    """Gives `is_hopeless` the metric and step of every validation in training, and ends the run when it says so.
 
-    It is not ended at `last_step`, when it is finished. `patiently` runs what may have to wait for a database. Raises
-    optuna.TrialPruned, and ValueError for a metric that the validation does not have.
+    A run at `last_step` is finished and not ended. Raises optuna.TrialPruned, and ValueError for a metric that the
+    validation does not have.
     """
 
-    def __init__(
-        self, trial: optuna.Trial, metric: str, last_step: int, patiently: Callable[[Callable[[], Any]], Any]
-    ) -> None:
-        self.trial, self.metric, self.last_step, self.patiently = trial, metric, last_step, patiently
+    def __init__(self, metric: str, last_step: int, is_hopeless: Callable[[float, int], bool]) -> None:
+        self.metric, self.last_step, self.is_hopeless = metric, last_step, is_hopeless
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:  # the evaluation of the finished model is the trial's value
@@ -29,12 +25,5 @@ class Report(Callback):
         if self.metric not in values:
             raise ValueError(f"metric={self.metric} is none of the validation's: {', '.join(sorted(values))}")
         value, step = float(values[self.metric]), int(getattr(module, "step", trainer.global_step))
-
-        def report() -> bool:
-            with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken for dead meanwhile
-                self.trial.report(value, step)
-                return step < self.last_step and self.trial.should_prune()
-            return False
-
-        if self.patiently(report):
+        if self.is_hopeless(value, step) and step < self.last_step:
             raise optuna.TrialPruned(f"{self.metric} {value:.4g} at step {step} is worse than the median")

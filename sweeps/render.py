@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments.runtime.atomic import replacing
-from sweeps.results import Sheet
+from sweeps.sheet import Sheet
 
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",

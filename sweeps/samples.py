@@ -25,8 +25,8 @@ from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, record_path
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.render import replace_file
-from sweeps.run import add_seeds, data_resolver
-from sweeps.workers import add_common_arguments
+from sweeps.run import data_resolver
+from sweeps.workers import add_common_arguments, add_seeds
 
 
 def vims(grid: Grid) -> list[Run]:

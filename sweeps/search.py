@@ -4,12 +4,14 @@ python -m sweeps.search sweeps/search_vqgan_lc.yaml --scale quick --trials 20
 """
 
 import argparse
+import hashlib
+import json
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ from experiments.runtime.errors import user_errors
 from experiments.runtime.signals import follow_parent
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
 from sweeps.pruning import Report
+from sweeps.queue import OPEN, Queue, digest_of
 from sweeps.run import DATA_WORDS, data_resolver
 from sweeps.schema import ParameterSpec, SearchSpec, check_search, read_spec
-from sweeps.study import OPEN, Queue, digest_of
 from sweeps.trials import write_trials
 from sweeps.workers import (
     add_common_arguments,
@@ -51,13 +53,12 @@ class Search:
         storage: str,
         output_dir: Path,
     ) -> None:
-        self.spec, self.experiment_of = spec, experiment_of
-        self.name = name
+        self.spec, self.name, self.experiment_of = spec, name, experiment_of
         self.first = experiment_of(corner(spec, 0))
         self.data_id = data_module(self.first).data_id
         interval = self.first.trainer.validate_every
         self.queue = Queue(
-            f"{name}_{self.data_id}",
+            study_name(spec, name, self.first, self.data_id),
             storage,
             output_dir,
             direction="maximize" if spec.maximize else "minimize",
@@ -68,9 +69,10 @@ class Search:
         """Queues what is missing of `count` trials, failed ones with new values; gives their names."""
         newest = {digest_of(trial): trial.state for trial in self.queue.patiently(self.queue.trials)}
         names = [f"{self.queue.name}.{number:04}" for number in range(count)]
-        settled = (TrialState.COMPLETE, TrialState.PRUNED, *OPEN)
-        self.queue.fill({name: {} for name in names if newest.get(name) not in settled}, params=lambda name: {})
-        return [name for name in names if newest.get(name) not in (TrialState.COMPLETE, TrialState.PRUNED)]
+        finished = (TrialState.COMPLETE, TrialState.PRUNED)
+        todo = [name for name in names if newest.get(name) not in finished]
+        self.queue.fill({name: {"folder": f"sweeps/{name}"} for name in todo if newest.get(name) not in OPEN})
+        return todo
 
     def work(self, names: Sequence[str]) -> None:
         """Runs waiting trials, then waits for those that others run."""
@@ -80,7 +82,7 @@ class Search:
         params = self.queue.patiently(lambda: self.suggest(trial))
         experiment = self.experiment_of(params)
         folder = run_dir(experiment, self.name)
-        report = Report(trial, self.spec.metric, experiment.trainer.max_steps, self.queue.patiently)
+        report = Report(self.spec.metric, experiment.trainer.max_steps, partial(self.queue.is_hopeless, trial))
         start, shown = time.monotonic(), show_params(params)
         with keep_traceback(folder):
             try:
@@ -89,10 +91,9 @@ class Search:
                 self.queue.fail(trial, str(pruned), TrialState.PRUNED)
                 say(trial, f"{shown}: pruned after {duration(time.monotonic() - start)}, {pruned}")
                 return
-            if self.spec.metric not in record["metrics"]:
-                known = ", ".join(sorted(record["metrics"]))
-                raise ValueError(f"metric={self.spec.metric} is none of this model's: {known}")
-            value = record["metrics"][self.spec.metric]
+            value = record["metrics"].get(self.spec.metric)
+            if value is None:
+                raise ValueError(f"metric={self.spec.metric} is none of {', '.join(sorted(record['metrics']))}")
             if math.isnan(value):
                 raise FloatingPointError(f"{self.spec.metric} is not a number")
         attributes = record["metrics"] | {
@@ -106,14 +107,22 @@ class Search:
     def suggest(self, trial: Trial) -> dict[str, Any]:
         """The trial's parameters. The sampler's seed is the trial's own, so a search that is stopped goes on as if it
         had not been, and workers that start together do not draw the same."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.queue.study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=self.spec.startup_trials,
-                constant_liar=True,  # two workers do not try the same corner
-                seed=self.spec.seed + trial.number,
-            )
+        self.queue.study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=self.spec.startup_trials,
+            constant_liar=True,  # two workers do not try the same corner
+            seed=self.spec.seed + trial.number,
+        )
         return {key: suggest(trial, key, parameter) for key, parameter in self.spec.space.items()}
+
+
+def study_name(spec: SearchSpec, name: str, experiment: Experiment, data_id: str) -> str:
+    """`name`, the data and a digest of the search's meaning: all that decides what a trial is or how trials are ranked.
+
+    `experiment`, that of any one point of the space, stands for recipe, scale, fixed values and arguments.
+    """
+    meaning = {key: value for key, value in asdict(spec).items() if key not in ("title", "trials")}
+    text = json.dumps([meaning, experiment.digest(), data_id], sort_keys=True)
+    return f"{name}_{data_id}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def suggest(trial: Trial, key: str, parameter: ParameterSpec) -> Any:

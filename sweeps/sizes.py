@@ -20,7 +20,7 @@ from lightning_modules.networks.gpt import GPT, GPT_SIZES, GPTConfig
 from lightning_modules.networks.vit import VIT_SIZES, ViTConfig, ViTDecoder, ViTEncoder
 from sweeps.grid import EXPERIMENTS
 from sweeps.render import plain, write_sheet
-from sweeps.results import Sheet
+from sweeps.sheet import Sheet
 
 IMAGE_SIZE = 256
 

@@ -7,12 +7,11 @@ import importlib.util
 import random
 import re
 import time
-import warnings
 from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -73,17 +72,15 @@ def open_storage(storage: str, journal: Path, retry: Callable[..., None]) -> Bas
     options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was lost is made anew
     if url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
         options["connect_args"] = CONNECTION
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return create_tables(
-            lambda: RDBStorage(
-                url.render_as_string(hide_password=False),
-                engine_kwargs=options,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=retry,
-            )
+    return create_tables(
+        lambda: RDBStorage(
+            url.render_as_string(hide_password=False),
+            engine_kwargs=options,
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            heartbeat_stale_trial_callback=retry,
         )
+    )
 
 
 def create_tables(connect: Callable[[], RDBStorage], tries: int = 8) -> RDBStorage:
@@ -108,6 +105,17 @@ def reason(error: BaseException, length: int = 200) -> str:
     """What the database's driver says, without SQLAlchemy's decoration."""
     text = str(getattr(error, "orig", None) or error)
     return " ".join(text.split())[:length]
+
+
+def patient(method: Callable[..., Answer]) -> Callable[..., Answer]:
+    """A method that runs by its owner's `patiently`."""
+
+    @wraps(method)
+    def waiting(self: Any, *args: Any) -> Answer:
+        patiently: Patience = self.patiently
+        return patiently(partial(method, self, *args))
+
+    return waiting
 
 
 class Patience:

@@ -8,17 +8,15 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from experiments.config.experiment import Experiment
 from experiments.runtime.records import Record
 from experiments.runtime.signals import wait_for
 
-if TYPE_CHECKING:
-    from experiments.config.experiment import Experiment
 
-
-def train(experiment: "Experiment", name: str, run_dir: Path, **options: Any) -> Record:
-    """`train_apart`, imported only where there is work: torch and Lightning take ten seconds."""
+def train(experiment: Experiment, name: str, run_dir: Path, **options: Any) -> Record:
+    """`train_apart`, imported only where there is work: TensorBoard and what else a training needs."""
     from experiments.pipeline import training
 
     return training.train_apart(experiment, name, run_dir, **options)
@@ -57,6 +55,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
     parser.add_argument("--data-dir", default="data", help="folder of the data sets (default: data)")
     parser.add_argument("--output-dir", default="runs", help="records, checkpoints, tables (default: runs)")
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", default="", help="0,1,2 or a count (default: as the scale says)")
 
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,9 +25,13 @@ def require_writable(folder: Path) -> None:
         ) from None
 
 
+HELD: dict[Path, int] = {}  # .lock file -> the process that holds it; a fork has its parent's entries
+
+
 @contextmanager
 def sole_run(folder: Path, waits: bool) -> Iterator[None]:
-    """Held by the one process that trains in `folder`; the processes of its other ranks pass.
+    """Held by the one process that trains in `folder`. It may enter again; its other ranks and a process that it
+    starts, such as a training on several devices, pass.
 
     A POSIX record lock, which the kernel drops with its process however that ends, and which data loader workers,
     that outlive a killed process by seconds, do not inherit (they would a flock).
@@ -39,20 +43,33 @@ def sole_run(folder: Path, waits: bool) -> Iterator[None]:
     Raises:
         ValueError: another process is at work there, with its number and host.
     """
-    if getattr(rank_zero_only, "rank", None):
-        yield
+    path = folder.resolve() / ".lock"
+    if getattr(rank_zero_only, "rank", None) or HELD.get(path) == os.getpid():
+        yield  # not opened again: any close of a record lock's file frees it
         return
-    with open(folder / ".lock", "a+") as file:
+    with open(path, "a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # POSIX allows either
             file.seek(0)
-            other = f"{folder}: {file.read().strip() or 'another process'} is training there"
+            holder = file.read().strip()
+            if holder == process(os.getppid()):
+                yield
+                return
+            other = f"{folder}: {holder or 'another process'} is training there"
             if not waits:
                 raise ValueError(f"{other}: wait for it or stop it, or choose another --run-dir") from None
             print(f"{other}: waiting for it", flush=True)
             fcntl.lockf(file, fcntl.LOCK_EX)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(process(os.getpid()))
         file.flush()
-        yield
+        HELD[path] = os.getpid()
+        try:
+            yield
+        finally:
+            del HELD[path]
+
+
+def process(number: int) -> str:
+    return f"process {number} on {socket.gethostname()}"

@@ -15,7 +15,7 @@ from sweeps import table as table_module
 from sweeps.grid import SWEEPS, Grid, load_grid
 from sweeps.plots import is_near, write_plot
 from sweeps.render import draw, escape, latex, markdown, plain, write_sheet
-from sweeps.results import Measured, make_sheet
+from sweeps.sheet import Measured, make_sheet
 from sweeps.sizes import count_size
 from sweeps.sizes import main as sizes_main
 

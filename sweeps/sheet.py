@@ -4,17 +4,15 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from experiments.config.experiment import Experiment
 from experiments.runtime import code_version
 from experiments.runtime.records import Record
 from sweeps.grid import Grid, Row, Run, Table, show
 from sweeps.schema import ColumnSpec
 
-if TYPE_CHECKING:
-    from experiments.config.experiment import Experiment
-
 DAGGER = "†"
+SHAPES_WARNING = "RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
 Found = dict[str, Record]  # digest -> record, all of one data id
 
 
@@ -107,9 +105,7 @@ def make_sheet(
         groups=groups,
         body=body,
         caption=caption(grid, table, by_data, usual, data_id, difference, origin),
-        warning="RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
-        if data_id == "shapes"
-        else "",
+        warning=SHAPES_WARNING if data_id == "shapes" else "",
         num_row_heads=len(spec.row_heads),
         rules=blocks if len(blocks) < len(body) - 1 else [],  # no rule between rows that are all different
         breaks=breaks,
@@ -237,7 +233,7 @@ def origins(records: Sequence[Record]) -> tuple[str, str]:
     return f"WARNING: {warning}.", warning
 
 
-def images(experiment: "Experiment") -> str:
+def images(experiment: Experiment) -> str:
     """ "6,400 training and 1,000 validation images at 32 px"."""
     data = experiment.data
     train, val = (f"{size:,}" if size else "all" for size in (data.train_size, data.val_size))
