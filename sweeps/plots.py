@@ -15,7 +15,7 @@ from sweeps.schema import ColumnSpec
 from sweeps.sheet import Found, measure
 
 
-def write_plot(table: Table, found: Found, data_id: str, scale: str, path: Path) -> Path | None:
+def write_plot(table: Table, found: Found, data: str, scale: str, path: Path) -> Path | None:
     """Ours as lines, spread over seeds as bars or bands, the paper's utilisation dashed. None below two points."""
     columns = [column for column in table.spec.columns if column.metric in table.spec.plot.metrics]
     figure = Figure(layout="constrained")
@@ -26,7 +26,7 @@ def write_plot(table: Table, found: Found, data_id: str, scale: str, path: Path)
     figure.legend(handles, labels, loc="outside right center", fontsize=8)
     has_paper = any("--" in str(line.get_linestyle()) for axes in figure.axes for line in axes.lines)
     note = "; dashed: the paper, on its own data" if has_paper else ""
-    figure.suptitle(f"{data_id}, scale {scale}{note}", fontsize=9)
+    figure.suptitle(f"{data}, scale {scale}{note}", fontsize=9)
     replace_file(path, figure)
     return path
 

@@ -9,17 +9,16 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.config.experiment import Experiment
-from experiments.pipeline.build import data_module, resolve_data
+from experiments.pipeline.build import data_module
+from experiments.pipeline.training import train_apart as train
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import (
     PUBLISHED,
     Record,
+    data_name,
     find_records,
     record_path,
     run_dir,
@@ -29,25 +28,22 @@ from experiments.runtime.records import (
 )
 from experiments.runtime.signals import follow_parent
 from sweeps.grid import Grid, Run, load_grid
-from sweeps.schema import ColumnSpec
 from sweeps.table import render_grid
 from sweeps.workers import (
     add_common_arguments,
     add_seeds,
     add_worker_arguments,
     check_worker_arguments,
+    data_resolver,
     duration,
     keep_traceback,
-    spawn_workers,
-    train,
+    share,
 )
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
     from sweeps.queue import Queue
-
-DATA_WORDS = {"cifar10": "cifar10", "shapes": "shapes", "image_folder": "imagefolder"}
 
 
 class Sweep:
@@ -90,7 +86,7 @@ class Sweep:
         data = sorted(set(self.data_ids.values()))
         meaning = json.dumps([self.grid.objective, self.grid.maximize, data, self.published])
         digest = hashlib.sha256(meaning.encode()).hexdigest()[:8]
-        return f"{self.grid.name}_{self.grid.scale}_{'+'.join(data)}_{digest}"
+        return f"{self.grid.name}_{self.grid.scale}_{'+'.join(map(data_name, data))}_{digest}"
 
     def open_queue(self, storage: str) -> None:
         """Also fetches the records that are in the queue's database and not here."""
@@ -128,39 +124,33 @@ class Sweep:
 
     def work(self) -> None:
         """Trains waiting cells, then waits for those that others train."""
-        self.queue.work(set(self.runs), self.run_trial, lambda trial, text: self.say(self.run_of(trial), text))
+        self.queue.work(set(self.runs), self.run, lambda trial, text: self.say(self.run_of(trial), text))
 
     def run_of(self, trial: "Trial") -> Run:
         return self.runs[trial.user_attrs["digest"]]
 
-    def run_trial(self, trial: "Trial") -> None:
-        run = self.run_of(trial)
-        record, line = self.run(run)
-        self.queue.finish(
-            trial,
-            float(record["metrics"].get(self.grid.objective, math.nan)),
-            record["metrics"] | ({} if self.queue.is_journal else {"record": record}),
-            size_and_seed(run.experiment),
-        )
-        self.say(run, line)
-
-    def run(self, run: Run) -> tuple[Record, str]:
-        """The run's record and a line about it: finished, if another command was quicker, or trained."""
-        if (record := self.record(run)) is not None:
-            return record, f"finished earlier{self.numbers(run, record)}"
-        start = time.monotonic()
-        folder = self.folder(run)
-        with keep_traceback(folder):
-            record = train(run.experiment, run.name, folder)
-        return record, f"trained {duration(time.monotonic() - start)}{self.numbers(run, record)}"
+    def run(self, trial: "Trial") -> None:
+        """Trains the trial's cell, unless another command was quicker."""
+        run, start = self.run_of(trial), time.monotonic()
+        record, words = self.record(run), "finished earlier"
+        if record is None:
+            folder = self.folder(run)
+            with keep_traceback(folder):
+                record = train(run.experiment, run.name, folder)
+            words = f"trained {duration(time.monotonic() - start)}"
+        value = float(record["metrics"].get(self.grid.objective, math.nan))
+        attributes = record["metrics"] | ({} if self.queue.is_journal else {"record": record})
+        self.queue.finish(trial, value, attributes, size_and_seed(run.experiment))
+        self.say(run, words + self.numbers(run, record))
 
     def folder(self, run: Run) -> Path:
         return run_dir(self.output_dir, run.name, run.experiment)
 
     def numbers(self, run: Run, record: Record) -> str:
         """ ", util % 93.4, rFID 31.2": the first metrics of the table that the run is in."""
-        measured = [column for column in self.columns[run.digest] if column.metric in record["metrics"]]
-        return "".join(f", {column.head} {shown(column, record)}" for column in measured[:3])
+        metrics = record["metrics"]
+        measured = [column for column in self.columns[run.digest] if column.metric in metrics]
+        return "".join(f", {c.head} {format(metrics[c.metric] * c.scale, c.format)}" for c in measured[:3])
 
     def say(self, run: Run, text: str) -> None:
         print(f"[{self.position[run.digest]}/{len(self.runs)}] {run.label}: {text}", flush=True)
@@ -175,30 +165,10 @@ class Sweep:
             self.say(run, f"no result: {errors.get(run.digest, 'its worker ended before it was finished')}")
             if (log := self.folder(run) / "error.txt").is_file():
                 print(f"    traceback: {log}", flush=True)
-        total = len(self.runs)
-        print(f"{self.grid.name}: {total - len(missing)} of {total} cells finished", flush=True)
+        print(f"{self.grid.name}: {len(self.runs) - len(missing)} of {len(self.runs)} cells finished", flush=True)
         if missing:
             print("the same command tries the others again", flush=True)
         return 1 if missing else 0
-
-
-def shown(column: ColumnSpec, record: Record) -> str:
-    return format(record["metrics"][column.metric] * column.scale, column.format)
-
-
-def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experiment], Experiment]:
-    """Puts data and folders into experiments. "auto" is decided once a data set, not once a cell."""
-    words: dict[str, str] = {}
-
-    def resolve(experiment: Experiment) -> Experiment:
-        runtime = replace(experiment.runtime, data_dir=data_dir, output_dir=output_dir)
-        experiment = replace(experiment, runtime=runtime)
-        name = experiment.data.name
-        if name not in words:
-            words[name] = DATA_WORDS[resolve_data(experiment, data).data.name]
-        return resolve_data(experiment, words[name])
-
-    return resolve
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -244,23 +214,10 @@ def main(arguments: list[str] | None = None) -> int:
         todo = sweep.prepare()
         print(f"{grid.title}: {len(todo)} of {len(sweep.runs)} cells to train, scale {options.scale}", flush=True)
         if todo:
-            train_cells(sweep, todo, options, arguments)
+            share("sweeps.run", len(todo), (run.experiment for run in todo), options, arguments, sweep.work)
         status = sweep.report()
         render_grid(grid, output_dir, output_dir / "tables")
         return status
-
-
-def train_cells(sweep: Sweep, todo: list[Run], options: argparse.Namespace, arguments: list[str]) -> None:
-    experiments = {run.experiment.data.name: run.experiment for run in todo}
-    for experiment in experiments.values():
-        data_module(experiment).prepare_data()  # data that cannot be had is one error now, not one a cell later
-    workers = min(options.workers, len(todo))
-    if workers > 1:
-        words = {DATA_WORDS[name] for name in experiments}
-        decided = ["--data", *words] if len(words) == 1 else []  # the workers need not look for the data again
-        spawn_workers("sweeps.run", workers, [*arguments, *decided], options.storage)
-    else:
-        sweep.work()
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from experiments.pipeline.training import train
 from experiments.pipeline.upstream import lend, run_dir
 from experiments.runtime.callbacks import sample_grid
 from experiments.runtime.errors import user_errors
-from experiments.runtime.records import PUBLISHED, record_path
+from experiments.runtime.records import PUBLISHED, data_name, record_path
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.render import replace_file
-from sweeps.run import data_resolver
-from sweeps.workers import add_common_arguments, add_seeds
+from sweeps.workers import add_common_arguments, add_seeds, data_resolver
 
 
 def vims(grid: Grid) -> list[Run]:
@@ -72,11 +71,12 @@ def draw(grid: Grid, num: int) -> Figure | None:
         axes.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(label, fontsize=8)
         axes.set_axis_off()
-    figure.suptitle(
-        f"{data_module(grid.runs[0].experiment).data_id}, scale {grid.scale}: images 0 to {num - 1} of seed 0",
-        fontsize=9,
-    )
+    figure.suptitle(f"{data_of(grid)}, scale {grid.scale}: images 0 to {num - 1} of seed 0", fontsize=9)
     return figure
+
+
+def data_of(grid: Grid) -> str:
+    return data_name(data_module(grid.runs[0].experiment).data_id)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         out = Path(options.out) if options.out else Path(options.output_dir) / "tables"
         out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{grid.name}_samples_{grid.scale}_{data_module(grid.runs[0].experiment).data_id}.png"
+        path = out / f"{grid.name}_samples_{grid.scale}_{data_of(grid)}.png"
         replace_file(path, figure)
         print(path)
         if left_out:

@@ -22,23 +22,24 @@ from experiments.config.compose import compose, parse
 from experiments.config.experiment import Experiment
 from experiments.config.values import from_dotlist
 from experiments.pipeline.build import data_module
+from experiments.pipeline.training import train_apart as train
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
+from experiments.runtime.records import data_name
 from experiments.runtime.signals import follow_parent
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
 from sweeps.pruning import Report
 from sweeps.queue import OPEN, Queue, digest_of
-from sweeps.run import DATA_WORDS, data_resolver
 from sweeps.schema import ParameterSpec, SearchSpec, check_search, read_spec
 from sweeps.trials import write_trials
 from sweeps.workers import (
     add_common_arguments,
     add_worker_arguments,
     check_worker_arguments,
+    data_resolver,
     duration,
     keep_traceback,
-    spawn_workers,
-    train,
+    share,
 )
 
 
@@ -122,7 +123,7 @@ def study_name(spec: SearchSpec, name: str, experiment: Experiment, data_id: str
     """
     meaning = {key: value for key, value in asdict(spec).items() if key not in ("title", "trials")}
     text = json.dumps([meaning, experiment.digest(), data_id], sort_keys=True)
-    return f"{name}_{data_id}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{name}_{data_name(data_id)}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def suggest(trial: Trial, key: str, parameter: ParameterSpec) -> Any:
@@ -213,13 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         print(f"{spec.title}: {len(names)} of {count} trials to run, scale {options.scale}", flush=True)
         if names:
-            data_module(search.first).prepare_data()
-            if (workers := min(options.workers, len(names))) > 1:
-                decided = ["--data", DATA_WORDS[search.first.data.name]]
-                spawn_workers("sweeps.search", workers, [*arguments, *decided], options.storage)
-            else:
-                search.work(names)
-        return write_trials(search.queue.study, spec, options.scale, search.data_id, output_dir / "tables")
+            share("sweeps.search", len(names), [search.first], options, arguments, lambda: search.work(names))
+        return write_trials(search.queue.study, spec, options.scale, data_name(search.data_id), output_dir / "tables")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from sweeps.schema import ColumnSpec
 
 DAGGER = "†"
 SHAPES_WARNING = "RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
-Found = dict[str, Record]  # digest -> record, all of one data id
+Found = dict[str, Record]  # digest -> record, all of one data set
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def find_number(record: Record, metric: str) -> list[tuple[float, str]]:
 
 
 def make_sheet(
-    grid: Grid, table: Table, by_data: Mapping[str, Found], data_id: str, difference: bool = True
+    grid: Grid, table: Table, by_data: Mapping[str, Found], data: str, difference: bool = True
 ) -> tuple[Sheet, list[str]]:
-    """The table on the data set `data_id`, and warnings for the terminal. A missing run leaves its cell empty."""
-    spec, found = table.spec, by_data[data_id]
+    """The table on the data set `data`, and warnings for the terminal. A missing run leaves its cell empty."""
+    spec, found = table.spec, by_data[data]
     of_row = [[found[run.digest] for run in row.runs if run.digest in found] for row in table.rows]
     values = [
         [measure(column, records, row.use) for column in spec.columns]
@@ -104,8 +104,8 @@ def make_sheet(
         title=spec.title,
         groups=groups,
         body=body,
-        caption=caption(grid, table, by_data, usual, data_id, difference, origin),
-        warning=SHAPES_WARNING if data_id == "shapes" else "",
+        caption=caption(grid, table, by_data, usual, data, difference, origin),
+        warning=SHAPES_WARNING if data == "shapes" else "",
         num_row_heads=len(spec.row_heads),
         rules=blocks if len(blocks) < len(body) - 1 else [],  # no rule between rows that are all different
         breaks=breaks,
@@ -123,14 +123,9 @@ def entries(
         ours += f" {DAGGER}"
     if not in_paper:
         return [ours]
-    texts = [
-        "" if paper is None else format(paper, column.format),
-        ours,
-    ]
-    if difference:
-        is_known = measured is not None and paper is not None
-        texts.append(format(measured.mean - paper, f"+{column.format}") if is_known else "")  # type: ignore[union-attr,operator]
-    return texts
+    is_known = measured is not None and paper is not None
+    diff = format(measured.mean - paper, f"+{column.format}") if is_known else ""  # type: ignore[union-attr,operator]
+    return ["" if paper is None else format(paper, column.format), ours, *([diff] if difference else [])]
 
 
 def has_papers_scale(protocol: str) -> bool:
@@ -160,7 +155,7 @@ def caption(
     table: Table,
     by_data: Mapping[str, Found],
     usual: Sequence[str],
-    data_id: str,
+    data: str,
     difference: bool,
     origin: str,
 ) -> list[str]:
@@ -170,11 +165,11 @@ def caption(
     sizes = sorted({images(run.experiment) for run in runs})
     seeds = ", ".join(map(str, grid.seeds))
     lines = [
-        f"Ours: {data_id}, {'; '.join(sizes)}, scale {grid.scale}, "
+        f"Ours: {data}, {'; '.join(sizes)}, scale {grid.scale}, "
         + (f"mean ± standard deviation over seeds {seeds}." if len(grid.seeds) > 1 else f"seed {seeds}."),
         f"Paper: {spec.paper}.",
     ]
-    if not data_id.startswith("imagefolder"):
+    if not data.startswith(("imagefolder", "image_folder")):
         lines.append(
             "The paper's values and ours are of different data, image size and protocol: compare the order "
             "of the rows, not the digits"
@@ -187,15 +182,15 @@ def caption(
     if absent := [c for c, protocol in zip(spec.columns, usual, strict=True) if not protocol]:
         named = (f"{column.head} (needs {column.needs})" if column.needs else column.head for column in absent)
         lines.append(f"Not measured: {', '.join(named)}.")
-    lines += gaps(runs, by_data, data_id)
+    lines += gaps(runs, by_data, data)
     if spec.note:
         lines.append(spec.note)
     return [*lines, origin]
 
 
-def gaps(runs: Sequence[Run], by_data: Mapping[str, Found], data_id: str) -> list[str]:
+def gaps(runs: Sequence[Run], by_data: Mapping[str, Found], data: str) -> list[str]:
     """Why cells are empty: their runs are finished on other data, or on none."""
-    empty = [run.digest for run in runs if run.digest not in by_data[data_id]]
+    empty = [run.digest for run in runs if run.digest not in by_data[data]]
     others = sorted(other for other, found in by_data.items() if not found.keys().isdisjoint(empty))
     num_missing = sum(all(digest not in found for found in by_data.values()) for digest in empty)
     lines = []

@@ -96,9 +96,7 @@ def create_tables(connect: Callable[[], RDBStorage], tries: int = 8) -> RDBStora
 def outage(error: BaseException) -> str:
     """Why the database cannot be reached, in a few words; "" for any other error."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    if not isinstance(cause, (OperationalError, InterfaceError)):
-        return ""
-    return reason(cause)
+    return reason(cause) if isinstance(cause, (OperationalError, InterfaceError)) else ""
 
 
 def reason(error: BaseException, length: int = 200) -> str:

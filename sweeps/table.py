@@ -5,12 +5,13 @@ python -m sweeps.table sweeps/ablation_codebook.yaml --scale reduced
 
 import argparse
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 from experiments.pipeline.build import resolve_data
 from experiments.runtime.errors import user_errors
-from experiments.runtime.records import PUBLISHED, find_records
+from experiments.runtime.records import PUBLISHED, data_name, find_records
 from sweeps.grid import Grid, load_grid
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
@@ -27,23 +28,25 @@ def render_grid(grid: Grid, output_dir: Path, out: Path, difference: bool = True
     for run in grid.runs:
         for data_id, record in find_records(run.experiment, [output_dir / "records", PUBLISHED]).items():
             by_data.setdefault(data_id, {})[run.digest] = record
-    return [path for data_id in sorted(by_data) for path in render(grid, by_data, data_id, out, difference)]
+    is_shared = Counter(map(data_name, by_data))  # only then a name needs its fingerprint
+    by_data = {data_id if is_shared[name := data_name(data_id)] > 1 else name: by_data[data_id] for data_id in by_data}
+    return [path for name in sorted(by_data) for path in render(grid, by_data, name, out, difference)]
 
 
-def render(grid: Grid, by_data: dict[str, Found], data_id: str, out: Path, difference: bool) -> list[Path]:
-    paths, found = [], by_data[data_id]
+def render(grid: Grid, by_data: dict[str, Found], data: str, out: Path, difference: bool) -> list[Path]:
+    paths, found = [], by_data[data]
     for table in grid.tables:
         if not any(run.digest in found for row in table.rows for run in row.runs):
             continue
         name = grid.name if len(grid.tables) == 1 else f"{grid.name}_{table.spec.id}"
-        stem = out / f"{name}_{grid.scale}_{data_id}"
-        sheet, warnings = make_sheet(grid, table, by_data, data_id, difference)
+        stem = out / f"{name}_{grid.scale}_{data}"
+        sheet, warnings = make_sheet(grid, table, by_data, data, difference)
         print(f"\n{plain(sheet)}")
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         paths += write_sheet(sheet, stem)
         if table.spec.plot.kind:
-            plot = write_plot(table, found, data_id, grid.scale, stem.with_name(f"{stem.name}_plot.png"))
+            plot = write_plot(table, found, data, grid.scale, stem.with_name(f"{stem.name}_plot.png"))
             paths += [plot] if plot else []
     print("\n" + "\n".join(f"written: {path}" for path in paths), flush=True)
     return paths

@@ -15,7 +15,7 @@ from sweeps.schema import SearchSpec
 from sweeps.sheet import SHAPES_WARNING, Sheet
 
 
-def write_trials(study: optuna.Study, spec: SearchSpec, scale: str, data_id: str, out: Path) -> int:
+def write_trials(study: optuna.Study, spec: SearchSpec, scale: str, data: str, out: Path) -> int:
     """Prints the table of all trials, best first, writes it and the pictures; the exit status: 1 without a result."""
     trials = study.get_trials(deepcopy=False)
     states = Counter(trial.state for trial in trials)
@@ -25,14 +25,14 @@ def write_trials(study: optuna.Study, spec: SearchSpec, scale: str, data_id: str
     if not states[TrialState.COMPLETE]:
         print("no trial is finished; the same command tries again")
         return 1
-    sheet = trial_sheet(spec, trials, scale, data_id)
+    sheet = trial_sheet(spec, trials, scale, data)
     print(f"\n{plain(sheet)}\n")
     for path in [*write_sheet(sheet, out / study.study_name), *draw(study, spec, out)]:
         print(f"written: {path}")
     return 0
 
 
-def trial_sheet(spec: SearchSpec, trials: list[FrozenTrial], scale: str, data_id: str) -> Sheet:
+def trial_sheet(spec: SearchSpec, trials: list[FrozenTrial], scale: str, data: str) -> Sheet:
     """Finished trials from the best to the worst, then those that were ended, the longest first."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
@@ -50,12 +50,12 @@ def trial_sheet(spec: SearchSpec, trials: list[FrozenTrial], scale: str, data_id
         groups=[(head, [""]) for head in ("trial", *heads, spec.metric, "steps")],
         body=body,
         caption=[
-            f"{data_id}, scale {scale}, {spec.experiment}; {spec.metric}: {', '.join(protocols)}.",
+            f"{data}, scale {scale}, {spec.experiment}; {spec.metric}: {', '.join(protocols)}.",
             f"TPE, seed {spec.seed}, {spec.startup_trials} random trials first; {len(pruned)} trials ended by the "
             f"median pruner, {num_failed} failed or had their worker die.",
             "One run each: the noise of a seed is in these numbers.",
         ],
-        warning=SHAPES_WARNING if data_id == "shapes" else "",
+        warning=SHAPES_WARNING if data == "shapes" else "",
         breaks=[len(complete)] if complete and pruned else [],
     )
 
@@ -77,7 +77,7 @@ def draw(study: optuna.Study, spec: SearchSpec, out: Path) -> list[Path]:
         plt.switch_backend("agg")
         for name, axes in (
             ("slice", plot_slice(study, target_name=spec.metric)),
-            ("validations", plot_intermediate_values(study)),
+            ("validations", plot_intermediate_values(study)),  # by training step
         ):
             figure = np.ravel(np.asarray(axes))[0].figure
             paths.append(out / f"{study.study_name}_{name}.png")

@@ -5,21 +5,31 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from experiments.config.experiment import Experiment
-from experiments.runtime.records import Record
+from experiments.pipeline.build import data_module, resolve_data
 from experiments.runtime.signals import wait_for
 
+DATA_WORDS = {"cifar10": "cifar10", "shapes": "shapes", "image_folder": "imagefolder"}
 
-def train(experiment: Experiment, name: str, run_dir: Path, **options: Any) -> Record:
-    """`train_apart`, imported only where there is work: TensorBoard and what else a training needs."""
-    from experiments.pipeline import training
 
-    return training.train_apart(experiment, name, run_dir, **options)
+def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experiment], Experiment]:
+    """Puts data and folders into experiments. "auto" is decided once a data set, not once a cell."""
+    words: dict[str, str] = {}
+
+    def resolve(experiment: Experiment) -> Experiment:
+        runtime = replace(experiment.runtime, data_dir=data_dir, output_dir=output_dir)
+        experiment = replace(experiment, runtime=runtime)
+        name = experiment.data.name
+        if name not in words:
+            words[name] = DATA_WORDS[resolve_data(experiment, data).data.name]
+        return resolve_data(experiment, words[name])
+
+    return resolve
 
 
 @contextmanager
@@ -38,6 +48,26 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def share(
+    module: str,
+    num_jobs: int,
+    experiments: Iterable[Experiment],
+    options: argparse.Namespace,
+    arguments: list[str],
+    work: Callable[[], None],
+) -> None:
+    """Runs `work`, or the command `module` in as many processes as `options` say, once its data is there."""
+    by_name = {experiment.data.name: experiment for experiment in experiments}
+    for experiment in by_name.values():
+        data_module(experiment).prepare_data()  # data that cannot be had is one error now, not one a run later
+    if (workers := min(options.workers, num_jobs)) == 1:
+        work()
+        return
+    words = {DATA_WORDS[name] for name in by_name}
+    decided = ["--data", *words] if len(words) == 1 else []  # the workers need not look for the data again
+    spawn_workers(module, workers, [*arguments, *decided], options.storage)
 
 
 def spawn_workers(module: str, count: int, arguments: list[str], storage: str) -> None:

@@ -22,6 +22,7 @@ from experiments.runtime.records import Record, read_record, record_path, run_di
 from sweeps import grid as grid_module
 from sweeps import queue as queue_module
 from sweeps import storage as storage_module
+from sweeps import workers as workers_module
 from sweeps.grid import SWEEPS
 from sweeps.queue import Queue
 
@@ -281,7 +282,7 @@ def test_the_cell_of_a_killed_worker_is_run_again(
 def test_a_cell_that_another_command_trains_is_waited_for(trainer: Trainer, tmp_path: Path) -> None:
     """Having trained the others. The lock is the one of the run's folder, whichever command holds it."""
     context = multiprocessing.get_context("fork")
-    resolve = run_module.data_resolver("auto", "data", str(tmp_path / "runs"))
+    resolve = workers_module.data_resolver("auto", "data", str(tmp_path / "runs"))
     taken = grid_module.load_grid(tmp_path / "sweep.yaml", "quick").prepared(resolve).runs[1]
     folder = run_dir(tmp_path / "runs", "vqgan_cifar10", taken.experiment)
     folder.mkdir(parents=True)
@@ -328,7 +329,7 @@ def test_workers_share_the_cells(
         for worker in workers:
             worker.join(30)
 
-    monkeypatch.setattr(run_module, "spawn_workers", spawn)
+    monkeypatch.setattr(workers_module, "spawn_workers", spawn)
     assert command(tmp_path, "--workers", "2") == 0
     assert capfd.readouterr().out.count("trained 0 s") == 3  # each once
 
