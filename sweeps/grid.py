@@ -66,19 +66,13 @@ class Grid:
             experiment = prepare(run.experiment)
             return replace(run, experiment=experiment, digest=experiment.digest())
 
-        def change_table(table: Table) -> Table:
-            rows = tuple(replace(row, runs=tuple(map(change, row.runs))) for row in table.rows)
-            return replace(table, rows=rows)
+        def rows(table: Table) -> tuple[Row, ...]:
+            return tuple(replace(row, runs=tuple(map(change, row.runs))) for row in table.rows)
 
-        return replace(self, tables=tuple(map(change_table, self.tables)))
+        return replace(self, tables=tuple(replace(table, rows=rows(table)) for table in self.tables))
 
 
-def load_grid(
-    path: str | Path,
-    scale: str,
-    seeds: str = "",
-    overrides: Sequence[str] = (),
-) -> Grid:
+def load_grid(path: str | Path, scale: str, seeds: str = "", overrides: Sequence[str] = ()) -> Grid:
     """Reads and checks everything before anything is trained.
 
     `seeds`: "0,1,2", a count, or "" for the scale's own count. `overrides`: key=value for every experiment.
@@ -107,9 +101,8 @@ def load_grid(
             raise ValueError(f"{origin}: {error}") from None
         checked = parse(values, f"{origin} ({name}.yaml)")
         runs = []
-        for seed in numbers:
-            experiment = replace(checked, seed=seed)
-            suffix = f" seed {seed}" if len(numbers) > 1 else ""
+        for experiment in (replace(checked, seed=seed) for seed in numbers):
+            suffix = f" seed {experiment.seed}" if len(numbers) > 1 else ""
             runs.append(Run(name, label + suffix, experiment, experiment.digest()))
         return Row(cell.row, cell.paper, tuple(runs), cell.rule, cell.use)
 

@@ -12,7 +12,7 @@ from experiments.runtime.records import Record
 from sweeps.grid import Row, Table, label_of, show
 from sweeps.render import replace_file
 from sweeps.schema import ColumnSpec
-from sweeps.sheet import Found, measure
+from sweeps.sheet import Found, Measured, measure
 
 
 def write_plot(table: Table, found: Found, data: str, scale: str, path: Path) -> Path | None:
@@ -41,13 +41,9 @@ def draw_rows(figure: Figure, table: Table, found: Found, columns: Sequence[Colu
         for number, name in enumerate(names):
             color = f"C{number}"
             rows = sorted((row for row in table.rows if row.heads[line] == name), key=lambda row: row.heads[x])
-            values = [(row.heads[x], measure(column, records_of(row, found))) for row in rows]
-            known = [(at, value.mean, value.std or 0.0) for at, value in values if value is not None]
-            num_points += len(known)
-            if known:
-                at, mean, std = zip(*known, strict=True)
-                label = f"{line} = {show(name)}" if isinstance(name, bool) else show(name)
-                axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=color, label=label)
+            label = f"{line} = {show(name)}" if isinstance(name, bool) else show(name)
+            points = [(row.heads[x], measure(column, records_of(row, found))) for row in rows]
+            num_points += draw_points(axes, points, color, label)
             paper = [(row.heads[x], row.paper[column.metric]) for row in rows if column.metric in row.paper]
             if paper and is_usage(column):
                 axes.plot(*zip(*paper, strict=True), ls="--", lw=1, marker=".", alpha=0.6, color=color)
@@ -89,16 +85,21 @@ def draw_columns(figure: Figure, table: Table, found: Found, columns: Sequence[C
     axes = figure.subplots()
     num_points = 0
     for number, row in enumerate(table.rows):
-        measured = [(at, measure(column, records_of(row, found))) for at, column in enumerate(columns)]
-        known = [(at, value.mean, value.std or 0.0) for at, value in measured if value is not None]
-        num_points += len(known)
-        if known:
-            at, mean, std = zip(*known, strict=True)
-            axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=f"C{number}", label=label_of(row.heads))
+        points = [(at, measure(column, records_of(row, found))) for at, column in enumerate(columns)]
+        num_points += draw_points(axes, points, f"C{number}", label_of(row.heads))
     axes.set_xticks(range(len(columns)), [column.head for column in columns])
     axes.set_title(table.spec.title, fontsize=9)
     axes.grid(alpha=0.3)
     return num_points
+
+
+def draw_points(axes: Axes, points: Sequence[tuple[float, Measured | None]], color: str, label: str) -> int:
+    """A line with its spread through what was measured; gives the number of points."""
+    measured = [(at, value.mean, value.std or 0.0) for at, value in points if value is not None]
+    if measured:
+        at, mean, std = zip(*measured, strict=True)
+        axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=color, label=label)
+    return len(measured)
 
 
 def records_of(row: Row, found: Found) -> list[Record]:

@@ -93,10 +93,11 @@ def latex(sheet: Sheet) -> str:
         lines.append(" & ".join(escape(cell) for cell in row) + r" \\")
     warning = f"\\textbf{{{escape(sheet.warning)}}} " if sheet.warning else ""
     caption = f"{escape(sheet.title)}. {warning}{escape(' '.join(sheet.caption))}"
-    head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", r"\resizebox{\linewidth}{!}{%"]
-    head += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(top) + r" \\", *filter(None, ["".join(rules)])]
+    begin = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", r"\resizebox{\linewidth}{!}{%"]
+    heads = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(top) + r" \\"]
+    heads += ["".join(rules)] * bool(rules) + [" & ".join(sub) + r" \\", r"\midrule"]
     end = [r"\bottomrule", r"\end{tabular}%", "}", r"\end{table}", ""]
-    return "\n".join([*head, " & ".join(sub) + r" \\", r"\midrule", *lines, *end])
+    return "\n".join([*begin, *heads, *lines, *end])
 
 
 def plain(sheet: Sheet) -> str:

@@ -30,13 +30,13 @@ from experiments.runtime.signals import follow_parent
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.table import render_grid
 from sweeps.workers import (
-    add_common_arguments,
     add_seeds,
     add_worker_arguments,
     check_worker_arguments,
     data_resolver,
     duration,
     keep_traceback,
+    parser_of,
     share,
 )
 
@@ -172,8 +172,9 @@ class Sweep:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sweeps.run",
+    parser = parser_of(
+        "run",
+        "sweep, for example sweeps/ablation_codebook.yaml",
         description="Train the cells of a sweep that have no result record yet, then render its tables. All cells are "
         "checked before the first is trained. Stopped (Ctrl-C) or killed, the same command continues; a finished cell "
         "is never trained again, whichever sweep asks for it.",
@@ -181,9 +182,6 @@ def build_parser() -> argparse.ArgumentParser:
         "the same --output-dir on a shared disk whose locks can be trusted: docs/sweeps.md. Keys are those of the "
         "experiment files, for example trainer.precision=bf16-mixed, and apply to every cell.",
     )
-    parser.add_argument("file", help="sweep, for example sweeps/ablation_codebook.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
-    add_common_arguments(parser)
     add_seeds(parser)
     add_worker_arguments(parser)
     parser.add_argument(

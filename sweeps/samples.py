@@ -25,7 +25,7 @@ from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, data_name, record_path
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.render import replace_file
-from sweeps.workers import add_common_arguments, add_seeds, data_resolver
+from sweeps.workers import add_seeds, data_resolver, parser_of
 
 
 def vims(grid: Grid) -> list[Run]:
@@ -80,13 +80,11 @@ def data_of(grid: Grid) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sweeps.samples",
+    parser = parser_of(
+        "samples",
+        "sweep, for example sweeps/vit_vqgan/table6.yaml",
         description="Draw what the trained models of a sweep generate, a strip a model, into one PNG. Trains nothing.",
     )
-    parser.add_argument("file", help="sweep, for example sweeps/vit_vqgan/table6.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
-    add_common_arguments(parser)
     add_seeds(parser)
     parser.add_argument("--num", type=int, default=20, help="images of each model (default: 20)")
     parser.add_argument("--out", help="folder of the picture (default: OUTPUT_DIR/tables)")
@@ -105,10 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
         for run in left_out:
             print(f"left out: {run.label}: {why_left_out(run)}", flush=True)
         if (figure := draw(grid, options.num)) is None:
-            raise ValueError(
-                f"{options.file}: no trained VIM at scale {options.scale} under {options.output_dir}/experiments; "
-                f"run {way}"
-            )
+            where = f"at scale {options.scale} under {options.output_dir}/experiments"
+            raise ValueError(f"{options.file}: no trained VIM {where}; run {way}")
         out = Path(options.out) if options.out else Path(options.output_dir) / "tables"
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{grid.name}_samples_{grid.scale}_{data_of(grid)}.png"

@@ -33,26 +33,23 @@ from sweeps.queue import OPEN, Queue, digest_of
 from sweeps.schema import ParameterSpec, SearchSpec, check_search, read_spec
 from sweeps.trials import write_trials
 from sweeps.workers import (
-    add_common_arguments,
     add_worker_arguments,
     check_worker_arguments,
     data_resolver,
     duration,
     keep_traceback,
+    parser_of,
     share,
 )
+
+ExperimentOf = Callable[[dict[str, Any]], Experiment]
 
 
 class Search:
     """A search's study and its trials. `experiment_of` makes the experiment of a trial's parameters."""
 
     def __init__(
-        self,
-        spec: SearchSpec,
-        name: str,
-        experiment_of: Callable[[dict[str, Any]], Experiment],
-        storage: str,
-        output_dir: Path,
+        self, spec: SearchSpec, name: str, experiment_of: ExperimentOf, storage: str, output_dir: Path
     ) -> None:
         self.spec, self.name, self.experiment_of = spec, name, experiment_of
         self.first = experiment_of(corner(spec, 0))
@@ -148,17 +145,15 @@ def corner(spec: SearchSpec, end: int) -> dict[str, Any]:
 
 
 def show_params(params: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key.rsplit('.', 1)[-1]}={value:.3g}" if isinstance(value, float) else f"{key.rsplit('.', 1)[-1]}={value}"
-        for key, value in params.items()
-    )
+    texts = {key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in params.items()}
+    return ", ".join(f"{key.rsplit('.', 1)[-1]}={text}" for key, text in texts.items())
 
 
 def say(trial: Trial | FrozenTrial, text: str) -> None:
     print(f"[trial {trial.number}] {text}", flush=True)
 
 
-def load_search(path: Path, scale: str, overrides: Sequence[str]) -> tuple[SearchSpec, Callable[..., Experiment]]:
+def load_search(path: Path, scale: str, overrides: Sequence[str]) -> tuple[SearchSpec, ExperimentOf]:
     """The search and what makes an experiment of parameters. Raises ValueError that names file and key."""
     spec, overlay = read_spec(path, SearchSpec), load_scale(scale)
     check_search(spec, path)
@@ -180,16 +175,14 @@ def load_search(path: Path, scale: str, overrides: Sequence[str]) -> tuple[Searc
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sweeps.search",
+    parser = parser_of(
+        "search",
+        "search, for example sweeps/search_vqgan_lc.yaml",
         description="Search the best values of some keys of a recipe by Optuna's TPE; a median pruner ends trials that "
         "are worse than usual. Then, and when there is nothing to do, a table and pictures of the trials are written.",
         epilog="Stopped or killed, the same command continues; with more --trials it goes on from what it knows. Any "
         "number of workers and machines share a search, as they do a sweep: docs/sweeps.md.",
     )
-    parser.add_argument("file", help="search, for example sweeps/search_vqgan_lc.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every trial")
-    add_common_arguments(parser)
     add_worker_arguments(parser)
     parser.add_argument("--trials", type=int, default=0, help="trials in all (default: as the file says)")
     return parser

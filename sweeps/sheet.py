@@ -13,6 +13,7 @@ from sweeps.schema import ColumnSpec
 
 DAGGER = "†"
 SHAPES_WARNING = "RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
+PARAMETERS = "parameters/trained-without-discriminator"
 Found = dict[str, Record]  # digest -> record, all of one data set
 
 
@@ -65,13 +66,8 @@ def find_number(record: Record, metric: str) -> list[tuple[float, str]]:
     """The metric and its protocol, or nothing. Speed and size are facts of the run, not among its metrics."""
     if metric in record["metrics"]:
         return [(record["metrics"][metric], record["protocols"].get(metric, "not stated"))]
-    if metric not in record:
-        return []
-    if metric == "images_per_second":
-        return [(record[metric], f"training/{record['device']}")]
-    if metric == "parameters":
-        return [(record[metric], "parameters/trained-without-discriminator")]
-    return []
+    facts = {"images_per_second": f"training/{record.get('device')}", "parameters": PARAMETERS}
+    return [(record[metric], facts[metric])] if metric in facts and metric in record else []
 
 
 def make_sheet(
@@ -98,17 +94,16 @@ def make_sheet(
     records = [record for of in of_row for record in of]
     origin, warning = origins(records)
     warnings += [f"table {spec.id}: {warning}"] if warning else []
-    breaks = [i for i, row in enumerate(table.rows) if row.rule and i]
     blocks = [i for i in range(1, len(body)) if body[i][0] != body[i - 1][0]]
     sheet = Sheet(
         title=spec.title,
         groups=groups,
         body=body,
-        caption=caption(grid, table, by_data, usual, data, difference, origin),
+        caption=[*caption(grid, table, by_data, usual, data, difference), origin],
         warning=SHAPES_WARNING if data == "shapes" else "",
         num_row_heads=len(spec.row_heads),
         rules=blocks if len(blocks) < len(body) - 1 else [],  # no rule between rows that are all different
-        breaks=breaks,
+        breaks=[i for i, row in enumerate(table.rows) if row.rule and i],
     )
     return sheet, warnings
 
@@ -151,13 +146,7 @@ def usual_protocols(
 
 
 def caption(
-    grid: Grid,
-    table: Table,
-    by_data: Mapping[str, Found],
-    usual: Sequence[str],
-    data: str,
-    difference: bool,
-    origin: str,
+    grid: Grid, table: Table, by_data: Mapping[str, Found], usual: Sequence[str], data: str, difference: bool
 ) -> list[str]:
     """What a reader must know to trust the numbers, one sentence an element."""
     spec = table.spec
@@ -183,9 +172,7 @@ def caption(
         named = (f"{column.head} (needs {column.needs})" if column.needs else column.head for column in absent)
         lines.append(f"Not measured: {', '.join(named)}.")
     lines += gaps(runs, by_data, data)
-    if spec.note:
-        lines.append(spec.note)
-    return [*lines, origin]
+    return lines + ([spec.note] if spec.note else [])
 
 
 def gaps(runs: Sequence[Run], by_data: Mapping[str, Found], data: str) -> list[str]:

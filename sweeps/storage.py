@@ -25,13 +25,8 @@ PATIENCE_SECONDS = 3600.0  # then the command gives up; what is finished is in t
 DRIVERS = {"postgresql": "psycopg"}  # what a URL that names no driver is opened with
 INSTALL = {"psycopg": "pip install 'vq-image-modeling[postgresql]' (or 'psycopg[binary]')"}
 # A machine that vanishes without a word is noticed within a minute or so.
-CONNECTION = {
-    "connect_timeout": 10,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 60_000,
-}
+CONNECTION = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+CONNECTION["tcp_user_timeout"] = 60_000  # milliseconds
 
 Answer = TypeVar("Answer")
 

@@ -79,6 +79,15 @@ def spawn_workers(module: str, count: int, arguments: list[str], storage: str) -
     wait_for(workers)
 
 
+def parser_of(command: str, file: str, **texts: str) -> argparse.ArgumentParser:
+    """Of a command that takes one file, such as a sweep, and changes to its experiments."""
+    parser = argparse.ArgumentParser(prog=f"python -m sweeps.{command}", **texts)  # type: ignore[arg-type]
+    parser.add_argument("file", help=file)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
+    add_common_arguments(parser)
+    return parser
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """What names the runs: taken by all commands of `sweeps`, so that one set of words names one set of cells."""
     parser.add_argument("--scale", default="quick", help="quick | reduced | paper (default: quick)")
