@@ -64,10 +64,9 @@ class Sweep:
         self.columns = {
             run.digest: table.spec.columns for table in grid.tables for row in table.rows for run in row.runs
         }
-        of_data: dict[str, str] = {}  # asked once a data set: cells share it
-        for run in self.runs.values():
-            of_data.setdefault(repr(run.experiment.data), data_module(run.experiment).data_id)
-        self.data_ids = {digest: of_data[repr(run.experiment.data)] for digest, run in self.runs.items()}
+        one_of = {repr(run.experiment.data): run.experiment for run in self.runs.values()}  # cells share their data
+        data_ids = {data: data_module(experiment).data_id for data, experiment in one_of.items()}
+        self.data_ids = {digest: data_ids[repr(run.experiment.data)] for digest, run in self.runs.items()}
 
     def record(self, run: Run) -> Record | None:
         """The finished record of this run on this data; a published one, if those count."""
@@ -157,9 +156,9 @@ class Sweep:
 
     def report(self) -> int:
         """Lists what is missing; the exit status."""
-        if self.unfinished():
+        if missing := self.unfinished():
             self.fetch()
-        missing = self.unfinished()
+            missing = self.unfinished()
         errors = self.queue.errors() if missing else {}
         for run in missing:
             self.say(run, f"no result: {errors.get(run.digest, 'its worker ended before it was finished')}")

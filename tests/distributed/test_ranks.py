@@ -10,6 +10,7 @@ from vim_cases import tiny_vim
 
 from experiments.config.experiment import RuntimeConfig
 from experiments.pipeline.training import train_apart
+from experiments.runtime.locks import sole_run
 from experiments.runtime.ranks import check_devices, num_devices, placement
 from experiments.runtime.records import read_record
 from lightning_modules.networks import batch_norm
@@ -102,9 +103,12 @@ def test_the_model_below_must_be_shared_out_too(alone: None, tiny: TinyExperimen
 
 
 def test_one_process_starts_the_other(alone: None, tiny: TinyExperiment, tmp_path: Path) -> None:
-    """As a sweep's worker does; the digest, and so the cell, is that of one device."""
+    """As a sweep's worker does, which holds the folder's lock; the digest, and so the cell, is that of one device."""
     experiment = tiny("vqgan", "runtime.devices=2", "trainer.max_steps=1", "data.val_size=5")
-    record = train_apart(experiment, "pair", tmp_path / "run")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with sole_run(folder, waits=False):
+        record = train_apart(experiment, "pair", folder)
     assert record["num_devices"] == 2 and record["name"] == "pair"
     alone_experiment = replace(experiment, runtime=replace(experiment.runtime, devices="1"))
     assert record["digest"] == alone_experiment.digest()
