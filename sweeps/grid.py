@@ -11,9 +11,8 @@ from typing import Any
 from experiments.config.compose import compose, parse
 from experiments.config.experiment import Experiment
 from experiments.config.values import from_dotlist, merge, read_yaml
-from sweeps.schema import CellSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
+from sweeps.schema import SWEEPS, CellSpec, ScaleSpec, SweepSpec, TableSpec, nearest, read_spec, scale_names
 
-SWEEPS = Path(__file__).resolve().parent
 EXPERIMENTS = SWEEPS.parent / "experiments"
 
 
@@ -82,7 +81,6 @@ def load_grid(path: str | Path, scale: str, seeds: str = "", overrides: Sequence
     path = Path(path)
     overlay = load_scale(scale)
     sweep = read_spec(path, SweepSpec)
-    check(sweep, path, scale_names())
     numbers = parse_seeds(seeds) if seeds else tuple(range(overlay.seeds))
     last = from_dotlist(overrides)
     files: dict[str, dict[str, Any]] = {}  # read once
@@ -134,10 +132,6 @@ def load_scale(scale: str) -> ScaleSpec:
     if scale not in scale_names():
         raise ValueError(f"SCALE={scale} is none of {', '.join(scale_names())}{nearest(scale, scale_names())}")
     return read_spec(SWEEPS / "scales" / f"{scale}.yaml", ScaleSpec)
-
-
-def scale_names() -> list[str]:
-    return sorted(path.stem for path in (SWEEPS / "scales").glob("*.yaml"))
 
 
 def sweep_name(path: Path) -> str:

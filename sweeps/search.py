@@ -30,7 +30,7 @@ from experiments.runtime.signals import follow_parent
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
 from sweeps.pruning import Report
 from sweeps.queue import OPEN, Queue, digest_of
-from sweeps.schema import ParameterSpec, SearchSpec, check_search, read_spec
+from sweeps.schema import ParameterSpec, SearchSpec, read_spec
 from sweeps.trials import write_trials
 from sweeps.workers import (
     add_worker_arguments,
@@ -156,7 +156,6 @@ def say(trial: Trial | FrozenTrial, text: str) -> None:
 def load_search(path: Path, scale: str, overrides: Sequence[str]) -> tuple[SearchSpec, ExperimentOf]:
     """The search and what makes an experiment of parameters. Raises ValueError that names file and key."""
     spec, overlay = read_spec(path, SearchSpec), load_scale(scale)
-    check_search(spec, path)
     name, files = f"{spec.experiment}_{overlay.experiments}", {}  # type: ignore[var-annotated]
 
     def experiment_of(params: dict[str, Any]) -> Experiment:

@@ -14,7 +14,7 @@ from sweeps.schema import ColumnSpec
 DAGGER = "†"
 SHAPES_WARNING = "RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
 PARAMETERS = "parameters/trained-without-discriminator"
-Found = dict[str, Record]  # digest -> record, all of one data set
+Finished = dict[str, Record]  # digest -> record, all of one data set
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ def find_number(record: Record, metric: str) -> list[tuple[float, str]]:
 
 
 def make_sheet(
-    grid: Grid, table: Table, by_data: Mapping[str, Found], data: str, difference: bool = True
+    grid: Grid, table: Table, by_data: Mapping[str, Finished], data: str, difference: bool = True
 ) -> tuple[Sheet, list[str]]:
     """The table on the data set `data`, and warnings for the terminal. A missing run leaves its cell empty."""
-    spec, found = table.spec, by_data[data]
-    of_row = [[found[run.digest] for run in row.runs if run.digest in found] for row in table.rows]
+    spec, finished = table.spec, by_data[data]
+    of_row = [[finished[run.digest] for run in row.runs if run.digest in finished] for row in table.rows]
     values = [
         [measure(column, records, row.use) for column in spec.columns]
         for row, records in zip(table.rows, of_row, strict=True)
@@ -118,8 +118,8 @@ def entries(
         ours += f" {DAGGER}"
     if not in_paper:
         return [ours]
-    is_known = measured is not None and paper is not None
-    diff = format(measured.mean - paper, f"+{column.format}") if is_known else ""  # type: ignore[union-attr,operator]
+    has_both = measured is not None and paper is not None
+    diff = format(measured.mean - paper, f"+{column.format}") if has_both else ""  # type: ignore[union-attr,operator]
     return ["" if paper is None else format(paper, column.format), ours, *([diff] if difference else [])]
 
 
@@ -146,7 +146,7 @@ def usual_protocols(
 
 
 def caption(
-    grid: Grid, table: Table, by_data: Mapping[str, Found], usual: Sequence[str], data: str, difference: bool
+    grid: Grid, table: Table, by_data: Mapping[str, Finished], usual: Sequence[str], data: str, difference: bool
 ) -> list[str]:
     """What a reader must know to trust the numbers, one sentence an element."""
     spec = table.spec
@@ -175,11 +175,11 @@ def caption(
     return lines + ([spec.note] if spec.note else [])
 
 
-def gaps(runs: Sequence[Run], by_data: Mapping[str, Found], data: str) -> list[str]:
+def gaps(runs: Sequence[Run], by_data: Mapping[str, Finished], data: str) -> list[str]:
     """Why cells are empty: their runs are finished on other data, or on none."""
     empty = [run.digest for run in runs if run.digest not in by_data[data]]
-    others = sorted(other for other, found in by_data.items() if not found.keys().isdisjoint(empty))
-    num_missing = sum(all(digest not in found for found in by_data.values()) for digest in empty)
+    others = sorted(other for other, finished in by_data.items() if not finished.keys().isdisjoint(empty))
+    num_missing = sum(all(digest not in finished for finished in by_data.values()) for digest in empty)
     lines = []
     if others:
         lines.append(
@@ -197,18 +197,18 @@ def origins(records: Sequence[Record]) -> tuple[str, str]:
     Commits of the same code stand together; code that cannot be looked up counts as that of its commit alone.
     """
     versions: dict[str, set[str]] = {}
-    is_known = True
+    is_comparable = True
     for record in records:
         made_on = record.get("environment", {})
         commit = made_on.get("commit", "")[:9] or "unknown"
         commit += "+changes" if made_on.get("dirty") else ""
         code = code_version.of_record(record)
-        is_known &= bool(code)
+        is_comparable &= bool(code)
         versions.setdefault(code or commit, set()).add(commit)
     groups = sorted(" = ".join(sorted(commits)) for commits in versions.values())
     if len(groups) == 1:
         return f"Commit {groups[0]}.", ""
-    if is_known:
+    if is_comparable:
         warning = f"cells of {len(groups)} versions of the code that decides numbers, by commit: {'; '.join(groups)}"
     else:
         warning = f"cells of different commits, whose code could not be compared here: {'; '.join(groups)}"

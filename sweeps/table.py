@@ -15,7 +15,7 @@ from experiments.runtime.records import PUBLISHED, data_name, find_records
 from sweeps.grid import Grid, load_grid
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
-from sweeps.sheet import Found, make_sheet
+from sweeps.sheet import Finished, make_sheet
 from sweeps.workers import add_common_arguments, add_seeds
 
 
@@ -24,7 +24,7 @@ def render_grid(grid: Grid, output_dir: Path, out: Path, difference: bool = True
 
     Rows of different data never share a table. No file is written when no cell is finished.
     """
-    by_data: dict[str, Found] = {}
+    by_data: dict[str, Finished] = {}
     for run in grid.runs:
         for data_id, record in find_records(run.experiment, [output_dir / "records", PUBLISHED]).items():
             by_data.setdefault(data_id, {})[run.digest] = record
@@ -33,10 +33,10 @@ def render_grid(grid: Grid, output_dir: Path, out: Path, difference: bool = True
     return [path for name in sorted(by_data) for path in render(grid, by_data, name, out, difference)]
 
 
-def render(grid: Grid, by_data: dict[str, Found], data: str, out: Path, difference: bool) -> list[Path]:
-    paths, found = [], by_data[data]
+def render(grid: Grid, by_data: dict[str, Finished], data: str, out: Path, difference: bool) -> list[Path]:
+    paths, finished = [], by_data[data]
     for table in grid.tables:
-        if not any(run.digest in found for row in table.rows for run in row.runs):
+        if not any(run.digest in finished for row in table.rows for run in row.runs):
             continue
         name = grid.name if len(grid.tables) == 1 else f"{grid.name}_{table.spec.id}"
         stem = out / f"{name}_{grid.scale}_{data}"
@@ -46,7 +46,7 @@ def render(grid: Grid, by_data: dict[str, Found], data: str, out: Path, differen
             print(f"warning: {warning}", file=sys.stderr)
         paths += write_sheet(sheet, stem)
         if table.spec.plot.kind:
-            plot = write_plot(table, found, data, grid.scale, stem.with_name(f"{stem.name}_plot.png"))
+            plot = write_plot(table, finished, data, grid.scale, stem.with_name(f"{stem.name}_plot.png"))
             paths += [plot] if plot else []
     print("\n" + "\n".join(f"written: {path}" for path in paths), flush=True)
     return paths
