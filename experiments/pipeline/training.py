@@ -1,5 +1,6 @@
 """Trains one experiment and writes its result record."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from experiments.runtime.health import (
     peak_memory_bytes,
     reset_peak_memory,
 )
-from experiments.runtime.locks import require_writable, sole_run
+from experiments.runtime.locks import inherited, require_writable, sole_run
 from experiments.runtime.ranks import (
     check_devices,
     from_main,
@@ -156,7 +157,7 @@ def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Seq
     file = run_dir / f"{name}.json"
     write_json(file, experiment.identity() | {"runtime": vars(experiment.runtime)})
     command = [sys.executable, "-m", "experiments.train", str(file), "--run-dir", str(run_dir)]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=os.environ | inherited(run_dir))
     wait_for([process])
     if process.returncode:
         raise RuntimeError(f"training on several devices ended with status {process.returncode}: {' '.join(command)}")

@@ -26,12 +26,13 @@ def require_writable(folder: Path) -> None:
 
 
 HELD: dict[Path, int] = {}  # .lock file -> the process that holds it; a fork has its parent's entries
+INHERITED = "RUN_LOCK"  # environment variable: the .lock file that the process which started this one holds for it
 
 
 @contextmanager
 def sole_run(folder: Path, waits: bool) -> Iterator[None]:
-    """Held by the one process that trains in `folder`. It may enter again; its other ranks and a process that it
-    starts, such as a training on several devices, pass.
+    """Held by the one process that trains in `folder`. It may enter again; its other ranks pass, and so does a process
+    that it starts with the environment `inherited`.
 
     A POSIX record lock, which the kernel drops with its process however that ends, and which data loader workers,
     that outlive a killed process by seconds, do not inherit (they would a flock).
@@ -44,7 +45,8 @@ def sole_run(folder: Path, waits: bool) -> Iterator[None]:
         ValueError: another process is at work there, with its number and host.
     """
     path = folder.resolve() / ".lock"
-    if getattr(rank_zero_only, "rank", None) or HELD.get(path) == os.getpid():
+    is_inherited = os.environ.get(INHERITED) == str(path)
+    if getattr(rank_zero_only, "rank", None) or HELD.get(path) == os.getpid() or is_inherited:
         yield  # not opened again: any close of a record lock's file frees it
         return
     with open(path, "a+") as file:
@@ -52,17 +54,13 @@ def sole_run(folder: Path, waits: bool) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # POSIX allows either
             file.seek(0)
-            holder = file.read().strip()
-            if holder == process(os.getppid()):
-                yield
-                return
-            other = f"{folder}: {holder or 'another process'} is training there"
+            other = f"{folder}: {file.read().strip() or 'another process'} is training there"
             if not waits:
                 raise ValueError(f"{other}: wait for it or stop it, or choose another --run-dir") from None
             print(f"{other}: waiting for it", flush=True)
             fcntl.lockf(file, fcntl.LOCK_EX)
         file.truncate(0)
-        file.write(process(os.getpid()))
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         HELD[path] = os.getpid()
         try:
@@ -71,5 +69,7 @@ def sole_run(folder: Path, waits: bool) -> Iterator[None]:
             del HELD[path]
 
 
-def process(number: int) -> str:
-    return f"process {number} on {socket.gethostname()}"
+def inherited(folder: Path) -> dict[str, str]:
+    """Environment of a process that is to train in `folder` on behalf of this one, which may hold its lock."""
+    path = folder.resolve() / ".lock"
+    return {INHERITED: str(path)} if HELD.get(path) == os.getpid() else {}

@@ -20,7 +20,7 @@ import experiments.pipeline.training
 import experiments.train
 from experiments.runtime.atomic import replacing
 from experiments.runtime.errors import user_errors
-from experiments.runtime.locks import require_writable, sole_run
+from experiments.runtime.locks import inherited, require_writable, sole_run
 from experiments.runtime.signals import Stopped, StopRequest
 
 __all__ = ["driver"]
@@ -153,13 +153,14 @@ def test_a_lock_dies_with_its_process(holder: subprocess.Popen[str], tmp_path: P
 
 def test_a_run_may_enter_its_folder_again_and_so_may_a_process_that_it_starts(tmp_path: Path) -> None:
     """A sweep's worker holds the lock of a cell that it trains here, or on several devices in a process of its own."""
-    enter = f"from experiments.runtime.locks import *\nwith sole_run(Path({str(tmp_path)!r}), False): print('in')"
-    nested = f"import subprocess, sys\nsys.exit(subprocess.call([sys.executable, '-c', {enter!r}]))"
+    code = f"from experiments.runtime.locks import *\nwith sole_run(Path({str(tmp_path)!r}), False): print('in')"
+    assert inherited(tmp_path) == {}, "nothing is held"
     with sole_run(tmp_path, False):
         with sole_run(tmp_path, False):
             pass
-        for code, is_let_in in ((enter, True), (nested, False)):  # the latter's parent is another process
-            result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        for more, is_let_in in ((inherited(tmp_path), True), (inherited(tmp_path.parent), False)):
+            command = [sys.executable, "-c", code]
+            result = subprocess.run(command, env=os.environ | more, capture_output=True, text=True)
             assert (result.stdout == "in\n") == is_let_in, result.stderr
     with sole_run(tmp_path, False):
         pass
