@@ -75,7 +75,7 @@ class Queue:
         """Puts in each job (digest: user attributes) that is neither waiting nor being trained; a failed one again."""
         self.retry_abandoned()
         with self.alone():
-            is_open = {digest_of(trial) for trial in self.trials(OPEN)}
+            is_open = {job_of(trial) for trial in self.trials(OPEN)}
             for digest, attributes in jobs.items():
                 if digest not in is_open:
                     self.study.enqueue_trial({}, user_attrs={"digest": digest} | attributes)
@@ -141,7 +141,7 @@ class Queue:
     @patient
     def open_trials(self, digests: set[str]) -> list[FrozenTrial]:
         self.retry_abandoned()
-        return [trial for trial in self.trials(OPEN) if digest_of(trial) in digests]
+        return [trial for trial in self.trials(OPEN) if job_of(trial) in digests]
 
     @patient
     def start(self, frozen: FrozenTrial) -> Trial | None:
@@ -216,7 +216,7 @@ class Queue:
     @patient
     def errors(self) -> dict[str, str]:
         """Digest -> message of the runs whose newest trial failed with one."""
-        last = {digest_of(trial): trial for trial in self.trials()}
+        last = {job_of(trial): trial for trial in self.trials()}
         return {key: trial.user_attrs["error"] for key, trial in last.items() if "error" in trial.user_attrs}
 
     @patient
@@ -271,5 +271,5 @@ def place_of(folder: Path) -> str:
         return ""
 
 
-def digest_of(trial: FrozenTrial) -> str:
+def job_of(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get("digest", ""))

@@ -4,8 +4,6 @@ python -m sweeps.run sweeps/ablation_codebook.yaml --scale quick
 """
 
 import argparse
-import hashlib
-import json
 import math
 import sys
 import time
@@ -34,6 +32,7 @@ from sweeps.workers import (
     add_worker_arguments,
     check_worker_arguments,
     data_resolver,
+    digest_of,
     duration,
     keep_traceback,
     parser_of,
@@ -83,8 +82,7 @@ class Sweep:
         Workers that count published records apart from others: the former would end the trials of the latter.
         """
         data = sorted(set(self.data_ids.values()))
-        meaning = json.dumps([self.grid.objective, self.grid.maximize, data, self.published])
-        digest = hashlib.sha256(meaning.encode()).hexdigest()[:8]
+        digest = digest_of([self.grid.objective, self.grid.maximize, data, self.published])
         return f"{self.grid.name}_{self.grid.scale}_{'+'.join(map(data_name, data))}_{digest}"
 
     def open_queue(self, storage: str) -> None:

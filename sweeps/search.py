@@ -4,8 +4,6 @@ python -m sweeps.search sweeps/search_vqgan_lc.yaml --scale quick --trials 20
 """
 
 import argparse
-import hashlib
-import json
 import math
 import sys
 import time
@@ -29,13 +27,14 @@ from experiments.runtime.records import data_name
 from experiments.runtime.signals import follow_parent
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
 from sweeps.pruning import Report
-from sweeps.queue import OPEN, Queue, digest_of
+from sweeps.queue import OPEN, Queue, job_of
 from sweeps.schema import ParameterSpec, SearchSpec, read_spec
 from sweeps.trials import write_trials
 from sweeps.workers import (
     add_worker_arguments,
     check_worker_arguments,
     data_resolver,
+    digest_of,
     duration,
     keep_traceback,
     parser_of,
@@ -65,7 +64,7 @@ class Search:
 
     def fill(self, count: int) -> list[str]:
         """Queues what is missing of `count` trials, failed ones with new values; gives their names."""
-        newest = {digest_of(trial): trial.state for trial in self.queue.patiently(self.queue.trials)}
+        newest = {job_of(trial): trial.state for trial in self.queue.patiently(self.queue.trials)}
         names = [f"{self.queue.name}.{number:04}" for number in range(count)]
         finished = (TrialState.COMPLETE, TrialState.PRUNED)
         todo = [name for name in names if newest.get(name) not in finished]
@@ -119,14 +118,13 @@ def study_name(spec: SearchSpec, name: str, experiment: Experiment, data_id: str
     `experiment`, that of any one point of the space, stands for recipe, scale, fixed values and arguments.
     """
     meaning = {key: value for key, value in asdict(spec).items() if key not in ("title", "trials")}
-    text = json.dumps([meaning, experiment.digest(), data_id], sort_keys=True)
-    return f"{name}_{data_name(data_id)}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{name}_{data_name(data_id)}_{digest_of([meaning, experiment.digest(), data_id])}"
 
 
 def suggest(trial: Trial, key: str, parameter: ParameterSpec) -> Any:
     if parameter.choices:
         return trial.suggest_categorical(key, parameter.choices)
-    assert parameter.low is not None and parameter.high is not None  # check_search
+    assert parameter.low is not None and parameter.high is not None  # ParameterSpec.check
     if parameter.integer:
         return trial.suggest_int(key, int(parameter.low), int(parameter.high), log=parameter.log)
     return trial.suggest_float(key, parameter.low, parameter.high, log=parameter.log)

@@ -1,6 +1,8 @@
 """What the commands that train many runs share: their arguments, their worker processes, and the training itself."""
 
 import argparse
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import data_module, resolve_data
@@ -30,6 +33,11 @@ def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experi
         return resolve_data(experiment, words[name])
 
     return resolve
+
+
+def digest_of(meaning: Any) -> str:
+    """8 hex digits of plain values: those that decide what a trial is and how trials are ranked."""
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @contextmanager
