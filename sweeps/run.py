@@ -8,7 +8,8 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from optuna.trial import Trial
 
 from experiments.pipeline.build import data_module
 from experiments.pipeline.training import train_apart as train
@@ -26,6 +27,7 @@ from experiments.runtime.records import (
 )
 from experiments.runtime.signals import follow_parent
 from sweeps.grid import Grid, Run, load_grid
+from sweeps.queue import Queue
 from sweeps.table import render_grid
 from sweeps.workers import (
     add_seeds,
@@ -39,11 +41,6 @@ from sweeps.workers import (
     share,
 )
 
-if TYPE_CHECKING:
-    from optuna.trial import Trial
-
-    from sweeps.queue import Queue
-
 
 class Sweep:
     """A grid, its queue and its results. Prints one line a cell.
@@ -54,7 +51,7 @@ class Sweep:
         published: whether a record that the repository publishes makes a cell a finished one.
     """
 
-    queue: "Queue"  # after `open_queue`
+    queue: Queue  # after `open_queue`
 
     def __init__(self, grid: Grid, output_dir: Path, published: bool = True) -> None:
         self.grid, self.output_dir, self.published = grid, output_dir, published
@@ -87,8 +84,6 @@ class Sweep:
 
     def open_queue(self, storage: str) -> None:
         """Also fetches the records that are in the queue's database and not here."""
-        from sweeps.queue import Queue  # Optuna and SQLAlchemy
-
         direction = "maximize" if self.grid.maximize else "minimize"
         self.queue = Queue(self.study_name, storage, self.output_dir, direction=direction)
         self.fetch()
@@ -123,10 +118,10 @@ class Sweep:
         """Trains waiting cells, then waits for those that others train."""
         self.queue.work(set(self.runs), self.run, lambda trial, text: self.say(self.run_of(trial), text))
 
-    def run_of(self, trial: "Trial") -> Run:
+    def run_of(self, trial: Trial) -> Run:
         return self.runs[trial.user_attrs["digest"]]
 
-    def run(self, trial: "Trial") -> None:
+    def run(self, trial: Trial) -> None:
         """Trains the trial's cell, unless another command was quicker."""
         run, start = self.run_of(trial), time.monotonic()
         record, words = self.record(run), "finished earlier"

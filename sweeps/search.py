@@ -13,7 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import optuna
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.config.compose import compose, parse
@@ -26,7 +29,6 @@ from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
 from experiments.runtime.signals import follow_parent
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
-from sweeps.pruning import Report
 from sweeps.queue import OPEN, Queue, job_of
 from sweeps.schema import ParameterSpec, SearchSpec, read_spec
 from sweeps.trials import write_trials
@@ -110,6 +112,29 @@ class Search:
             seed=self.spec.seed + trial.number,
         )
         return {key: suggest(trial, key, parameter) for key, parameter in self.spec.space.items()}
+
+
+class Report(Callback):
+    """Callback: reports each validation metric of a training to Optuna and stops hopeless trials.
+
+    Gives `is_hopeless` the metric and step of every validation in training, and ends the run when it says so.
+
+    A run at `last_step` is finished and not ended. Raises optuna.TrialPruned, and ValueError for a metric that the
+    validation does not have.
+    """
+
+    def __init__(self, metric: str, last_step: int, is_hopeless: Callable[[float, int], bool]) -> None:
+        self.metric, self.last_step, self.is_hopeless = metric, last_step, is_hopeless
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:  # the evaluation of the finished model is the trial's value
+            return
+        values = trainer.callback_metrics
+        if self.metric not in values:
+            raise ValueError(f"metric={self.metric} is none of the validation's: {', '.join(sorted(values))}")
+        value, step = float(values[self.metric]), int(getattr(module, "step", trainer.global_step))
+        if self.is_hopeless(value, step) and step < self.last_step:
+            raise optuna.TrialPruned(f"{self.metric} {value:.4g} at step {step} is worse than the median")
 
 
 def study_name(spec: SearchSpec, name: str, experiment: Experiment, data_id: str) -> str:

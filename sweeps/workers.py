@@ -16,6 +16,7 @@ from typing import Any
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import data_module, resolve_data
 from experiments.runtime.signals import wait_for
+from sweeps.storage import database_url
 
 DATA_WORDS = {"cifar10": "cifar10", "shapes": "shapes", "image_folder": "imagefolder"}
 
@@ -123,6 +124,4 @@ def check_worker_arguments(options: argparse.Namespace) -> None:
     if options.workers < 1:
         raise ValueError(f"WORKERS={options.workers} must be at least 1")
     if options.storage != "journal":
-        from sweeps.storage import database_url
-
         database_url(options.storage)

@@ -11,9 +11,8 @@ import sweeps.search as search_module
 from experiments.pipeline.training import train
 from sweeps import grid as grid_module
 from sweeps.grid import SWEEPS, scale_names
-from sweeps.pruning import Report
 from sweeps.queue import Queue
-from sweeps.search import corner, load_search, study_name
+from sweeps.search import Report, corner, load_search, study_name
 
 SEARCH = """
 title: A test
