@@ -26,10 +26,9 @@ SAMPLES = $(PY) -m sweeps.samples $(CELLS)
 SIZES  = $(PY) -m sweeps.sizes --out "$(OUT)/tables"
 SIZES_2 := vit_vqgan/table2
 SIZES_8 := vqgan_lc/table8
-# Trains what is missing of a sweep, unless TRAIN=no, and shows its tables. The empty line ends the recipe's last.
+# Trains what is missing of a sweep and shows its tables; with TRAIN=no only the latter. The empty line ends the recipe.
 define show
-$(if $(filter yes,$(TRAIN)),$(SWEEP) $(1))
-$(TABLE) $(1)
+$(if $(filter yes,$(TRAIN)),$(SWEEP),$(TABLE)) $(1)
 
 endef
 BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache probe ddp

@@ -1,24 +1,19 @@
 """From a sweep YAML and a scale to checked experiments, row by row.
 
 A run = experiment YAML + scale overlay + the row's `set` + command-line overrides + seed; later layers win.
-Only `load_grid` needs the classes that are configured, and imports torch; a plan (sweeps/plan.py) does without.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from experiments.config.compose import compose, parse, read_recipe
+from experiments.config.experiment import Experiment
 from experiments.config.values import from_dotlist, merge
-from sweeps.schema import CellSpec, PlotSpec, ScaleSpec, SweepSpec, TableSpec, check, nearest, read_spec
+from sweeps.schema import SWEEPS, CellSpec, ScaleSpec, SweepSpec, TableSpec, nearest, read_spec, scale_names
 
-if TYPE_CHECKING:
-    from experiments.config.experiment import Experiment
-
-SWEEPS = Path(__file__).resolve().parent
 EXPERIMENTS = SWEEPS.parent / "experiments"
-
-__all__ = ["Grid", "PlotSpec", "Row", "Run", "Table", "load_grid", "parse_seeds"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class Run:
 
     name: str  # of the experiment file
     label: str  # of the row, for people
-    experiment: "Experiment"
+    experiment: Experiment
     digest: str
 
 
@@ -63,38 +58,29 @@ class Grid:
         runs = {run.digest: run for table in self.tables for row in table.rows for run in row.runs}
         return list(runs.values())
 
-    def prepared(self, prepare: Callable[["Experiment"], "Experiment"]) -> "Grid":
+    def prepared(self, prepare: Callable[[Experiment], Experiment]) -> "Grid":
         """The same grid of other experiments, for example on another data set."""
 
         def change(run: Run) -> Run:
             experiment = prepare(run.experiment)
             return replace(run, experiment=experiment, digest=experiment.digest())
 
-        def change_table(table: Table) -> Table:
-            rows = tuple(replace(row, runs=tuple(map(change, row.runs))) for row in table.rows)
-            return replace(table, rows=rows)
+        def rows(table: Table) -> tuple[Row, ...]:
+            return tuple(replace(row, runs=tuple(map(change, row.runs))) for row in table.rows)
 
-        return replace(self, tables=tuple(map(change_table, self.tables)))
+        return replace(self, tables=tuple(replace(table, rows=rows(table)) for table in self.tables))
 
 
-def load_grid(
-    path: str | Path,
-    scale: str,
-    seeds: str = "",
-    overrides: Sequence[str] = (),
-) -> Grid:
+def load_grid(path: str | Path, scale: str, seeds: str = "", overrides: Sequence[str] = ()) -> Grid:
     """Reads and checks everything before anything is trained.
 
     `seeds`: "0,1,2", a count, or "" for the scale's own count. `overrides`: key=value for every experiment.
 
     Raises ValueError that names the file, the row and the key at fault.
     """
-    from experiments.config.compose import compose, parse
-
     path = Path(path)
     overlay = load_scale(scale)
     sweep = read_spec(path, SweepSpec)
-    check(sweep, path, scale_names())
     numbers = parse_seeds(seeds) if seeds else tuple(range(overlay.seeds))
     last = from_dotlist(overrides)
     files: dict[str, dict[str, Any]] = {}  # read once
@@ -113,9 +99,8 @@ def load_grid(
             raise ValueError(f"{origin}: {error}") from None
         checked = parse(values, f"{origin} ({name}.yaml)")
         runs = []
-        for seed in numbers:
-            experiment = replace(checked, seed=seed)
-            suffix = f" seed {seed}" if len(numbers) > 1 else ""
+        for experiment in (replace(checked, seed=seed) for seed in numbers):
+            suffix = f" seed {experiment.seed}" if len(numbers) > 1 else ""
             runs.append(Run(name, label + suffix, experiment, experiment.digest()))
         return Row(cell.row, cell.paper, tuple(runs), cell.rule, cell.use)
 
@@ -130,8 +115,6 @@ def recipe_values(
     name: str, changes: dict[str, Any], overlay: ScaleSpec, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """A recipe with the scale's overlay and `changes`; what it stands on likewise. The overlay is of tokenizers."""
-    from experiments.config.compose import compose, read_recipe
-
     if name not in files:
         files[name] = read_recipe(EXPERIMENTS / f"{name}.yaml")
     file = files[name]
@@ -149,10 +132,6 @@ def load_scale(scale: str) -> ScaleSpec:
     if scale not in scale_names():
         raise ValueError(f"SCALE={scale} is none of {', '.join(scale_names())}{nearest(scale, scale_names())}")
     return read_spec(SWEEPS / "scales" / f"{scale}.yaml", ScaleSpec)
-
-
-def scale_names() -> list[str]:
-    return sorted(path.stem for path in (SWEEPS / "scales").glob("*.yaml"))
 
 
 def sweep_name(path: Path) -> str:

@@ -11,27 +11,27 @@ from matplotlib.figure import Figure
 from experiments.runtime.records import Record
 from sweeps.grid import Row, Table, label_of, show
 from sweeps.render import replace_file
-from sweeps.results import Found, measure
 from sweeps.schema import ColumnSpec
+from sweeps.sheet import Finished, Measured, measure
 
 
-def write_plot(table: Table, found: Found, data_id: str, scale: str, path: Path) -> Path | None:
+def write_plot(table: Table, finished: Finished, data: str, scale: str, path: Path) -> Path | None:
     """Ours as lines, spread over seeds as bars or bands, the paper's utilisation dashed. None below two points."""
     columns = [column for column in table.spec.columns if column.metric in table.spec.plot.metrics]
     figure = Figure(layout="constrained")
-    num_points = DRAW[table.spec.plot.kind](figure, table, found, columns)
+    num_points = DRAW[table.spec.plot.kind](figure, table, finished, columns)
     if num_points < 2:
         return None
     handles, labels = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc="outside right center", fontsize=8)
     has_paper = any("--" in str(line.get_linestyle()) for axes in figure.axes for line in axes.lines)
     note = "; dashed: the paper, on its own data" if has_paper else ""
-    figure.suptitle(f"{data_id}, scale {scale}{note}", fontsize=9)
+    figure.suptitle(f"{data}, scale {scale}{note}", fontsize=9)
     replace_file(path, figure)
     return path
 
 
-def draw_rows(figure: Figure, table: Table, found: Found, columns: Sequence[ColumnSpec]) -> int:
+def draw_rows(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> int:
     """Each metric against the row head `x`, one line for each value of `line`; gives the number of points."""
     x, line = table.spec.plot.x, table.spec.plot.line
     names = list(dict.fromkeys(row.heads[line] for row in table.rows))
@@ -41,13 +41,9 @@ def draw_rows(figure: Figure, table: Table, found: Found, columns: Sequence[Colu
         for number, name in enumerate(names):
             color = f"C{number}"
             rows = sorted((row for row in table.rows if row.heads[line] == name), key=lambda row: row.heads[x])
-            values = [(row.heads[x], measure(column, records_of(row, found))) for row in rows]
-            known = [(at, value.mean, value.std or 0.0) for at, value in values if value is not None]
-            num_points += len(known)
-            if known:
-                at, mean, std = zip(*known, strict=True)
-                label = f"{line} = {show(name)}" if isinstance(name, bool) else show(name)
-                axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=color, label=label)
+            label = f"{line} = {show(name)}" if isinstance(name, bool) else show(name)
+            points = [(row.heads[x], measure(column, records_of(row, finished))) for row in rows]
+            num_points += draw_points(axes, points, color, label)
             paper = [(row.heads[x], row.paper[column.metric]) for row in rows if column.metric in row.paper]
             if paper and is_usage(column):
                 axes.plot(*zip(*paper, strict=True), ls="--", lw=1, marker=".", alpha=0.6, color=color)
@@ -62,13 +58,13 @@ def draw_rows(figure: Figure, table: Table, found: Found, columns: Sequence[Colu
     return num_points
 
 
-def draw_history(figure: Figure, table: Table, found: Found, columns: Sequence[ColumnSpec]) -> int:
+def draw_history(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> int:
     """The history of each metric, one line a row: the mean over seeds, and a band from the lowest to the highest."""
     figure.set_size_inches(6.4 * len(columns), 3.6)
     num_points = 0
     for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
         for number, row in enumerate(table.rows):
-            histories = [record.get("history", {}).get(column.metric, []) for record in records_of(row, found)]
+            histories = [record.get("history", {}).get(column.metric, []) for record in records_of(row, finished)]
             epochs = [[value * column.scale for value in values] for values in zip(*histories, strict=False)]
             at = range(1, len(epochs) + 1)
             num_points += len(epochs)
@@ -83,26 +79,31 @@ def draw_history(figure: Figure, table: Table, found: Found, columns: Sequence[C
     return num_points
 
 
-def draw_columns(figure: Figure, table: Table, found: Found, columns: Sequence[ColumnSpec]) -> int:
+def draw_columns(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> int:
     """The metrics side by side, one line a row."""
     figure.set_size_inches(6.4, 3.6)
     axes = figure.subplots()
     num_points = 0
     for number, row in enumerate(table.rows):
-        measured = [(at, measure(column, records_of(row, found))) for at, column in enumerate(columns)]
-        known = [(at, value.mean, value.std or 0.0) for at, value in measured if value is not None]
-        num_points += len(known)
-        if known:
-            at, mean, std = zip(*known, strict=True)
-            axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=f"C{number}", label=label_of(row.heads))
+        points = [(at, measure(column, records_of(row, finished))) for at, column in enumerate(columns)]
+        num_points += draw_points(axes, points, f"C{number}", label_of(row.heads))
     axes.set_xticks(range(len(columns)), [column.head for column in columns])
     axes.set_title(table.spec.title, fontsize=9)
     axes.grid(alpha=0.3)
     return num_points
 
 
-def records_of(row: Row, found: Found) -> list[Record]:
-    return [found[run.digest] for run in row.runs if run.digest in found]
+def draw_points(axes: Axes, points: Sequence[tuple[float, Measured | None]], color: str, label: str) -> int:
+    """A line with its spread through what was measured; gives the number of points."""
+    measured = [(at, value.mean, value.std or 0.0) for at, value in points if value is not None]
+    if measured:
+        at, mean, std = zip(*measured, strict=True)
+        axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=color, label=label)
+    return len(measured)
+
+
+def records_of(row: Row, finished: Finished) -> list[Record]:
+    return [finished[run.digest] for run in row.runs if run.digest in finished]
 
 
 def is_usage(column: ColumnSpec) -> bool:
@@ -122,7 +123,7 @@ def finish(axes: Axes, x: str, column: ColumnSpec) -> None:
         axes.set_ylim(-3, 103)
 
 
-DRAW: dict[str, Callable[[Figure, Table, Found, Sequence[ColumnSpec]], int]] = {
+DRAW: dict[str, Callable[[Figure, Table, Finished, Sequence[ColumnSpec]], int]] = {
     "rows": draw_rows,
     "history": draw_history,
     "columns": draw_columns,

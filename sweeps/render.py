@@ -1,12 +1,13 @@
 """A sheet as Markdown, LaTeX (booktabs), PNG and plain text."""
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from experiments.runtime.files import replacing
-from sweeps.results import Sheet
+from sweeps.sheet import Sheet
 
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -43,6 +44,14 @@ def flat_heads(sheet: Sheet, joint: str) -> list[str]:
     return [f"{head}{joint}{sub}" if sub else head for head, subs in sheet.groups for sub in subs]
 
 
+def spans(sheet: Sheet) -> Iterator[tuple[str, list[str], slice, bool]]:
+    """Of each group: its head, the heads of its columns, where these are, and whether they are the row's head."""
+    start = 0
+    for index, (head, subs) in enumerate(sheet.groups):
+        yield head, subs, slice(start, start + len(subs)), index < sheet.num_row_heads
+        start += len(subs)
+
+
 def with_breaks(sheet: Sheet, lines: list[str], mark: str) -> list[str]:
     """The body's lines with `mark` above each row that the sheet sets apart."""
     return [text for i, row in enumerate(lines) for text in ([mark, row] if i in sheet.breaks else [row])]
@@ -69,14 +78,12 @@ def escape(text: str) -> str:
 def latex(sheet: Sheet) -> str:
     """A complete `table` environment; needs \\usepackage{booktabs} and \\usepackage{graphicx}."""
     columns = "l" * sheet.num_row_heads + "r" * (len(sheet.body[0]) - sheet.num_row_heads)
-    top, rules, sub, column = [], [], [], 1
-    for head, subs in sheet.groups:
-        last = column + len(subs) - 1
+    top, rules, sub = [], [], []
+    for head, subs, at, _ in spans(sheet):
         top.append(escape(head) if len(subs) == 1 else f"\\multicolumn{{{len(subs)}}}{{c}}{{{escape(head)}}}")
         if len(subs) > 1:
-            rules.append(f"\\cmidrule(lr){{{column}-{last}}}")
+            rules.append(f"\\cmidrule(lr){{{at.start + 1}-{at.stop}}}")
         sub += [escape(text) for text in subs]
-        column = last + 1
     lines = []
     for number, row in enumerate(sheet.body):
         if number in sheet.breaks:
@@ -85,48 +92,30 @@ def latex(sheet: Sheet) -> str:
             lines.append(r"\midrule")
         lines.append(" & ".join(escape(cell) for cell in row) + r" \\")
     warning = f"\\textbf{{{escape(sheet.warning)}}} " if sheet.warning else ""
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{escape(sheet.title)}. {warning}{escape(' '.join(sheet.caption))}}}",
-            r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            " & ".join(top) + r" \\",
-            *(["".join(rules)] if rules else []),
-            " & ".join(sub) + r" \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}%",
-            r"}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    caption = f"{escape(sheet.title)}. {warning}{escape(' '.join(sheet.caption))}"
+    begin = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", r"\resizebox{\linewidth}{!}{%"]
+    heads = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(top) + r" \\"]
+    heads += ["".join(rules)] * bool(rules) + [" & ".join(sub) + r" \\", r"\midrule"]
+    end = [r"\bottomrule", r"\end{tabular}%", "}", r"\end{table}", ""]
+    return "\n".join([*begin, *heads, *lines, *end])
 
 
 def plain(sheet: Sheet) -> str:
     """For a terminal: two head lines and aligned columns."""
     subs = [sub for _, group in sheet.groups for sub in group]
     widths = [max(len(row[i]) for row in [subs, *sheet.body]) for i in range(len(subs))]
-    start = 0
-    for head, group in sheet.groups:  # a head may be wider than its columns together
-        width = sum(widths[start : start + len(group)]) + 2 * (len(group) - 1)
-        widths[start + len(group) - 1] += max(0, len(head) - width)
-        start += len(group)
+    for head, group, at, _ in spans(sheet):  # a head may be wider than its columns together
+        widths[at.stop - 1] += max(0, len(head) - sum(widths[at]) - 2 * (len(group) - 1))
 
     def line(cells: list[str]) -> str:
         n = sheet.num_row_heads
         padded = (c.ljust(w) if i < n else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
         return "  ".join(padded)
 
-    head_line, start = "", 0
-    for index, (head, group) in enumerate(sheet.groups):
-        width = sum(widths[start : start + len(group)]) + 2 * (len(group) - 1)
-        head_line += (head.ljust(width) if index < sheet.num_row_heads else head.center(width)) + "  "
-        start += len(group)
+    head_line = ""
+    for head, group, at, is_row_head in spans(sheet):
+        width = sum(widths[at]) + 2 * (len(group) - 1)
+        head_line += (head.ljust(width) if is_row_head else head.center(width)) + "  "
     warning = [f"!!! {sheet.warning}"] if sheet.warning else []
     note = textwrap.fill(" ".join(sheet.caption), 118)
     body = with_breaks(sheet, [line(row) for row in sheet.body], "-" * len(line(subs)))
@@ -138,16 +127,13 @@ def draw(sheet: Sheet) -> Figure:
     em, row_height = 0.082, 0.25  # inches: width of a character at 9 points, height of a row
     subs = [sub for _, group in sheet.groups for sub in group]
     widths = [max(len(text) for text in column) * em + 0.18 for column in zip(subs, *sheet.body, strict=True)]
-    start = 0
-    for head, group in sheet.groups:
-        missing = len(head) * em + 0.18 - sum(widths[start : start + len(group)])
-        for i in range(start, start + len(group)):
-            widths[i] += max(0.0, missing) / len(group)
-        start += len(group)
+    for head, group, at, _ in spans(sheet):
+        missing = max(0.0, len(head) * em + 0.18 - sum(widths[at]))
+        widths[at] = [width + missing / len(group) for width in widths[at]]
     width = max(sum(widths), 6.0)
     caption = textwrap.wrap(" ".join(sheet.caption), int(width / 0.056))
-    title = textwrap.wrap(sheet.title, int(width / 0.092)) + textwrap.wrap(sheet.warning, int(width / 0.085))
-    num_warning = len(textwrap.wrap(sheet.warning, int(width / 0.085)))
+    warning = textwrap.wrap(sheet.warning, int(width / 0.085))
+    title = textwrap.wrap(sheet.title, int(width / 0.092)) + warning
     height = row_height * (len(title) + 2 + len(sheet.body)) + 0.16 * len(caption) + 0.45
     figure = Figure((width + 0.3, height))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -157,22 +143,18 @@ def draw(sheet: Sheet) -> Figure:
 
     y = 0.1
     for number, text in enumerate(title):
-        is_warning = number >= len(title) - num_warning
-        color = "#b00020" if is_warning else "black"
+        color = "#b00020" if number >= len(title) - len(warning) else "black"
         axes.text(0, y + row_height / 2, text, va="center", size=11, weight="bold", color=color)
         y += row_height
     y += 0.06
     edges = [sum(widths[:i]) for i in range(len(widths) + 1)]
     axes.plot((0, edges[-1]), (y, y), color="black", lw=1.2)
-    start = 0
-    for index, (head, group) in enumerate(sheet.groups):
-        left, right = edges[start], edges[start + len(group)]
-        is_row_head = index < sheet.num_row_heads
+    for head, _, at, is_row_head in spans(sheet):
+        left, right = edges[at.start], edges[at.stop]
         x, align = (left + 0.05, "left") if is_row_head else ((left + right) / 2, "center")
         axes.text(x, y + row_height / 2, head, va="center", ha=align, size=9, weight="bold")
         if not is_row_head:
             axes.plot((left + 0.08, right - 0.02), (y + row_height,) * 2, color="black", lw=0.5)
-        start += len(group)
     y += row_height
     for x, text in zip(edges[1:], subs, strict=True):
         axes.text(x - 0.06, y + row_height / 2, text, va="center", ha="right", size=8, color="#444444")

@@ -20,12 +20,11 @@ from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.prepare import lend
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
-from experiments.runtime.records import PUBLISHED, record_path
+from experiments.runtime.records import PUBLISHED, data_name, record_path
 from lightning_modules.figures import sample_grid
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.render import replace_file
-from sweeps.run import add_seeds, data_resolver
-from sweeps.workers import add_common_arguments
+from sweeps.workers import add_seeds, data_resolver, parser_of
 
 
 def vims(grid: Grid) -> list[Run]:
@@ -70,21 +69,20 @@ def draw(grid: Grid, num: int) -> Figure | None:
         axes.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(label, fontsize=8)
         axes.set_axis_off()
-    figure.suptitle(
-        f"{data_module(grid.runs[0].experiment).data_id}, scale {grid.scale}: images 0 to {num - 1} of seed 0",
-        fontsize=9,
-    )
+    figure.suptitle(f"{data_of(grid)}, scale {grid.scale}: images 0 to {num - 1} of seed 0", fontsize=9)
     return figure
 
 
+def data_of(grid: Grid) -> str:
+    return data_name(data_module(grid.runs[0].experiment).data_id)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sweeps.samples",
+    parser = parser_of(
+        "samples",
+        "sweep, for example sweeps/vit_vqgan/table6.yaml",
         description="Draw what the trained models of a sweep generate, a strip a model, into one PNG. Trains nothing.",
     )
-    parser.add_argument("file", help="sweep, for example sweeps/vit_vqgan/table6.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
-    add_common_arguments(parser)
     add_seeds(parser)
     parser.add_argument("--num", type=int, default=20, help="images of each model (default: 20)")
     parser.add_argument("--out", help="folder of the picture (default: OUTPUT_DIR/tables)")
@@ -103,13 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
         for run in left_out:
             print(f"left out: {run.label}: {why_left_out(run)}", flush=True)
         if (figure := draw(grid, options.num)) is None:
-            raise ValueError(
-                f"{options.file}: no trained VIM at scale {options.scale} under {options.output_dir}/experiments; "
-                f"run {way}"
-            )
+            where = f"at scale {options.scale} under {options.output_dir}/experiments"
+            raise ValueError(f"{options.file}: no trained VIM {where}; run {way}")
         out = Path(options.out) if options.out else Path(options.output_dir) / "tables"
         out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{grid.name}_samples_{grid.scale}_{data_module(grid.runs[0].experiment).data_id}.png"
+        path = out / f"{grid.name}_samples_{grid.scale}_{data_of(grid)}.png"
         replace_file(path, figure)
         print(path)
         if left_out:

@@ -11,6 +11,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.values import read_yaml
 
+SWEEPS = Path(__file__).resolve().parent
+MAX_SEEDS = 1000
+PLOT_KINDS = ("rows", "history", "columns")
+
 
 @dataclass
 class ColumnSpec:
@@ -64,6 +68,26 @@ class TableSpec:
     note: str = ""
     plot: PlotSpec = field(default_factory=PlotSpec)
 
+    def check(self) -> None:
+        metrics = [column.metric for column in self.columns]
+        if not metrics or not self.cells:
+            raise ValueError("needs at least one column and one cell")
+        for column in self.columns:
+            try:
+                format(1.0, column.format)
+            except ValueError:
+                raise ValueError(f"column {column.metric}: bad format '{column.format}'") from None
+        for number, cell in enumerate(self.cells, 1):
+            at = f"cell {number} {cell.row}"
+            expect(cell.row, self.row_heads, f"{at}, row")
+            expect(self.row_heads, map(str, cell.row), f"{at}, row")
+            expect([*cell.paper, *cell.use], metrics, f"{at}, paper")
+            expect(cell.scales, scale_names(), f"{at}, scales")
+        if self.plot.kind:
+            expect([self.plot.kind], PLOT_KINDS, "plot, kind")
+            expect([self.plot.x, self.plot.line] if self.plot.kind == "rows" else [], self.row_heads, "plot")
+            expect(self.plot.metrics, metrics, "plot")
+
 
 @dataclass
 class SweepSpec:
@@ -71,6 +95,17 @@ class SweepSpec:
     tables: list[TableSpec] = MISSING
     objective: str = "rfid"  # metric given to Optuna as the trial's value
     maximize: bool = False  # more of it is better
+
+    def check(self) -> None:
+        """Raises ValueError for what the types allow but no table can be made of."""
+        ids = [table.id for table in self.tables]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"two tables have the same id ({', '.join(ids)}): their files would collide")
+        for table in self.tables:
+            try:
+                table.check()
+            except ValueError as error:
+                raise ValueError(f"table {table.id}: {error}") from None
 
 
 @dataclass
@@ -83,6 +118,10 @@ class ScaleSpec:
     overrides: dict[str, Any] = field(default_factory=dict)
     experiment_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def check(self) -> None:
+        if not 1 <= self.seeds <= MAX_SEEDS:
+            raise ValueError(f"seeds={self.seeds} must be between 1 and {MAX_SEEDS}")
+
 
 @dataclass
 class ParameterSpec:
@@ -93,6 +132,13 @@ class ParameterSpec:
     log: bool = False  # even in the logarithm
     integer: bool = False
     choices: list[Any] = field(default_factory=list)
+
+    def check(self) -> None:
+        low, high = self.low, self.high
+        is_range = low is not None and high is not None and low < high and (low > 0 or not self.log)
+        is_choice = bool(self.choices) and low is None and high is None
+        if is_range == bool(self.choices) or not (is_range or is_choice):
+            raise ValueError("give `choices`, or `low` below `high` (both above 0 with `log`)")
 
 
 @dataclass
@@ -111,9 +157,19 @@ class SearchSpec:
     warmup_validations: int = 1  # after these a trial may be ended
     seed: int = 0  # of the sampler
 
+    def check(self) -> None:
+        for key, parameter in self.space.items():
+            try:
+                parameter.check()
+            except ValueError as error:
+                raise ValueError(f"space, {key}: {error}") from None
+        for name in ("trials", "startup_trials", "validations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.space:
+            raise ValueError("space: names no key to search")
 
-MAX_SEEDS = 1000
-PLOT_KINDS = ("rows", "history", "columns")
+
 SPECS = (SweepSpec, TableSpec, CellSpec, ColumnSpec, PlotSpec, ScaleSpec, SearchSpec, ParameterSpec)
 Spec = TypeVar("Spec", SweepSpec, ScaleSpec, SearchSpec)
 
@@ -127,8 +183,10 @@ def read_spec(path: Path, kind: type[Spec]) -> Spec:
     except TypeError:
         raise ValueError(f"{path}: a list stands where `key: value` lines belong, or the other way round") from None
     assert isinstance(spec, kind)
-    if isinstance(spec, ScaleSpec) and not 1 <= spec.seeds <= MAX_SEEDS:
-        raise ValueError(f"{path}: seeds={spec.seeds} must be between 1 and {MAX_SEEDS}")
+    try:
+        spec.check()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return spec
 
 
@@ -136,68 +194,27 @@ def explain(error: OmegaConfBaseException) -> str:
     """One line: the key at fault, and the nearest known one if it is unknown."""
     key = str(error.full_key or error.key or "")
     leaf = key.rsplit(".", 1)[-1]
-    known = sorted({f.name for spec in SPECS for f in fields(spec)})
-    if leaf and leaf not in known and "[" not in leaf:
-        return f"unknown key '{key}'{nearest(leaf, known)}"
+    keys = sorted({f.name for spec in SPECS for f in fields(spec)})
+    if leaf and leaf not in keys and "[" not in leaf:
+        return f"unknown key '{key}'{nearest(leaf, keys)}"
     message = str(error).strip().splitlines()[0]
     return f"{key}: {message}" if key else message
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
     """ "; did you mean 'x'?", or the list of all when none is near."""
-    known = [str(k) for k in known]
-    near = difflib.get_close_matches(str(word), known, 1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
+    words = [str(each) for each in words]
+    near = difflib.get_close_matches(str(word), words, 1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(words)}"
 
 
-def check_search(search: SearchSpec, path: Path) -> None:
-    """Rejects ranges that are none, and numbers that leave nothing to search."""
-    for key, parameter in search.space.items():
-        low, high = parameter.low, parameter.high
-        is_range = low is not None and high is not None and low < high and (low > 0 or not parameter.log)
-        is_choice = bool(parameter.choices) and low is None and high is None
-        if is_range == bool(parameter.choices) or not (is_range or is_choice):
-            raise ValueError(f"{path}: space, {key}: give `choices`, or `low` below `high` (both above 0 with `log`)")
-    for name in ("trials", "startup_trials", "validations"):
-        if getattr(search, name) < 1:
-            raise ValueError(f"{path}: {name}={getattr(search, name)} must be at least 1")
-    if not search.space:
-        raise ValueError(f"{path}: space: names no key to search")
+def expect(given: Iterable[str], words: Iterable[str], where: str) -> None:
+    """Raises ValueError for the first of `given` that is none of `words`."""
+    words = list(words)
+    for word in given:
+        if word not in words:
+            raise ValueError(f"{where}: '{word}' is unknown{nearest(word, words)}")
 
 
-def check(sweep: SweepSpec, path: Path, scales: Iterable[str]) -> None:
-    """Rejects what the types allow but no table can be made of."""
-
-    def known(word: str, words: Iterable[str], where: str) -> None:
-        if word not in (words := list(words)):
-            raise ValueError(f"{path}: {where}: '{word}' is unknown{nearest(word, words)}")
-
-    ids = [table.id for table in sweep.tables]
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"{path}: two tables have the same id ({', '.join(ids)}): their files would collide")
-    for table in sweep.tables:
-        where = f"table {table.id}"
-        metrics = [column.metric for column in table.columns]
-        if not metrics or not table.cells:
-            raise ValueError(f"{path}: {where}: needs at least one column and one cell")
-        for column in table.columns:
-            try:
-                format(1.0, column.format)
-            except ValueError:
-                raise ValueError(f"{path}: {where}, column {column.metric}: bad format '{column.format}'") from None
-        for number, cell in enumerate(table.cells, 1):
-            at = f"{where}, cell {number} {cell.row}"
-            for head in [*cell.row, *table.row_heads]:
-                known(head, table.row_heads, f"{at}, row")
-                known(head, map(str, cell.row), f"{at}, row")
-            for metric in [*cell.paper, *cell.use]:
-                known(metric, metrics, f"{at}, paper")
-            for scale in cell.scales:
-                known(scale, scales, f"{at}, scales")
-        plot = table.plot
-        if plot.kind:
-            known(plot.kind, PLOT_KINDS, f"{where}, plot, kind")
-            for head in (plot.x, plot.line) if plot.kind == "rows" else ():
-                known(head, table.row_heads, f"{where}, plot")
-            for metric in plot.metrics:
-                known(metric, metrics, f"{where}, plot")
+def scale_names() -> list[str]:
+    return sorted(path.stem for path in (SWEEPS / "scales").glob("*.yaml"))

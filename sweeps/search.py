@@ -7,57 +7,57 @@ import argparse
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import optuna
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.config.compose import compose, parse
 from experiments.config.experiment import Experiment
 from experiments.config.values import from_dotlist
 from experiments.pipeline.build import data_module
+from experiments.pipeline.training import train_apart as train
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
+from experiments.runtime.records import data_name
 from experiments.runtime.signals import follow_parent
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
-from sweeps.pruning import Report
-from sweeps.run import DATA_WORDS, data_resolver
-from sweeps.schema import ParameterSpec, SearchSpec, check_search, read_spec
-from sweeps.study import OPEN, Queue, digest_of
+from sweeps.queue import OPEN, Queue, job_of
+from sweeps.schema import ParameterSpec, SearchSpec, read_spec
 from sweeps.trials import write_trials
 from sweeps.workers import (
-    add_common_arguments,
     add_worker_arguments,
     check_worker_arguments,
+    data_resolver,
+    digest_of,
     duration,
     keep_traceback,
-    spawn_workers,
-    train,
+    parser_of,
+    share,
 )
+
+ExperimentOf = Callable[[dict[str, Any]], Experiment]
 
 
 class Search:
     """A search's study and its trials. `experiment_of` makes the experiment of a trial's parameters."""
 
     def __init__(
-        self,
-        spec: SearchSpec,
-        name: str,
-        experiment_of: Callable[[dict[str, Any]], Experiment],
-        storage: str,
-        output_dir: Path,
+        self, spec: SearchSpec, name: str, experiment_of: ExperimentOf, storage: str, output_dir: Path
     ) -> None:
-        self.spec, self.experiment_of = spec, experiment_of
-        self.name = name
+        self.spec, self.name, self.experiment_of = spec, name, experiment_of
         self.first = experiment_of(corner(spec, 0))
         self.data_id = data_module(self.first).data_id
         interval = self.first.trainer.validate_every
         self.queue = Queue(
-            f"{name}_{self.data_id}",
+            study_name(spec, name, self.first, self.data_id),
             storage,
             output_dir,
             direction="maximize" if spec.maximize else "minimize",
@@ -66,11 +66,12 @@ class Search:
 
     def fill(self, count: int) -> list[str]:
         """Queues what is missing of `count` trials, failed ones with new values; gives their names."""
-        newest = {digest_of(trial): trial.state for trial in self.queue.patiently(self.queue.trials)}
+        newest = {job_of(trial): trial.state for trial in self.queue.patiently(self.queue.trials)}
         names = [f"{self.queue.name}.{number:04}" for number in range(count)]
-        settled = (TrialState.COMPLETE, TrialState.PRUNED, *OPEN)
-        self.queue.fill({name: {} for name in names if newest.get(name) not in settled}, params=lambda name: {})
-        return [name for name in names if newest.get(name) not in (TrialState.COMPLETE, TrialState.PRUNED)]
+        finished = (TrialState.COMPLETE, TrialState.PRUNED)
+        todo = [name for name in names if newest.get(name) not in finished]
+        self.queue.fill({name: {"folder": f"sweeps/{name}"} for name in todo if newest.get(name) not in OPEN})
+        return todo
 
     def work(self, names: Sequence[str]) -> None:
         """Runs waiting trials, then waits for those that others run."""
@@ -80,7 +81,7 @@ class Search:
         params = self.queue.patiently(lambda: self.suggest(trial))
         experiment = self.experiment_of(params)
         folder = run_dir(experiment, self.name)
-        report = Report(trial, self.spec.metric, experiment.trainer.max_steps, self.queue.patiently)
+        report = Report(self.spec.metric, experiment.trainer.max_steps, partial(self.queue.is_hopeless, trial))
         start, shown = time.monotonic(), show_params(params)
         with keep_traceback(folder):
             try:
@@ -89,10 +90,9 @@ class Search:
                 self.queue.fail(trial, str(pruned), TrialState.PRUNED)
                 say(trial, f"{shown}: pruned after {duration(time.monotonic() - start)}, {pruned}")
                 return
-            if self.spec.metric not in record["metrics"]:
-                known = ", ".join(sorted(record["metrics"]))
-                raise ValueError(f"metric={self.spec.metric} is none of this model's: {known}")
-            value = record["metrics"][self.spec.metric]
+            value = record["metrics"].get(self.spec.metric)
+            if value is None:
+                raise ValueError(f"metric={self.spec.metric} is none of {', '.join(sorted(record['metrics']))}")
             if math.isnan(value):
                 raise FloatingPointError(f"{self.spec.metric} is not a number")
         attributes = record["metrics"] | {
@@ -106,20 +106,50 @@ class Search:
     def suggest(self, trial: Trial) -> dict[str, Any]:
         """The trial's parameters. The sampler's seed is the trial's own, so a search that is stopped goes on as if it
         had not been, and workers that start together do not draw the same."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.queue.study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=self.spec.startup_trials,
-                constant_liar=True,  # two workers do not try the same corner
-                seed=self.spec.seed + trial.number,
-            )
+        self.queue.study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=self.spec.startup_trials,
+            constant_liar=True,  # two workers do not try the same corner
+            seed=self.spec.seed + trial.number,
+        )
         return {key: suggest(trial, key, parameter) for key, parameter in self.spec.space.items()}
+
+
+class Report(Callback):
+    """Callback: reports each validation metric of a training to Optuna and stops hopeless trials.
+
+    Gives `is_hopeless` the metric and step of every validation in training, and ends the run when it says so.
+
+    A run at `last_step` is finished and not ended. Raises optuna.TrialPruned, and ValueError for a metric that the
+    validation does not have.
+    """
+
+    def __init__(self, metric: str, last_step: int, is_hopeless: Callable[[float, int], bool]) -> None:
+        self.metric, self.last_step, self.is_hopeless = metric, last_step, is_hopeless
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:  # the evaluation of the finished model is the trial's value
+            return
+        values = trainer.callback_metrics
+        if self.metric not in values:
+            raise ValueError(f"metric={self.metric} is none of the validation's: {', '.join(sorted(values))}")
+        value, step = float(values[self.metric]), int(getattr(module, "step", trainer.global_step))
+        if self.is_hopeless(value, step) and step < self.last_step:
+            raise optuna.TrialPruned(f"{self.metric} {value:.4g} at step {step} is worse than the median")
+
+
+def study_name(spec: SearchSpec, name: str, experiment: Experiment, data_id: str) -> str:
+    """`name`, the data and a digest of the search's meaning: all that decides what a trial is or how trials are ranked.
+
+    `experiment`, that of any one point of the space, stands for recipe, scale, fixed values and arguments.
+    """
+    meaning = {key: value for key, value in asdict(spec).items() if key not in ("title", "trials")}
+    return f"{name}_{data_name(data_id)}_{digest_of([meaning, experiment.digest(), data_id])}"
 
 
 def suggest(trial: Trial, key: str, parameter: ParameterSpec) -> Any:
     if parameter.choices:
         return trial.suggest_categorical(key, parameter.choices)
-    assert parameter.low is not None and parameter.high is not None  # check_search
+    assert parameter.low is not None and parameter.high is not None  # ParameterSpec.check
     if parameter.integer:
         return trial.suggest_int(key, int(parameter.low), int(parameter.high), log=parameter.log)
     return trial.suggest_float(key, parameter.low, parameter.high, log=parameter.log)
@@ -138,20 +168,17 @@ def corner(spec: SearchSpec, end: int) -> dict[str, Any]:
 
 
 def show_params(params: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key.rsplit('.', 1)[-1]}={value:.3g}" if isinstance(value, float) else f"{key.rsplit('.', 1)[-1]}={value}"
-        for key, value in params.items()
-    )
+    texts = {key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in params.items()}
+    return ", ".join(f"{key.rsplit('.', 1)[-1]}={text}" for key, text in texts.items())
 
 
 def say(trial: Trial | FrozenTrial, text: str) -> None:
     print(f"[trial {trial.number}] {text}", flush=True)
 
 
-def load_search(path: Path, scale: str, overrides: Sequence[str]) -> tuple[SearchSpec, Callable[..., Experiment]]:
+def load_search(path: Path, scale: str, overrides: Sequence[str]) -> tuple[SearchSpec, ExperimentOf]:
     """The search and what makes an experiment of parameters. Raises ValueError that names file and key."""
     spec, overlay = read_spec(path, SearchSpec), load_scale(scale)
-    check_search(spec, path)
     name, files = f"{spec.experiment}_{overlay.experiments}", {}  # type: ignore[var-annotated]
 
     def experiment_of(params: dict[str, Any]) -> Experiment:
@@ -170,16 +197,14 @@ def load_search(path: Path, scale: str, overrides: Sequence[str]) -> tuple[Searc
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sweeps.search",
+    parser = parser_of(
+        "search",
+        "search, for example sweeps/search_vqgan_lc.yaml",
         description="Search the best values of some keys of a recipe by Optuna's TPE; a median pruner ends trials that "
         "are worse than usual. Then, and when there is nothing to do, a table and pictures of the trials are written.",
         epilog="Stopped or killed, the same command continues; with more --trials it goes on from what it knows. Any "
         "number of workers and machines share a search, as they do a sweep: docs/sweeps.md.",
     )
-    parser.add_argument("file", help="search, for example sweeps/search_vqgan_lc.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every trial")
-    add_common_arguments(parser)
     add_worker_arguments(parser)
     parser.add_argument("--trials", type=int, default=0, help="trials in all (default: as the file says)")
     return parser
@@ -204,13 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         print(f"{spec.title}: {len(names)} of {count} trials to run, scale {options.scale}", flush=True)
         if names:
-            data_module(search.first).prepare_data()
-            if (workers := min(options.workers, len(names))) > 1:
-                decided = ["--data", DATA_WORDS[search.first.data.name]]
-                spawn_workers("sweeps.search", workers, [*arguments, *decided], options.storage)
-            else:
-                search.work(names)
-        return write_trials(search.queue.study, spec, options.scale, search.data_id, output_dir / "tables")
+            share("sweeps.search", len(names), [search.first], options, arguments, lambda: search.work(names))
+        return write_trials(search.queue.study, spec, options.scale, data_name(search.data_id), output_dir / "tables")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ both sides are shown. B's follow when the products inside attention are left out
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from lightning_modules.networks.gpt import GPT, GPT_SIZES, GPTConfig
 from lightning_modules.networks.vit import VIT_SIZES, ViTConfig, ViTDecoder, ViTEncoder
 from sweeps.grid import EXPERIMENTS
 from sweeps.render import plain, write_sheet
-from sweeps.results import Sheet
+from sweeps.sheet import Sheet
 
 IMAGE_SIZE = 256
 
@@ -42,33 +43,24 @@ def count_vim(size: str) -> tuple[int, int]:
     return count(gpt.blocks), count(gpt)
 
 
+def size_row(
+    model: str, size: str, dims: Sequence[int], paper: float, counts: Sequence[float], own: float
+) -> list[str]:
+    """`counts` and `own`, the one to compare with the paper's, in millions."""
+    texts = [f"{number:.1f}M" for number in counts] + [""] * (3 - len(counts))
+    sizes = [f"{value:,}" for value in dims]
+    return [model, size.capitalize(), *sizes, f"{paper:.0f}M", *texts, f"{own - paper:+.1f}M"]
+
+
 def vit_sizes() -> Sheet:
     """A-Table 2."""
     body = []
     for size, paper in A_TABLE_2.items():
-        dims, counts = VIT_SIZES[size], count_size(size)
-        millions = [value / 1e6 for value in counts.values()]
-        body.append(
-            [size.capitalize(), *(f"{value:,}" for value in dims), f"{paper:.0f}M"]
-            + [f"{value:.1f}M" for value in millions]
-            + [f"{millions[1] - paper:+.1f}M"]
-        )
-    body = [["ViT-VQGAN", *line] for line in body]
+        counts = [number / 1e6 for number in count_size(size).values()]
+        body.append(size_row("ViT-VQGAN", size, VIT_SIZES[size], paper, counts, counts[1]))
     for size, paper in A_TABLE_2_VIM.items():
-        blocks, whole = (value / 1e6 for value in count_vim(size))
-        line = [f"{value:,}" for value in GPT_SIZES[size]]
-        body.append(
-            [
-                "VIM",
-                size.capitalize(),
-                *line,
-                f"{paper:.0f}M",
-                f"{blocks:.1f}M",
-                f"{whole:.1f}M",
-                "",
-                f"{whole - paper:+.1f}M",
-            ]
-        )
+        counts = [number / 1e6 for number in count_vim(size)]
+        body.append(size_row("VIM", size, GPT_SIZES[size], paper, counts, counts[1]))
     heads = ["model", "size", "blocks", "heads", "width", "MLP width"]
     return Sheet(
         title="ViT-VQGAN, Table 2: transformer configurations",

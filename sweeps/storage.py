@@ -7,12 +7,11 @@ import importlib.util
 import random
 import re
 import time
-import warnings
 from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -26,13 +25,8 @@ PATIENCE_SECONDS = 3600.0  # then the command gives up; what is finished is in t
 DRIVERS = {"postgresql": "psycopg"}  # what a URL that names no driver is opened with
 INSTALL = {"psycopg": "pip install 'vq-image-modeling[postgresql]' (or 'psycopg[binary]')"}
 # A machine that vanishes without a word is noticed within a minute or so.
-CONNECTION = {
-    "connect_timeout": 10,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 60_000,
-}
+CONNECTION = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+CONNECTION["tcp_user_timeout"] = 60_000  # milliseconds
 
 Answer = TypeVar("Answer")
 
@@ -73,17 +67,15 @@ def open_storage(storage: str, journal: Path, retry: Callable[..., None]) -> Bas
     options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was lost is made anew
     if url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
         options["connect_args"] = CONNECTION
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return create_tables(
-            lambda: RDBStorage(
-                url.render_as_string(hide_password=False),
-                engine_kwargs=options,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=retry,
-            )
+    return create_tables(
+        lambda: RDBStorage(
+            url.render_as_string(hide_password=False),
+            engine_kwargs=options,
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            heartbeat_stale_trial_callback=retry,
         )
+    )
 
 
 def create_tables(connect: Callable[[], RDBStorage], tries: int = 8) -> RDBStorage:
@@ -99,15 +91,24 @@ def create_tables(connect: Callable[[], RDBStorage], tries: int = 8) -> RDBStora
 def outage(error: BaseException) -> str:
     """Why the database cannot be reached, in a few words; "" for any other error."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    if not isinstance(cause, (OperationalError, InterfaceError)):
-        return ""
-    return reason(cause)
+    return reason(cause) if isinstance(cause, (OperationalError, InterfaceError)) else ""
 
 
 def reason(error: BaseException, length: int = 200) -> str:
     """What the database's driver says, without SQLAlchemy's decoration."""
     text = str(getattr(error, "orig", None) or error)
     return " ".join(text.split())[:length]
+
+
+def patient(method: Callable[..., Answer]) -> Callable[..., Answer]:
+    """A method that runs by its owner's `patiently`."""
+
+    @wraps(method)
+    def waiting(self: Any, *args: Any) -> Answer:
+        patiently: Patience = self.patiently
+        return patiently(partial(method, self, *args))
+
+    return waiting
 
 
 class Patience:

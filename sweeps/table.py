@@ -5,45 +5,51 @@ python -m sweeps.table sweeps/ablation_codebook.yaml --scale reduced
 
 import argparse
 import sys
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
+from experiments.pipeline.build import resolve_data
 from experiments.runtime.errors import user_errors
-from experiments.runtime.records import PUBLISHED, find_records
-from sweeps.grid import Grid
-from sweeps.plan import table_grids
+from experiments.runtime.records import PUBLISHED, data_name, find_records
+from sweeps.grid import Grid, load_grid
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
-from sweeps.results import Found, make_sheet
-from sweeps.run import add_seeds
-from sweeps.workers import add_common_arguments
+from sweeps.sheet import Finished, make_sheet
+from sweeps.workers import add_common_arguments, add_seeds
 
 
-def render(grid: Grid, by_data: dict[str, Found], data_id: str, out: Path, difference: bool = True) -> list[Path]:
-    """Writes every table of the sweep for the data set `data_id`, prints it, and gives the files' paths."""
-    paths, found = [], by_data[data_id]
+def render_grid(grid: Grid, output_dir: Path, out: Path, difference: bool = True) -> list[Path]:
+    """Writes every table of the sweep for each data set of its records and prints it; the paths of the files.
+
+    Rows of different data never share a table. No file is written when no cell is finished.
+    """
+    by_data: dict[str, Finished] = {}
+    for run in grid.runs:
+        for data_id, record in find_records(run.experiment, [output_dir / "records", PUBLISHED]).items():
+            by_data.setdefault(data_id, {})[run.digest] = record
+    is_shared = Counter(map(data_name, by_data))  # only then a name needs its fingerprint
+    by_data = {data_id if is_shared[name := data_name(data_id)] > 1 else name: by_data[data_id] for data_id in by_data}
+    return [path for name in sorted(by_data) for path in render(grid, by_data, name, out, difference)]
+
+
+def render(grid: Grid, by_data: dict[str, Finished], data: str, out: Path, difference: bool) -> list[Path]:
+    paths, finished = [], by_data[data]
     for table in grid.tables:
-        if not any(run.digest in found for row in table.rows for run in row.runs):
+        if not any(run.digest in finished for row in table.rows for run in row.runs):
             continue
         name = grid.name if len(grid.tables) == 1 else f"{grid.name}_{table.spec.id}"
-        stem = out / f"{name}_{grid.scale}_{data_id}"
-        sheet, warnings = make_sheet(grid, table, by_data, data_id, difference)
+        stem = out / f"{name}_{grid.scale}_{data}"
+        sheet, warnings = make_sheet(grid, table, by_data, data, difference)
         print(f"\n{plain(sheet)}")
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         paths += write_sheet(sheet, stem)
         if table.spec.plot.kind:
-            plot = write_plot(table, found, data_id, grid.scale, stem.with_name(f"{stem.name}_plot.png"))
+            plot = write_plot(table, finished, data, grid.scale, stem.with_name(f"{stem.name}_plot.png"))
             paths += [plot] if plot else []
+    print("\n" + "\n".join(f"written: {path}" for path in paths), flush=True)
     return paths
-
-
-def find_all(grid: Grid, directories: list[Path]) -> dict[str, Found]:
-    """The grid's finished runs by data id: rows of different data never share a table."""
-    found: dict[str, Found] = {}
-    for run in grid.runs:
-        for data_id, record in find_records(run.experiment, directories).items():
-            found.setdefault(data_id, {})[run.digest] = record
-    return found
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,15 +69,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def render_sweep(file: str, overrides: list[str], options: argparse.Namespace) -> list[Path]:
-    """The files written; none when no cell is finished."""
+    """The files written: with --data auto those of the recipes' own data, and of the shapes that may stand in."""
     output_dir = Path(options.output_dir)
     out = Path(options.out) if options.out else output_dir / "tables"
-    paths: list[Path] = []
-    for grid in table_grids(output_dir, file, options.scale, options.seeds, overrides, options.data):
-        by_data = find_all(grid, [output_dir / "records", PUBLISHED])
-        for data_id in sorted(by_data):
-            paths += render(grid, by_data, data_id, out, options.difference)
-    return paths
+    recipes = load_grid(file, options.scale, options.seeds, overrides)
+    words = ["shapes"] if options.data == "auto" else [options.data]
+    grids = [recipes] * (options.data == "auto") + [recipes.prepared(partial(resolve_data, data=w)) for w in words]
+    return [path for grid in grids for path in render_grid(grid, output_dir, out, options.difference)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,18 +85,18 @@ def main(arguments: list[str] | None = None) -> int:
         overrides = [item for item in options.items if "=" in item]
         if not files:
             raise ValueError("give a sweep, for example sweeps/ablation_codebook.yaml")
-        paths: list[Path] = []
+        is_any_written = False
         for file in files:
-            if not (written := render_sweep(file, overrides, options)):
+            written = render_sweep(file, overrides, options)
+            is_any_written |= bool(written)
+            if not written:
                 print(
                     f"{file}: no cell is finished at scale {options.scale} (records are looked for in "
                     f"{options.output_dir}/records and sweeps/records); run "
                     f"`python -m sweeps.run {file} --scale {options.scale}`",
                     file=sys.stderr,
                 )
-            paths += written
-        print("\n" + "\n".join(f"written: {path}" for path in paths))
-    return 0 if paths else 1
+    return 0 if is_any_written else 1
 
 
 if __name__ == "__main__":

@@ -1,27 +1,44 @@
 """What the commands that train many runs share: their arguments, their worker processes, and the training itself."""
 
 import argparse
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from experiments.runtime.records import Record
+from experiments.config.experiment import Experiment
+from experiments.pipeline.build import data_module, resolve_data
 from experiments.runtime.signals import wait_for
+from sweeps.storage import database_url
 
-if TYPE_CHECKING:
-    from experiments.config.experiment import Experiment
+DATA_WORDS = {"cifar10": "cifar10", "shapes": "shapes", "image_folder": "imagefolder"}
 
 
-def train(experiment: "Experiment", name: str, run_dir: Path, **options: Any) -> Record:
-    """`train_apart`, imported only where there is work: torch and Lightning take ten seconds."""
-    from experiments.pipeline import training
+def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experiment], Experiment]:
+    """Puts data and folders into experiments. "auto" is decided once a data set, not once a cell."""
+    words: dict[str, str] = {}
 
-    return training.train_apart(experiment, name, run_dir, **options)
+    def resolve(experiment: Experiment) -> Experiment:
+        runtime = replace(experiment.runtime, data_dir=data_dir, output_dir=output_dir)
+        experiment = replace(experiment, runtime=runtime)
+        name = experiment.data.name
+        if name not in words:
+            words[name] = DATA_WORDS[resolve_data(experiment, data).data.name]
+        return resolve_data(experiment, words[name])
+
+    return resolve
+
+
+def digest_of(meaning: Any) -> str:
+    """8 hex digits of plain values: those that decide what a trial is and how trials are ranked."""
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @contextmanager
@@ -42,6 +59,26 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def share(
+    module: str,
+    num_jobs: int,
+    experiments: Iterable[Experiment],
+    options: argparse.Namespace,
+    arguments: list[str],
+    work: Callable[[], None],
+) -> None:
+    """Runs `work`, or the command `module` in as many processes as `options` say, once its data is there."""
+    by_name = {experiment.data.name: experiment for experiment in experiments}
+    for experiment in by_name.values():
+        data_module(experiment).prepare_data()  # data that cannot be had is one error now, not one a run later
+    if (workers := min(options.workers, num_jobs)) == 1:
+        work()
+        return
+    words = {DATA_WORDS[name] for name in by_name}
+    decided = ["--data", *words] if len(words) == 1 else []  # the workers need not look for the data again
+    spawn_workers(module, workers, [*arguments, *decided], options.storage)
+
+
 def spawn_workers(module: str, count: int, arguments: list[str], storage: str) -> None:
     """The command `count` times, each with its share of the CPU cores; waits for all, also when it is stopped."""
     threads = max(1, (os.cpu_count() or 1) // count)
@@ -51,12 +88,25 @@ def spawn_workers(module: str, count: int, arguments: list[str], storage: str) -
     wait_for(workers)
 
 
+def parser_of(command: str, file: str, **texts: str) -> argparse.ArgumentParser:
+    """Of a command that takes one file, such as a sweep, and changes to its experiments."""
+    parser = argparse.ArgumentParser(prog=f"python -m sweeps.{command}", **texts)  # type: ignore[arg-type]
+    parser.add_argument("file", help=file)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
+    add_common_arguments(parser)
+    return parser
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """What names the runs: taken by all commands of `sweeps`, so that one set of words names one set of cells."""
     parser.add_argument("--scale", default="quick", help="quick | reduced | paper (default: quick)")
     parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
     parser.add_argument("--data-dir", default="data", help="folder of the data sets (default: data)")
     parser.add_argument("--output-dir", default="runs", help="records, checkpoints, tables (default: runs)")
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", default="", help="0,1,2 or a count (default: as the scale says)")
 
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +124,4 @@ def check_worker_arguments(options: argparse.Namespace) -> None:
     if options.workers < 1:
         raise ValueError(f"WORKERS={options.workers} must be at least 1")
     if options.storage != "journal":
-        from sweeps.storage import database_url
-
         database_url(options.storage)

@@ -1,5 +1,6 @@
 """Trains one experiment and writes its result record."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from experiments.pipeline.prepare import gather, prepare
 from experiments.pipeline.summary import print_summary
 from experiments.pipeline.upstream import checkpoint_below, upstream_of
 from experiments.runtime.checkpoint_files import load_checkpoint
-from experiments.runtime.files import locked, require_writable
+from experiments.runtime.files import LOCK, inherited, locked, require_writable
 from experiments.runtime.health import (
     naming_last_checkpoint,
     peak_device_memory_bytes,
@@ -76,7 +77,7 @@ def train(
             require_writable(records)
             require_writable(folder)
             advice = "wait for it or stop it, or choose another --run-dir"
-            stack.enter_context(locked(folder / ".lock", "is training there", waits, advice))
+            stack.enter_context(locked(folder / LOCK, "is training there", waits, advice))
         return finished(path, experiment, needed) or train_alone(experiment, name, folder, path, callbacks)
 
 
@@ -172,7 +173,7 @@ def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Seq
     file = run_dir / f"{name}.json"
     write_json(file, experiment.identity() | {"runtime": vars(experiment.runtime)})
     command = [sys.executable, "-m", "experiments.train", str(file), "--run-dir", str(run_dir)]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=os.environ | inherited(run_dir / LOCK))
     wait_for([process])
     if process.returncode:
         raise RuntimeError(f"training on several devices ended with status {process.returncode}: {' '.join(command)}")

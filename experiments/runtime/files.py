@@ -15,6 +15,8 @@ from experiments.runtime.errors import is_first
 
 PARTIAL = ".partial"  # what is written, until it is whole
 LOCK = ".lock"  # of a folder
+HELD: dict[Path, int] = {}  # lock file -> the process that holds it; a fork has its parent's entries
+INHERITED = "VQ_LOCK_HELD"  # environment variable: the lock file that the process which started this one holds for it
 
 
 @contextmanager
@@ -63,7 +65,8 @@ def require_writable(folder: Path) -> None:
 def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for it or stop it") -> Iterator[None]:
     """Held by one process, which notes itself in the file `path`; others wait for it, and say so.
 
-    Ranks but the first pass: they come after it (`main_first`). A POSIX record lock, which the kernel drops with its
+    The process may enter again. Ranks but the first pass: they come after it (`main_first`); and so does a process that
+    it starts with the environment `inherited`. A POSIX record lock, which the kernel drops with its
     process however that ends, and which data loader workers, that outlive a killed process by seconds, do not inherit
     (they would a flock).
 
@@ -76,8 +79,9 @@ def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for i
     Raises:
         ValueError: another process holds it, with its number and host.
     """
-    if not is_first():
-        yield
+    path = path.resolve()
+    if not is_first() or HELD.get(path) == os.getpid() or os.environ.get(INHERITED) == str(path):
+        yield  # not opened again: any close of a record lock's file frees it
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
@@ -93,4 +97,14 @@ def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for i
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        HELD[path] = os.getpid()
+        try:
+            yield
+        finally:
+            del HELD[path]
+
+
+def inherited(path: Path) -> dict[str, str]:
+    """Environment of a process that is to enter `locked(path)` on behalf of this one, which may hold it."""
+    path = path.resolve()
+    return {INHERITED: str(path)} if HELD.get(path) == os.getpid() else {}

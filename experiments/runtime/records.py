@@ -7,6 +7,7 @@ in `runs/records/`; the ones that the repository publishes live in `sweeps/recor
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +55,11 @@ def size_and_seed(experiment: Identified) -> dict[str, int]:
     while "upstream" in tokenizer:
         tokenizer = tokenizer["upstream"]
     return {"codebook_size": tokenizer["model"]["codebook_size"], "seed": own["seed"]}
+
+
+def data_name(data_id: str) -> str:
+    """Without the fingerprint of the images: cifar10-export-1a2b3c4d -> cifar10-export."""
+    return re.sub("-[0-9a-f]{8}$", "", data_id)
 
 
 KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protocols": dict}

@@ -17,6 +17,7 @@ from vim_cases import tiny_vim
 
 from experiments.config.experiment import Experiment
 from experiments.pipeline.training import train_apart
+from experiments.runtime.files import LOCK, locked
 from experiments.runtime.records import read_record
 
 PATIENCE = 900  # seconds, on a machine that is busy with other things
@@ -74,7 +75,8 @@ def test_two_processes_go_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv(name, value)
     experiment = chain(tmp_path / "straight")
     run = tmp_path / "straight/vims/run"
-    made = train_apart(experiment, "recipe", run)
+    with locked(run / LOCK, "is training there", waits=False):
+        made = train_apart(experiment, "recipe", run)
     assert (
         made["num_devices"] == 2
         and made["name"] == "recipe"

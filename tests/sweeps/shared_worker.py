@@ -54,18 +54,18 @@ def work(
     import torch
 
     from experiments.runtime.callbacks import Throughput
-    from sweeps import grid, run, storage, study
+    from sweeps import grid, queue, run, storage
 
     sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115
     torch.set_num_threads(1)
     os.environ.update(environment)
     grid.EXPERIMENTS = sweep.parent
-    study.POLL_SECONDS, storage.RETRY_SECONDS = 0.2, 0.2
+    queue.POLL_SECONDS, storage.RETRY_SECONDS = 0.2, 0.2
     storage.HEARTBEAT_SECONDS = settings.get("heartbeat", storage.HEARTBEAT_SECONDS)
     storage.GRACE_SECONDS = settings.get("grace", storage.GRACE_SECONDS)
     if "machine" in settings:
-        study.BOOT_ID = log.with_suffix(".boot_id")
-        study.BOOT_ID.write_text(settings["machine"])
+        queue.BOOT_ID = log.with_suffix(".boot_id")
+        queue.BOOT_ID.write_text(settings["machine"])
     Throughput.on_train_batch_end = after_step(  # type: ignore[method-assign]
         Throughput.on_train_batch_end, sweep.parent / "steps", settings
     )

@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from postgresql_server import PASSWORD, Server
 from shared_worker import work, write_sweep
@@ -19,11 +20,12 @@ from sweeps import grid as grid_module
 from sweeps import run as run_module
 from sweeps import storage as storage_module
 from sweeps.grid import load_grid
-from sweeps.study import Queue
+from sweeps.queue import Queue
+from sweeps.storage import database_url
 
 WAIT = 400.0  # seconds; the tests wait for events, this only ends a test that hangs
 CONTEXT = multiprocessing.get_context("forkserver")  # imports once, then forks a worker in a moment
-CONTEXT.set_forkserver_preload(["experiments.train", "sweeps.run", "sweeps.study", "psycopg"])
+CONTEXT.set_forkserver_preload(["experiments.train", "sweeps.run", "sweeps.queue", "psycopg"])
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,8 @@ def machines(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> 
 
 
 def states(machines: Machines) -> list[str]:
-    queue = Queue("sweep_reduced_shapes", machines.url, machines.folder / "looker")
+    (name,) = optuna.get_all_study_names(database_url(machines.url).render_as_string(hide_password=False))
+    queue = Queue(name, machines.url, machines.folder / "looker")
     return sorted(trial.state.name for trial in queue.study.get_trials())
 
 
@@ -206,7 +209,7 @@ def test_commands_that_start_together_fill_the_queue_once(server: Server, tmp_pa
     """Without the lock both would see an empty queue and put everything in."""
     url = server.create("fill")
     first, second = (Queue("a", url, tmp_path / name) for name in "ab")
-    jobs: dict[str, dict[str, Any]] = {f"{number:012}": {} for number in range(6)}
+    jobs: dict[str, dict[str, Any]] = {f"{number:012}": {"folder": f"{number}"} for number in range(6)}
     filler = CONTEXT.Process(target=fill, args=(url, tmp_path / "c", jobs))
     with first.alone():
         filler.start()
@@ -228,7 +231,7 @@ def is_anyone_waiting(url: str) -> bool:
 
 
 def fill(url: str, folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
-    Queue("a", url, folder).fill(jobs, params=lambda digest: {})
+    Queue("a", url, folder).fill(jobs)
 
 
 def test_records_are_found_by_what_they_are_of(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,21 +239,20 @@ def test_records_are_found_by_what_they_are_of(machines: Machines, monkeypatch: 
     sweep = write_sweep(machines.folder, [8])
     monkeypatch.setattr(grid_module, "EXPERIMENTS", machines.folder)
     (run,) = load_grid(sweep, "reduced", "", ["data.name=shapes"]).runs
-    queue = Queue("sweep_reduced_shapes", machines.url, machines.out)
-    queue.fill({run.digest: {}}, params=lambda digest: {})
+    mine = run_module.Sweep(load_grid(sweep, "reduced"), machines.out)
+    mine.queue = queue = Queue(mine.study_name, machines.url, machines.out)
+    queue.fill({run.digest: mine.job(run)})
     config = run.experiment.identity() | {"seed": 7}
     record = {"format": 1, "digest": run.digest, "data_id": "shapes", "config": config, "metrics": {}, "protocols": {}}
     with queue.claim({run.digest}) as (trial, _):
         assert trial is not None
         queue.finish(trial, 1.0, {"record": record}, {})
     assert queue.records() == [record]
-    mine = run_module.Sweep(load_grid(sweep, "reduced"), {run.digest: "shapes"}, machines.out)
-    mine.queue = queue
     mine.fetch()
     assert find_records(run.experiment, [machines.out / "records"]) == {}
     with queue.claim({run.digest}) as (trial, _):
         assert trial is None
-    queue.fill({run.digest: {}}, params=lambda digest: {})
+    queue.fill({run.digest: mine.job(run)})
     with queue.claim({run.digest}) as (trial, _):
         assert trial is not None
         queue.finish(trial, 1.0, {"record": record | {"config": run.experiment.identity()}}, {})

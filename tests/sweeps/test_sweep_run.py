@@ -8,19 +8,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.trial import FrozenTrial
 
 import sweeps.run as run_module
 from experiments.config import compose as config_module
 from experiments.config.experiment import Experiment
 from experiments.config.values import read_yaml
 from experiments.pipeline import upstream as chain
-from experiments.runtime.records import Record, read_record, record_path, write_json
+from experiments.runtime.files import LOCK, locked
+from experiments.runtime.records import Record, read_record, record_path, run_dir, write_json
 from sweeps import grid as grid_module
+from sweeps import queue as queue_module
 from sweeps import storage as storage_module
-from sweeps import study as study_module
+from sweeps import workers as workers_module
 from sweeps.grid import SWEEPS
-from sweeps.study import Queue
+from sweeps.queue import Queue
 
 SWEEP = """
 title: A test
@@ -68,7 +72,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Trainer()
     monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
     monkeypatch.setattr(run_module, "train", trainer)
-    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(queue_module, "POLL_SECONDS", 0.05)
     return trainer
 
 
@@ -76,9 +80,13 @@ def command(tmp_path: Path, *extra: str) -> int:
     return run_module.main([str(tmp_path / "sweep.yaml"), "--output-dir", str(tmp_path / "runs"), *extra])
 
 
-def trials(tmp_path: Path, storage: str = "journal") -> list:
-    queue = Queue("sweep_quick_shapes", storage, tmp_path / "runs")
-    return queue.study.get_trials()
+def trials(tmp_path: Path, storage: str = "journal", pattern: str = "sweep_*") -> list[FrozenTrial]:
+    """Those of the one study that there is."""
+    if storage == "journal":
+        (name,) = (path.stem for path in (tmp_path / "runs" / "sweeps").glob(f"{pattern}.journal"))
+    else:
+        (name,) = optuna.get_all_study_names(storage)
+    return Queue(name, storage, tmp_path / "runs").study.get_trials()
 
 
 def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -99,27 +107,70 @@ def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, 
 
 @pytest.mark.parametrize("maximize", [False, True])
 def test_the_best_trial_is_that_of_the_objective(trainer: Trainer, tmp_path: Path, maximize: bool) -> None:
-    """What is not a number is the worst. A study begun with the other direction is left alone."""
+    """What is not a number is the worst."""
+    (tmp_path / "sweep.yaml").write_text(f"maximize: {str(maximize).lower()}\n{SWEEP}")
     assert command(tmp_path) == 0
-    sweep = SWEEP.replace("size: 16", "size: 8").replace("size: 32", "size: 24").replace("size: 64", "size: 48")
-    (tmp_path / "sweep.yaml").write_text(f"maximize: {str(maximize).lower()}\n{sweep}")
-    assert command(tmp_path) == 0
-    name = f"sweep_quick_shapes{'_max' if maximize else ''}"
-    queue = Queue(name, "journal", tmp_path / "runs", direction="maximize" if maximize else "minimize")
-    assert queue.study.best_trial.params["codebook_size"] == (8 if maximize else 64)
-    queue.fill({"damaged": {}}, params=lambda digest: {})
+    (journal,) = (tmp_path / "runs" / "sweeps").glob("*.journal")
+    direction = "maximize" if maximize else "minimize"
+    queue = Queue(journal.stem, "journal", tmp_path / "runs", direction=direction)
+    assert queue.study.direction.name.lower() == direction
+    assert queue.study.best_trial.params["codebook_size"] == (16 if maximize else 64)
+    queue.fill({"damaged": {"folder": "damaged"}})
     with queue.claim({"damaged"}) as (trial, _):
         assert trial is not None
         queue.finish(trial, math.nan, {}, {})
     assert queue.study.trials[-1].value == (-math.inf if maximize else math.inf)
-    with pytest.raises(ValueError, match=f"study {name} was begun with m.*another name"):
-        Queue(name, "journal", tmp_path / "runs", direction="minimize" if maximize else "maximize")
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        ("objective: ssim", False),
+        ("maximize: true", False),
+        ("title: Other words", True),
+        ("tables[0].cells: fewer", True),
+    ],
+)
+def test_trials_that_are_ranked_by_other_numbers_are_another_study(
+    trainer: Trainer, tmp_path: Path, change: str, is_same: bool
+) -> None:
+    sweep = run_module.Sweep(grid_module.load_grid(tmp_path / "sweep.yaml", "quick"), tmp_path)
+    text = SWEEP.replace("title: A test\n", "") if change.startswith("title") else SWEEP
+    fewer = "".join(line for line in SWEEP.splitlines(keepends=True) if "K: 64" not in line)
+    (tmp_path / "sweep.yaml").write_text(fewer if "cells" in change else f"{change}\n{text}")
+    other = run_module.Sweep(grid_module.load_grid(tmp_path / "sweep.yaml", "quick"), tmp_path)
+    assert (other.study_name == sweep.study_name) == is_same
+    assert run_module.Sweep(other.grid, tmp_path, published=False).study_name != other.study_name
+
+
+def test_a_finished_sweep_shows_its_tables_and_opens_no_queue(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is not whole: its cells stay empty."""
+
+    def fail(size: int) -> None:
+        if size == 32:
+            raise FloatingPointError("loss is nan")
+
+    trainer.before = fail
+    assert command(tmp_path) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "1 of 3 runs are missing" in out and "16 6.2" in out
+    trainer.before = lambda size: None
+    assert command(tmp_path) == 0
+    monkeypatch.setattr(run_module.Sweep, "open_queue", lambda *_: pytest.fail("nothing is left to queue"))
+    capsys.readouterr()
+    assert command(tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "0 of 3 cells to train" in out and "rFID" in out.split("cells finished")[1]
+    (table,) = (tmp_path / "runs" / "tables").glob("*.md")
+    assert "| 32 | 3.1 |" in table.read_text() and f"written: {table}" in out
 
 
 def test_cells_of_published_records_are_trained_when_asked(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a queue of their own; the plan, which holds no result, serves both commands."""
+    """In a queue of their own."""
     assert command(tmp_path) == 0
     monkeypatch.setattr(run_module, "PUBLISHED", tmp_path / "published")
     (tmp_path / "runs" / "records").rename(tmp_path / "published")
@@ -128,8 +179,8 @@ def test_cells_of_published_records_are_trained_when_asked(
     assert command(tmp_path, "--no-published") == 0
     assert command(tmp_path, "--no-published") == 0
     assert trainer.trained == [16, 32, 64] * 2
-    assert len(trials(tmp_path)) == 3
-    assert len(list((tmp_path / "runs" / "sweeps").glob("*_own.journal"))) == 1
+    studies = list((tmp_path / "runs" / "sweeps").glob("sweep_quick_shapes_*.journal"))
+    assert [len(trials(tmp_path, pattern=study.stem)) for study in studies] == [3, 3]
 
 
 def test_a_cell_on_top_of_another_model(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,21 +280,38 @@ def test_the_cell_of_a_killed_worker_is_run_again(
 
 
 def test_a_cell_that_another_command_trains_is_waited_for(trainer: Trainer, tmp_path: Path) -> None:
-    queue = Queue("another", "journal", tmp_path / "runs")
+    """Having trained the others. The lock is the one of the run's folder, whichever command holds it."""
     context = multiprocessing.get_context("fork")
-    grid = grid_module.load_grid(tmp_path / "sweep.yaml", "quick")
-    taken = grid.runs[1]
-    with queue.lock(taken.digest) as is_ours:
-        assert is_ours
-        worker = context.Process(target=command, args=(tmp_path,), daemon=True)
-        worker.start()
-        worker.join(2.0)
-        assert worker.is_alive()  # waits for the taken cell, having trained the others
-        resolve = run_module.data_resolver("auto", "data", str(tmp_path / "runs"))
-        Trainer()(resolve(taken.experiment), "vqgan_cifar10", tmp_path)
+    resolve = workers_module.data_resolver("auto", "data", str(tmp_path / "runs"))
+    taken = grid_module.load_grid(tmp_path / "sweep.yaml", "quick").prepared(resolve).runs[1]
+    folder = run_dir(tmp_path / "runs", "vqgan_cifar10", taken.experiment)
+    folder.mkdir(parents=True)
+    is_held, may_end = context.Event(), context.Event()
+
+    def hold() -> None:
+        with locked(folder / LOCK, "is training there", waits=False):
+            is_held.set()
+            may_end.wait()
+
+    holder = context.Process(target=hold, daemon=True)
+    holder.start()
+    is_held.wait()
+    worker = context.Process(target=command, args=(tmp_path,), daemon=True)
+    worker.start()
+    records = tmp_path / "runs" / "records"
+    end = time.monotonic() + 60
+    while (len(list(records.iterdir())) if records.is_dir() else 0) < 2:
+        assert worker.is_alive() and time.monotonic() < end
+        time.sleep(0.05)
+    assert not record_path(records, taken.experiment, "shapes").exists()
+    time.sleep(0.3)
+    assert worker.is_alive()
+    Trainer()(taken.experiment, "vqgan_cifar10", folder)
+    may_end.set()
+    holder.join()
     worker.join(20)
     assert worker.exitcode == 0
-    assert len(list((tmp_path / "runs" / "records").iterdir())) == 3
+    assert len(list(records.iterdir())) == 3
 
 
 def test_workers_share_the_cells(
@@ -261,7 +329,7 @@ def test_workers_share_the_cells(
         for worker in workers:
             worker.join(30)
 
-    monkeypatch.setattr(run_module, "spawn_workers", spawn)
+    monkeypatch.setattr(workers_module, "spawn_workers", spawn)
     assert command(tmp_path, "--workers", "2") == 0
     assert capfd.readouterr().out.count("trained 0 s") == 3  # each once
 

@@ -11,9 +11,8 @@ import sweeps.search as search_module
 from experiments.pipeline.training import train
 from sweeps import grid as grid_module
 from sweeps.grid import SWEEPS, scale_names
-from sweeps.pruning import Report
-from sweeps.search import load_search
-from sweeps.study import Queue
+from sweeps.queue import Queue
+from sweeps.search import Report, corner, load_search, study_name
 
 SEARCH = """
 title: A test
@@ -45,7 +44,8 @@ def command(path: Path, *extra: str) -> int:
 
 
 def trials(path: Path) -> list[optuna.trial.FrozenTrial]:
-    return Queue("search_reduced_shapes", "journal", path.parent / "runs", direction="maximize").study.get_trials()
+    (journal,) = (path.parent / "runs" / "sweeps").glob("search_reduced_shapes_*.journal")
+    return Queue(journal.stem, "journal", path.parent / "runs", direction="maximize").study.get_trials()
 
 
 def test_a_search_goes_on_from_what_it_knows(search_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,14 +67,56 @@ def test_a_search_goes_on_from_what_it_knows(search_file: Path, capsys: pytest.C
 
     best = max((t for t in second if t.state.name == "COMPLETE"), key=lambda trial: trial.value or 0.0)
     tables = search_file.parent / "runs" / "tables"
-    rows = [line for line in (tables / "search_reduced_shapes.md").read_text().splitlines() if line.startswith("| ")]
+    (table,) = tables.glob("search_reduced_shapes_*.md")
+    rows = [line for line in table.read_text().splitlines() if line.startswith("| ")]
     assert [cell.strip() for cell in rows[2].split("|")[1:-1]] == [
         str(best.number),
         *(f"{best.params['model.optimizer.lr']:.4g}", str(best.params["model.codebook_size"])),
         *(str(best.params["model.code_dim"]), f"{best.value:.4g}", "4"),
     ]
     for name in ("", "_slice", "_validations"):
-        assert (tables / f"search_reduced_shapes{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tables / f"{table.stem}{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "argument", "is_same"),
+    [
+        ("trials: 3", "trials: 30", "", True),
+        ("title: A test", "title: Other words", "", True),
+        ("", "", "runtime.num_workers=1", True),
+        ("metric: psnr", "metric: ssim", "", False),
+        ("maximize: true", "maximize: false", "", False),
+        ("high: 64", "high: 65", "", False),
+        ("choices: [4, 8]", "choices: [4]", "", False),
+        ("startup_trials: 2", "startup_trials: 3", "", False),
+        ("trials: 3", "trials: 3\nwarmup_validations: 2", "", False),
+        ("trials: 3", "trials: 3\nseed: 1", "", False),
+        ("trials: 3", "trials: 3\nset: {trainer.weight_ema: 0.5}", "", False),
+        ("", "", "data.train_size=12", False),
+        ("", "", "seed=1", False),
+    ],
+)
+def test_a_search_is_another_study_when_its_meaning_is_another(
+    search_file: Path, old: str, new: str, argument: str, is_same: bool
+) -> None:
+    def name(*arguments: str) -> str:
+        spec, experiment_of = load_search(search_file, "reduced", arguments)
+        return study_name(spec, "search", experiment_of(corner(spec, 0)), "shapes")
+
+    before = name()
+    assert old in SEARCH
+    search_file.write_text(SEARCH.replace(old, new))
+    after = name(argument) if argument else name()
+    assert (after == before) == is_same and before.startswith("search_shapes_")
+
+
+def test_a_search_with_another_metric_begins_anew(search_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its trials are not ranked with those of the other one."""
+    for metric in ("psnr", "ssim"):
+        search_file.write_text(SEARCH.replace("metric: psnr", f"metric: {metric}"))
+        assert command(search_file, "--trials", "1") == 0
+        out = capsys.readouterr().out
+        assert "1 of 1 trials to run" in out and f"highest {metric} of 1 trials" in out
 
 
 def test_the_value_is_the_records(search_file: Path) -> None:
@@ -96,7 +138,12 @@ def test_a_run_that_is_worse_than_the_median_is_ended(search_file: Path, is_hope
     others = {2: 1e6 if is_hopeless else -1e6, 4: 1e6}  # worse at the last step does not count
     study.add_trial(optuna.trial.create_trial(value=0.0, intermediate_values=others))
     trial = study.ask()
-    report = Report(trial, "psnr", 4, lambda action: action())
+
+    def is_hopeless_at(value: float, step: int) -> bool:
+        trial.report(value, step)
+        return trial.should_prune()
+
+    report = Report("psnr", 4, is_hopeless_at)
     if is_hopeless:
         with pytest.raises(optuna.TrialPruned, match=r"psnr .* at step 2 is worse than the median"):
             train(experiment, "vqgan", search_file.parent / "run", callbacks=[report])

@@ -15,7 +15,7 @@ from sweeps import table as table_module
 from sweeps.grid import SWEEPS, Grid, load_grid
 from sweeps.plots import is_near, write_plot
 from sweeps.render import draw, escape, latex, markdown, plain, write_sheet
-from sweeps.results import Measured, make_sheet
+from sweeps.sheet import Measured, make_sheet
 from sweeps.sizes import count_size
 from sweeps.sizes import main as sizes_main
 
@@ -278,6 +278,21 @@ def test_files_are_written_for_each_data_set_apart(sweep_file: Path, capsys: pyt
     assert "11.0" in export and "22.0" not in export and "cifar10-binary" not in export
     assert (out / "tables" / "sweep_quick_cifar10-export.png").read_bytes().startswith(b"\x89PNG")
     assert "1 of 3 runs are missing" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_table_names_the_data_without_their_fingerprint_unless_it_must(
+    sweep_file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    grid, out = load_grid(sweep_file, "quick"), sweep_file.parent / "runs"
+    for data_id, is_shared in (("cifar10-export-0123abcd", False), ("cifar10-export-99999999", True)):
+        content = {"format": 1, "config": grid.runs[0].experiment.identity(), "data_id": data_id} | record(METRICS)
+        write_json(record_path(out / "records", grid.runs[0].experiment, data_id), content)
+        assert table_module.main([str(sweep_file), "--output-dir", str(out), "--out", str(out / data_id)]) == 0
+        names = {path.stem.removeprefix("sweep_quick_") for path in (out / data_id).glob("*.md")}
+        expected = {"cifar10-export-0123abcd", "cifar10-export-99999999"} if is_shared else {"cifar10-export"}
+        assert names == expected
+        for name in names:
+            assert f"Ours: {name}, " in (out / data_id / f"sweep_quick_{name}.md").read_text()
 
 
 def test_rows_of_other_data_are_not_missing(sweep_file: Path) -> None:

@@ -19,7 +19,7 @@ from token_cases import arguments, contents, save
 import experiments.pipeline.training
 import experiments.train
 from experiments.runtime.errors import user_errors
-from experiments.runtime.files import locked, replacing, require_writable
+from experiments.runtime.files import LOCK, inherited, locked, replacing, require_writable
 from experiments.runtime.signals import Stopped, StopRequest
 
 __all__ = ["driver"]
@@ -150,6 +150,22 @@ def test_a_lock_dies_with_its_process(holder: subprocess.Popen[str], tmp_path: P
     holder.wait()
     with locked(tmp_path / ".lock", "is training there", waits=False):
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_run_may_enter_its_folder_again_and_so_may_a_process_that_it_starts(tmp_path: Path) -> None:
+    """A sweep's worker holds the lock of a cell that it trains here, or on several devices in a process of its own."""
+    path = tmp_path / LOCK
+    code = f"from experiments.runtime.files import *\nwith locked(Path({str(path)!r}), '', False): print('in')"
+    assert inherited(path) == {}, "nothing is held"
+    with locked(path, "is training there", waits=False):
+        with locked(path, "is training there", waits=False):
+            pass
+        for more, is_let_in in ((inherited(path), True), (inherited(tmp_path.parent / LOCK), False)):
+            command = [sys.executable, "-c", code]
+            result = subprocess.run(command, env=os.environ | more, capture_output=True, text=True)
+            assert (result.stdout == "in\n") == is_let_in, result.stderr
+    with locked(path, "is training there", waits=False):
+        pass
 
 
 # ---- disks

@@ -4,18 +4,17 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from experiments.config.experiment import Experiment
 from experiments.runtime import code_version
 from experiments.runtime.records import Record
 from sweeps.grid import Grid, Row, Run, Table, show
 from sweeps.schema import ColumnSpec
 
-if TYPE_CHECKING:
-    from experiments.config.experiment import Experiment
-
 DAGGER = "†"
-Found = dict[str, Record]  # digest -> record, all of one data id
+SHAPES_WARNING = "RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
+PARAMETERS = "parameters/trained-without-discriminator"
+Finished = dict[str, Record]  # digest -> record, all of one data set
 
 
 @dataclass(frozen=True)
@@ -67,21 +66,16 @@ def find_number(record: Record, metric: str) -> list[tuple[float, str]]:
     """The metric and its protocol, or nothing. Speed and size are facts of the run, not among its metrics."""
     if metric in record["metrics"]:
         return [(record["metrics"][metric], record["protocols"].get(metric, "not stated"))]
-    if metric not in record:
-        return []
-    if metric == "images_per_second":
-        return [(record[metric], f"training/{record['device']}")]
-    if metric == "parameters":
-        return [(record[metric], "parameters/trained-without-discriminator")]
-    return []
+    facts = {"images_per_second": f"training/{record.get('device')}", "parameters": PARAMETERS}
+    return [(record[metric], facts[metric])] if metric in facts and metric in record else []
 
 
 def make_sheet(
-    grid: Grid, table: Table, by_data: Mapping[str, Found], data_id: str, difference: bool = True
+    grid: Grid, table: Table, by_data: Mapping[str, Finished], data: str, difference: bool = True
 ) -> tuple[Sheet, list[str]]:
-    """The table on the data set `data_id`, and warnings for the terminal. A missing run leaves its cell empty."""
-    spec, found = table.spec, by_data[data_id]
-    of_row = [[found[run.digest] for run in row.runs if run.digest in found] for row in table.rows]
+    """The table on the data set `data`, and warnings for the terminal. A missing run leaves its cell empty."""
+    spec, finished = table.spec, by_data[data]
+    of_row = [[finished[run.digest] for run in row.runs if run.digest in finished] for row in table.rows]
     values = [
         [measure(column, records, row.use) for column in spec.columns]
         for row, records in zip(table.rows, of_row, strict=True)
@@ -100,19 +94,16 @@ def make_sheet(
     records = [record for of in of_row for record in of]
     origin, warning = origins(records)
     warnings += [f"table {spec.id}: {warning}"] if warning else []
-    breaks = [i for i, row in enumerate(table.rows) if row.rule and i]
     blocks = [i for i in range(1, len(body)) if body[i][0] != body[i - 1][0]]
     sheet = Sheet(
         title=spec.title,
         groups=groups,
         body=body,
-        caption=caption(grid, table, by_data, usual, data_id, difference, origin),
-        warning="RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
-        if data_id == "shapes"
-        else "",
+        caption=[*caption(grid, table, by_data, usual, data, difference), origin],
+        warning=SHAPES_WARNING if data == "shapes" else "",
         num_row_heads=len(spec.row_heads),
         rules=blocks if len(blocks) < len(body) - 1 else [],  # no rule between rows that are all different
-        breaks=breaks,
+        breaks=[i for i, row in enumerate(table.rows) if row.rule and i],
     )
     return sheet, warnings
 
@@ -127,14 +118,9 @@ def entries(
         ours += f" {DAGGER}"
     if not in_paper:
         return [ours]
-    texts = [
-        "" if paper is None else format(paper, column.format),
-        ours,
-    ]
-    if difference:
-        is_known = measured is not None and paper is not None
-        texts.append(format(measured.mean - paper, f"+{column.format}") if is_known else "")  # type: ignore[union-attr,operator]
-    return texts
+    has_both = measured is not None and paper is not None
+    diff = format(measured.mean - paper, f"+{column.format}") if has_both else ""  # type: ignore[union-attr,operator]
+    return ["" if paper is None else format(paper, column.format), ours, *([diff] if difference else [])]
 
 
 def has_papers_scale(protocol: str) -> bool:
@@ -160,13 +146,7 @@ def usual_protocols(
 
 
 def caption(
-    grid: Grid,
-    table: Table,
-    by_data: Mapping[str, Found],
-    usual: Sequence[str],
-    data_id: str,
-    difference: bool,
-    origin: str,
+    grid: Grid, table: Table, by_data: Mapping[str, Finished], usual: Sequence[str], data: str, difference: bool
 ) -> list[str]:
     """What a reader must know to trust the numbers, one sentence an element."""
     spec = table.spec
@@ -174,11 +154,11 @@ def caption(
     sizes = sorted({images(run.experiment) for run in runs})
     seeds = ", ".join(map(str, grid.seeds))
     lines = [
-        f"Ours: {data_id}, {'; '.join(sizes)}, scale {grid.scale}, "
+        f"Ours: {data}, {'; '.join(sizes)}, scale {grid.scale}, "
         + (f"mean ± standard deviation over seeds {seeds}." if len(grid.seeds) > 1 else f"seed {seeds}."),
         f"Paper: {spec.paper}.",
     ]
-    if not data_id.startswith("imagefolder"):
+    if not data.startswith(("imagefolder", "image_folder")):
         lines.append(
             "The paper's values and ours are of different data, image size and protocol: compare the order "
             "of the rows, not the digits"
@@ -191,17 +171,15 @@ def caption(
     if absent := [c for c, protocol in zip(spec.columns, usual, strict=True) if not protocol]:
         named = (f"{column.head} (needs {column.needs})" if column.needs else column.head for column in absent)
         lines.append(f"Not measured: {', '.join(named)}.")
-    lines += gaps(runs, by_data, data_id)
-    if spec.note:
-        lines.append(spec.note)
-    return [*lines, origin]
+    lines += gaps(runs, by_data, data)
+    return lines + ([spec.note] if spec.note else [])
 
 
-def gaps(runs: Sequence[Run], by_data: Mapping[str, Found], data_id: str) -> list[str]:
+def gaps(runs: Sequence[Run], by_data: Mapping[str, Finished], data: str) -> list[str]:
     """Why cells are empty: their runs are finished on other data, or on none."""
-    empty = [run.digest for run in runs if run.digest not in by_data[data_id]]
-    others = sorted(other for other, found in by_data.items() if not found.keys().isdisjoint(empty))
-    num_missing = sum(all(digest not in found for found in by_data.values()) for digest in empty)
+    empty = [run.digest for run in runs if run.digest not in by_data[data]]
+    others = sorted(other for other, finished in by_data.items() if not finished.keys().isdisjoint(empty))
+    num_missing = sum(all(digest not in finished for finished in by_data.values()) for digest in empty)
     lines = []
     if others:
         lines.append(
@@ -219,25 +197,25 @@ def origins(records: Sequence[Record]) -> tuple[str, str]:
     Commits of the same code stand together; code that cannot be looked up counts as that of its commit alone.
     """
     versions: dict[str, set[str]] = {}
-    is_known = True
+    is_comparable = True
     for record in records:
         made_on = record.get("environment", {})
         commit = made_on.get("commit", "")[:9] or "unknown"
         commit += "+changes" if made_on.get("dirty") else ""
         code = code_version.of_record(record)
-        is_known &= bool(code)
+        is_comparable &= bool(code)
         versions.setdefault(code or commit, set()).add(commit)
     groups = sorted(" = ".join(sorted(commits)) for commits in versions.values())
     if len(groups) == 1:
         return f"Commit {groups[0]}.", ""
-    if is_known:
+    if is_comparable:
         warning = f"cells of {len(groups)} versions of the code that decides numbers, by commit: {'; '.join(groups)}"
     else:
         warning = f"cells of different commits, whose code could not be compared here: {'; '.join(groups)}"
     return f"WARNING: {warning}.", warning
 
 
-def images(experiment: "Experiment") -> str:
+def images(experiment: Experiment) -> str:
     """ "6,400 training and 1,000 validation images at 32 px"."""
     data = experiment.data
     train, val = (f"{size:,}" if size else "all" for size in (data.train_size, data.val_size))
