@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.resumable import Batch, ResumableLoader, ResumableSampler, SeededBatches
 from lightning_modules.distributed import draw_rows
+from lightning_modules.options import no_identity
 
 
 @dataclass
@@ -28,7 +29,7 @@ class DataConfig:
     name: str = "shapes"
     image_size: int = 32
     batch_size: int = 64  # global: shared out over all devices; `optimizer.accumulate` of them make a step
-    val_batch_size: int = 64  # per device; changes no number, only speed and memory
+    val_batch_size: int = no_identity(64)  # per device; changes no number, only speed and memory
     train_size: int | None = None  # class-balanced subset; None = all images
     val_size: int | None = None
     flip: bool = False  # random horizontal flip in training

@@ -22,6 +22,7 @@ from torchvision.transforms.v2.functional import resize
 from datamodules.base import ArrayDataset, DataConfig, ImageDataModule
 from datamodules.cache import cached, fingerprint
 from datamodules.folders import class_names, list_images, read_image
+from lightning_modules.options import no_identity
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SIZE = 32
@@ -37,7 +38,7 @@ class CIFAR10Config(DataConfig):
 
     name: str = "cifar10"
     image_size: int = 32
-    download: bool = True  # fetch the binary release if data_dir holds neither form
+    download: bool = no_identity(True)  # fetch the binary release if data_dir holds neither form
 
 
 def find_cifar10(data_dir: str | Path) -> str | None:

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from datamodules.base import Batch, DataConfig, ImageDataModule, to_unit_range
 from datamodules.folders import class_names, list_images, read_image
 from lightning_modules.distributed import own_random_numbers
+from lightning_modules.options import no_identity
 
 
 @dataclass
@@ -27,10 +28,12 @@ class ImageFolderConfig(DataConfig):
     """
 
     name: str = "image_folder"
-    dataset: str = ""  # the images are in <data_dir>/<dataset>, such as ffhq: recipes of other sets than ImageNet
+    dataset: str = no_identity(
+        ""
+    )  # the images are in <data_dir>/<dataset>, such as ffhq: recipes of other sets than ImageNet
     image_size: int = 256
-    train_folder: str = "train"
-    val_folder: str = "val"
+    train_folder: str = no_identity("train")  # places; images are known by their contents
+    val_folder: str = no_identity("val")
     class_folders: bool = True  # False: no labels (all 0), subfolders are only folders
     resize: str = (
         "shorter"  # "shorter" side to image_size, or "squash" to a square, as enhancing-transformers' validation

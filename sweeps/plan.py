@@ -35,17 +35,16 @@ class Planned:
 
     key: str
     config: dict[str, Any]  # Experiment.identity()
-    changes: frozenset[str]  # Experiment.changed()
     runtime: dict[str, Any]
 
     def identity(self) -> dict[str, Any]:
         return self.config
 
-    def changed(self) -> set[str]:
-        return set(self.changes)
-
     def digest(self) -> str:
         return self.key
+
+    def differences(self, config: dict[str, Any]) -> list[str]:
+        return []  # a record's file is named by the digest
 
     @property
     def data(self) -> SimpleNamespace:
@@ -82,10 +81,7 @@ class PlanFile:
             return None
 
     def grid(self, plan: dict[str, Any]) -> Grid:
-        experiments = {
-            key: Planned(key, kept["config"], frozenset(kept["changed"]), kept["runtime"])
-            for key, kept in plan["experiments"].items()
-        }
+        experiments = {key: Planned(key, kept["config"], kept["runtime"]) for key, kept in plan["experiments"].items()}
 
         def row(kept: dict[str, Any]) -> Row:
             runs = (Run(name, label, cast(Any, experiments[key]), key) for name, label, key in kept["runs"])
@@ -109,7 +105,6 @@ class PlanFile:
         experiments = {
             run.digest: {
                 "config": run.experiment.identity(),
-                "changed": sorted(run.experiment.changed()),
                 "runtime": asdict(run.experiment.runtime),
             }
             for run in grid.runs

@@ -5,8 +5,6 @@ nowhere else.
 """
 
 import difflib
-import hashlib
-import json
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from datamodules import DATAMODULES, DataConfig
-from experiments.config.values import select, without_defaults
+from experiments.config.identity import differences, digest
+from experiments.config.values import select
 from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.networks import BACKBONES, DISCRIMINATORS
+from lightning_modules.options import no_identity
 from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
 from lightning_modules.vim import VIM, VIMConfig
@@ -47,8 +47,8 @@ class TrainerConfig:
     max_steps: int = 1000
     precision: str = "32-true"  # 32-true | bf16-mixed
     validate_every: int = 0  # steps between validations, 0 = only at the end
-    checkpoint_every: int = 1000
-    log_every: int = 10
+    checkpoint_every: int = no_identity(1000)
+    log_every: int = no_identity(10)
     weight_ema: float = 0.0
 
 
@@ -73,27 +73,19 @@ class Experiment:
     data: DataConfig = field(default_factory=DataConfig)
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    runtime: RuntimeConfig = no_identity(RuntimeConfig)
 
     def identity(self) -> dict[str, Any]:
-        """The plain nested dictionary of all that decides the numbers (no `runtime`)."""
+        """The plain nested dictionary of the configuration, without `runtime`, as records and checkpoints hold it."""
         return {key: value for key, value in asdict(self).items() if key != "runtime"}
 
-    def changes(self) -> dict[str, Any]:
-        """Of `identity`, flat, what is not a default."""
-        return without_defaults(self.identity(), schema(self.identity()))
-
-    def changed(self) -> set[str]:
-        """The flat keys of `identity` whose value is not the default; names always are among them."""
-        return set(self.changes())
-
     def digest(self) -> str:
-        """12 hex digits that name this experiment.
+        """12 hex digits that name all that decides the numbers."""
+        return digest(self)
 
-        Only what differs from the defaults is hashed, so that adding an option does not rename finished runs;
-        the records hold the full configuration, and a look-up compares it.
-        """
-        return hashlib.sha256(json.dumps(self.changes(), sort_keys=True).encode()).hexdigest()[:12]
+    def differences(self, config: dict[str, Any]) -> list[str]:
+        """What decides numbers in the nested `config` of a record or checkpoint and differs here, with both values."""
+        return differences(config, self, self.identity())
 
 
 @dataclass
@@ -106,7 +98,7 @@ class Downstream(Experiment):
 
     model: Any = field(default_factory=VIMConfig)
     upstream: Any = None  # the other Experiment; `parse` sets it
-    recipe: str = ""  # its file
+    recipe: str = no_identity("")  # its file: for people
 
     @property
     def upstream_name(self) -> str:
@@ -115,14 +107,6 @@ class Downstream(Experiment):
     def identity(self) -> dict[str, Any]:
         own = {"seed": self.seed} | {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
         return own | {"upstream": {"recipe": self.recipe} | self.upstream.identity()}
-
-    def changes(self) -> dict[str, Any]:
-        own = {key: value for key, value in self.identity().items() if key != "upstream"}
-        return without_defaults(own, schema(own)) | {"upstream": self.upstream.digest()}
-
-    def changed(self) -> set[str]:
-        own = set(self.changes()) - {"upstream"}
-        return own | {"upstream.recipe"} | {f"upstream.{key}" for key in self.upstream.changed()}
 
 
 # Keys whose value names the class to use, and the table that holds its configuration (the last element).

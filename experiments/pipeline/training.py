@@ -172,8 +172,10 @@ def resume_point(checkpoints: Path, experiment: Experiment) -> Path | None:
     """
     for path in (checkpoints / "final.ckpt", checkpoints / "last.ckpt"):
         if path.is_file():
-            if not same_experiment({"config": load_checkpoint(path)["experiment"]}, experiment):
-                raise ValueError(f"{path}: of another experiment; delete it or choose another --run-dir")
+            if differ := experiment.differences(load_checkpoint(path)["experiment"]):
+                raise ValueError(
+                    f"{path}: of another experiment ({'; '.join(differ)}); delete it or choose another --run-dir"
+                )
             return path
     return None
 

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments.config.values import flatten
 from experiments.runtime import code_version
 from experiments.runtime.atomic import replacing
 
@@ -27,7 +26,7 @@ class Identified(Protocol):
     """What a look-up needs of an `Experiment`; a sweep's plan has it without importing torch."""
 
     def identity(self) -> dict[str, Any]: ...
-    def changed(self) -> set[str]: ...
+    def differences(self, config: dict[str, Any]) -> list[str]: ...
     def digest(self) -> str: ...
 
 
@@ -90,11 +89,8 @@ def find_records(experiment: Identified, directories: Sequence[Path]) -> dict[st
 
 
 def same_experiment(record: Record, experiment: Identified) -> bool:
-    """Whether the record's full configuration, with today's defaults for newer keys, is the experiment's."""
-    given, ours = flatten(record["config"]), flatten(experiment.identity())
-    if any(key not in ours or ours[key] != value for key, value in given.items()):
-        return False
-    return not (ours.keys() - given.keys()) & experiment.changed()
+    """Whether the record is of all that decides this experiment's numbers, but for the images."""
+    return not experiment.differences(record["config"])
 
 
 def environment() -> dict[str, Any]:

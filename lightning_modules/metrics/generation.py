@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_modules.metrics.codebook import CodebookUsage
 from lightning_modules.metrics.extractors import EXTRACTORS
 from lightning_modules.metrics.fidelity import Fidelity, fidelity_values, first_images
+from lightning_modules.options import no_identity
 
 
 class Classifier(Protocol):
@@ -35,7 +36,7 @@ class GenerationConfig:
     """
 
     num_samples: int = 0  # 0 = no generation
-    batch_size: int = 64  # changes no number, only speed and memory
+    batch_size: int = no_identity(64)  # changes no number, only speed and memory
     seed: int = 0
     reference: str = "train"
     num_reference: int = 0  # the first so many reference images, class-balanced; 0 = all

@@ -1,6 +1,5 @@
 """A finished sweep ends, and a table is rendered, without torch; and no plan outlives what it was made of."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import sweeps.run as run_module
-from experiments.runtime.records import Record, find_records, record_path, write_json
+from experiments.runtime.records import record_path, write_json
 from sweeps import grid as grid_module
-from sweeps.grid import SWEEPS, Grid, Run, load_grid
+from sweeps.grid import SWEEPS, Grid, load_grid
 from sweeps.plan import PlanFile, Planned, full, state_of, table_grids
 
 SWEEP = SWEEPS / "vqgan_lc" / "table7.yaml"
@@ -147,22 +146,3 @@ def test_tables_of_a_plan_look_for_the_same_records(tmp_path: Path) -> None:
     for a, b in zip(read, kept, strict=True):
         assert [run.digest for run in a.runs] == [run.digest for run in b.runs]
         assert isinstance(b.runs[0].experiment, Planned)
-
-
-def older(run: Run, key: str) -> Record:
-    """A record of the run that was written before `model.optimizer.<key>` was an option."""
-    config = json.loads(json.dumps(run.experiment.identity()))
-    del config["model"]["optimizer"][key]
-    return {"format": 1, "data_id": "shapes", "config": config, "metrics": {}, "protocols": {}}
-
-
-def test_an_older_record_is_found_by_a_plan_too(tmp_path: Path) -> None:
-    """A key that it lacks has its default now; one that has not is another experiment."""
-    table_grids(tmp_path, SWEEP, "reduced", "", [], "shapes")
-    (grid,) = table_grids(tmp_path, SWEEP, "reduced", "", [], "shapes")
-    run = grid.runs[0]
-    path = record_path(tmp_path / "records", run.experiment, "shapes")
-    for key, is_found in (("eps", True), ("warmup_steps", False)):  # the recipe sets the latter
-        write_json(path, older(run, key))
-        assert bool(find_records(run.experiment, [tmp_path / "records"])) == is_found
-        assert bool(find_records(full(run), [tmp_path / "records"])) == is_found
