@@ -178,7 +178,7 @@ def caption(
         + (f"mean ± standard deviation over seeds {seeds}." if len(grid.seeds) > 1 else f"seed {seeds}."),
         f"Paper: {spec.paper}.",
     ]
-    if not data_id.startswith("imagefolder"):
+    if not data_id.startswith("image_folder"):
         lines.append(
             "The paper's values and ours are of different data, image size and protocol: compare the order "
             "of the rows, not the digits"

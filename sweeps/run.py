@@ -129,7 +129,7 @@ class Sweep:
         return record, f"trained {duration(time.monotonic() - start)}{self.numbers(run, record)}"
 
     def folder(self, run: Run) -> Path:
-        return run_dir(self.output_dir, run.name, run.experiment)
+        return run_dir(self.output_dir, run.name, run.experiment, self.data_ids[run.digest])
 
     def numbers(self, run: Run, record: Record) -> str:
         """ ", util % 93.4, rFID 31.2": the first metrics of the table that the run is in."""
@@ -190,11 +190,12 @@ def open_sweep(options: argparse.Namespace) -> Sweep:
     if (kept := plan_file(options, options.data).read(state)) is not None:
         return Sweep(*kept, output_dir, options.published)
 
-    from experiments.pipeline.build import data_module
+    from experiments.pipeline.inputs import Seen, inputs_of
 
     recipes = load_grid(options.file, options.scale, options.seeds, options.overrides)
     grid = recipes.prepared(data_resolver(options.data, options.data_dir, options.output_dir))
-    data_ids = {run.digest: data_module(run.experiment).data_id for run in grid.runs}
+    seen: Seen = {}
+    data_ids = {run.digest: inputs_of(run.experiment, seen).data_id for run in grid.runs}
     words = data_words(grid)
     is_stand_in = options.data == "auto" and words != data_words(recipes)  # next time the real data may be there
     for word in {options.data} - {"auto" if is_stand_in else ""} | (words if len(words) == 1 else set()):

@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.config.experiment import Downstream
-from experiments.pipeline.build import data_module, restore
+from experiments.pipeline.build import restore
 from experiments.pipeline.codebooks.extraction import build_device
+from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import lend, run_dir
 from experiments.runtime.callbacks import sample_grid
 from experiments.runtime.errors import user_errors
-from experiments.runtime.records import PUBLISHED, record_path
+from experiments.runtime.records import PUBLISHED, data_name, record_path
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.render import replace_file
 from sweeps.run import add_seeds, data_resolver
@@ -52,12 +53,16 @@ def sampled(run: Run, num: int) -> Tensor:
 def why_left_out(run: Run) -> str:
     """Why there are no weights to draw with."""
     experiment = run.experiment
-    data_id = data_module(experiment).data_id
+    data_id = inputs_of(experiment).data_id
     own = record_path(Path(experiment.runtime.output_dir) / "records", experiment, data_id)
     if own.is_file():
         return f"its record is here and its weights are not; to train it again, delete {own}"
     is_published = record_path(PUBLISHED, experiment, data_id).is_file()
     return "its record is published, without weights" if is_published else "not trained yet"
+
+
+def data_of(grid: Grid) -> str:
+    return data_name(inputs_of(grid.runs[0].experiment).data_id)
 
 
 def draw(grid: Grid, num: int) -> Figure | None:
@@ -73,7 +78,7 @@ def draw(grid: Grid, num: int) -> Figure | None:
         axes.set_title(label, fontsize=8)
         axes.set_axis_off()
     figure.suptitle(
-        f"{data_module(grid.runs[0].experiment).data_id}, scale {grid.scale}: images 0 to {num - 1} of seed 0",
+        f"{data_of(grid)}, scale {grid.scale}: images 0 to {num - 1} of seed 0",
         fontsize=9,
     )
     return figure
@@ -111,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         out = Path(options.out) if options.out else Path(options.output_dir) / "tables"
         out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{grid.name}_samples_{grid.scale}_{data_module(grid.runs[0].experiment).data_id}.png"
+        path = out / f"{grid.name}_samples_{grid.scale}_{data_of(grid)}.png"
         replace_file(path, figure)
         print(path)
         if left_out:

@@ -20,6 +20,7 @@ from experiments.config.compose import compose, parse
 from experiments.config.experiment import Experiment
 from experiments.config.values import from_dotlist
 from experiments.pipeline.build import data_module
+from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
 from experiments.runtime.signals import follow_parent
@@ -54,7 +55,7 @@ class Search:
         self.spec, self.experiment_of = spec, experiment_of
         self.name = name
         self.first = experiment_of(corner(spec, 0))
-        self.data_id = data_module(self.first).data_id
+        self.data_id = inputs_of(self.first).data_id
         interval = self.first.trainer.validate_every
         self.queue = Queue(
             f"{name}_{self.data_id}",

@@ -5,10 +5,11 @@ python -m sweeps.table sweeps/ablation_codebook.yaml --scale reduced
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from experiments.runtime.errors import user_errors
-from experiments.runtime.records import PUBLISHED, find_records
+from experiments.runtime.records import PUBLISHED, data_name, find_records, images_id
 from sweeps.grid import Grid
 from sweeps.plan import table_grids
 from sweeps.plots import write_plot
@@ -38,12 +39,21 @@ def render(grid: Grid, by_data: dict[str, Found], data_id: str, out: Path, diffe
 
 
 def find_all(grid: Grid, directories: list[Path]) -> dict[str, Found]:
-    """The grid's finished runs by data id: rows of different data never share a table."""
+    """The grid's finished runs by the name of their images: rows of different data never share a table.
+
+    The fingerprint is part of the name where two data sets have the same. Raises ValueError for two records of one run
+    that differ in what else it read.
+    """
     found: dict[str, Found] = {}
     for run in grid.runs:
         for data_id, record in find_records(run.experiment, directories).items():
-            found.setdefault(data_id, {})[run.digest] = record
-    return found
+            if (before := found.setdefault(images_id(data_id), {}).setdefault(run.digest, record)) is not record:
+                raise ValueError(
+                    f"{run.label}: two records, of {before['data_id']} and {data_id}: with another codebook or another "
+                    f"model below; delete the one that is not to be shown ({run.digest}.*.json)"
+                )
+    names = Counter(map(data_name, found))
+    return {data_id if names[data_name(data_id)] > 1 else data_name(data_id): of for data_id, of in found.items()}
 
 
 def build_parser() -> argparse.ArgumentParser:

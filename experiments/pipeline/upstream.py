@@ -22,6 +22,7 @@ from experiments.pipeline.classifier import classifier_for
 from experiments.pipeline.codebooks.build import codebook_for
 from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.encode import EncodedImages, tokenizer_digest
+from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.token_writer import Job, is_finished, make_job, write_tokens
 from experiments.pipeline.tokens import view_names
 from experiments.runtime import records
@@ -45,8 +46,8 @@ class Prepared(NamedTuple):
 
 
 def run_dir(experiment: Experiment, name: str) -> Path:
-    """Where the run is trained: `experiments.runtime.records.run_dir` in its own `output_dir`."""
-    return records.run_dir(Path(experiment.runtime.output_dir), name, experiment)
+    """Where the run is trained: `experiments.runtime.records.run_dir` in its own `output_dir`, on the images there."""
+    return records.run_dir(Path(experiment.runtime.output_dir), name, experiment, inputs_of(experiment).data_id)
 
 
 def prepare(experiment: Experiment, train: Train) -> Prepared:
@@ -72,7 +73,8 @@ def upstream_of(experiment: Downstream) -> Any:
 def upstream_checkpoint(experiment: Downstream, train: Train) -> Path:
     """The final checkpoint of the upstream model, trained now if it is not there: by one run at a time."""
     upstream = upstream_of(experiment)
-    folder = run_dir(upstream, experiment.upstream_name)
+    with main_first():  # the first look at images reads them all
+        folder = run_dir(upstream, experiment.upstream_name)
     path = folder / "checkpoints" / "final.ckpt"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".upstream.lock") if is_main() else nullcontext():

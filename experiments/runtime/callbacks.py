@@ -15,8 +15,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
-from experiments.runtime.checkpoint_files import CHECKPOINT_FORMAT
-
 LAYOUT = {
     "training": {
         "loss": ["Multiline", ["loss/generator", "loss/l1", "loss/l2", "loss/perceptual", "loss/quantizer"]],
@@ -60,14 +58,14 @@ PROBE_LAYOUT = {
 }
 
 
-class ExperimentInCheckpoint(Callback):
-    """Puts the experiment's configuration, as plain containers, and the format's version into every checkpoint."""
+class InCheckpoint(Callback):
+    """Puts entries, of plain containers, into every checkpoint: of what experiment and images it is."""
 
-    def __init__(self, identity: dict[str, Any]) -> None:
-        self.identity = identity
+    def __init__(self, **entries: Any) -> None:
+        self.entries = entries
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {"format": CHECKPOINT_FORMAT, "experiment": self.identity}
+        checkpoint |= self.entries
 
 
 def tensorboard(trainer: L.Trainer) -> SummaryWriter | None:

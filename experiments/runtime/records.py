@@ -7,11 +7,13 @@ in `runs/records/`; the ones that the repository publishes live in `sweeps/recor
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from experiments.config.identity import digest_of
 from experiments.runtime import code_version
 from experiments.runtime.atomic import replacing
 
@@ -41,10 +43,21 @@ def record_path(directory: Path, experiment: Identified, data_id: str) -> Path:
     return directory / f"{experiment.digest()}.{data_id}.json"
 
 
-def run_dir(output_dir: Path, name: str, experiment: Identified) -> Path:
-    """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST: TensorBoard's list of runs shows codebook size and seed."""
+def run_dir(output_dir: Path, name: str, experiment: Identified, data_id: str) -> Path:
+    """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST (of experiment and data): TensorBoard's list shows K and seed."""
     size, seed = size_and_seed(experiment).values()
-    return output_dir / "experiments" / f"{name}_k{size}_s{seed}_{experiment.digest()}"
+    digest = digest_of([experiment.digest(), data_id])
+    return output_dir / "experiments" / f"{name}_k{size}_s{seed}_{digest}"
+
+
+def images_id(data_id: str) -> str:
+    """Of a run's data id that of its images alone, which the rows of a table have in common."""
+    return data_id.partition("+")[0]
+
+
+def data_name(data_id: str) -> str:
+    """The images' name without fingerprint, for captions and file names: cifar10-export of cifar10-export-1a2b3c4d."""
+    return re.sub("-[0-9a-f]{8}$", "", images_id(data_id))
 
 
 def size_and_seed(experiment: Identified) -> dict[str, int]:

@@ -18,11 +18,12 @@ from experiments.runtime.callbacks import (
     AccuracyByBlock,
     AveragedWeights,
     Dashboard,
-    ExperimentInCheckpoint,
+    InCheckpoint,
     ProgressLines,
     Samples,
     TimeLeft,
 )
+from experiments.runtime.checkpoint_files import CHECKPOINT_FORMAT
 from experiments.runtime.checkpoints import AtomicCheckpointIO, ResumePoints
 from experiments.runtime.health import FiniteWeights
 from experiments.runtime.random_state import RandomState
@@ -40,7 +41,7 @@ def build_trainer(
     accumulate = experiment.model.optimizer.accumulate
     on_terminal = sys.stdout.isatty()
     callbacks: list[Callback] = [
-        ExperimentInCheckpoint(experiment.identity()),
+        InCheckpoint(format=CHECKPOINT_FORMAT, experiment=experiment.identity()),
         ResumePoints(run_dir / "checkpoints", config.checkpoint_every, stop or StopRequest()),
         LearningRateMonitor("step"),
         DISPLAYS.get(experiment.model.name, Dashboard)(),

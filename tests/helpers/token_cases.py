@@ -10,8 +10,8 @@ from conftest import TinyExperiment
 from torch import Tensor
 
 from datamodules import TokensConfig, TokensDataModule
+from experiments import tokenize
 from experiments.config.experiment import Experiment
-from experiments.pipeline import tokens as tokenize
 from experiments.pipeline.build import build_data, build_model
 
 SIZES = ["data.train_size=20", "data.val_size=10"]  # images

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from experiments import build_codebook as command
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data
 from experiments.pipeline.codebooks import build as module
@@ -224,12 +225,13 @@ def test_a_build_that_was_stopped_goes_on(tiny: TinyExperiment, monkeypatch: pyt
     assert torch.equal(continued, codebook_for(straight, "shapes"))
 
 
-def test_the_tolerance_names_another_codebook_only_where_it_is_set(tiny: TinyExperiment) -> None:
-    """Files that were built before there was a tolerance keep their names."""
-    plain = tiny("vqgan_lc")
-    assert "tolerance" not in module.source_id(plain)
-    assert codebook_path(plain, "shapes").name == "random_32_3d3895c74582.safetensors"
-    assert codebook_path(plain, "shapes") != codebook_path(tiny("vqgan_lc", f"{SOURCE}.tolerance=0.01"), "shapes")
+def test_a_codebook_is_named_by_all_that_decides_it(tiny: TinyExperiment) -> None:
+    plain = codebook_path(tiny("vqgan_lc"), "shapes")
+    assert codebook_path(tiny("vqgan_lc", f"{SOURCE}.path=x"), "shapes") == plain, "a place"
+    changes = [f"{SOURCE}.tolerance=0.01", f"{SOURCE}.seed=1", "model.codebook_size=33", "data.data_seed=1"]
+    others = [codebook_path(tiny("vqgan_lc", change), "shapes") for change in changes]
+    others.append(codebook_path(tiny("vqgan_lc"), "image_folder-12345678"))
+    assert len({plain, *others}) == 6
 
 
 # ---- mistakes
@@ -309,7 +311,7 @@ def test_the_command(
     )
     keys = [f"{SOURCE}.num_images=10", f"{SOURCE}.iterations=2", f"runtime.output_dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["build_codebook", str(recipe), "--out", str(out), *keys])
-    module.main()
+    command.main()
     assert read_codebook(out, (20, 40)).shape == (20, 40)
     output = capsys.readouterr().out
     assert "20 of 160 features by kmeans, 20 passes, 0 empty clusters re-seeded" in output and str(out) in output

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import TinyExperiment
 
-from experiments.pipeline.codebooks import build as build_codebook
+from experiments import build_codebook
 from experiments.pipeline.codebooks.estimate import Estimate, estimate, words
 from experiments.pipeline.codebooks.extraction import features_for
 
