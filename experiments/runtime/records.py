@@ -107,11 +107,11 @@ def same_experiment(record: Record, experiment: Identified) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, code that decides numbers, and machine, for the record."""
+    """Versions, commit, behaviour of the code, and machine, for the record."""
     return {
         "commit": code_version.git("rev-parse", "HEAD"),
-        "dirty": bool(code_version.git("status", "--porcelain", "--untracked-files=no")),
-        "code": code_version.of_files(),
+        "dirty": code_version.is_changed(),
+        "code": code_version.CODE,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         **{package: version(package) for package in PACKAGES},

@@ -125,7 +125,13 @@ def test_other_protocols_and_commits_are_flagged(sweep_file: Path) -> None:
 
 def test_cells_of_different_code_are_flagged_in_the_caption(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits whose code that decides numbers is the same are one version."""
-    monkeypatch.setattr(code_version, "of_commit", lambda commit: {"aa": "code1", "bb": "code1", "cc": "code2"}[commit])
+    codes = {"aa": "code1", "bb": "code1", "cc": "code2"}
+
+    def of_record(record: dict) -> str:
+        made_on = record["environment"]
+        return "" if made_on.get("dirty") else codes[made_on["commit"]]
+
+    monkeypatch.setattr(code_version, "of_record", of_record)
     grid = load_grid(sweep_file, "quick")
 
     def caption(*commits: str) -> tuple[str, list[str]]:
