@@ -44,7 +44,7 @@ class Planned:
         return self.key
 
     def differences(self, config: dict[str, Any]) -> list[str]:
-        return []  # a record's file is named by the digest
+        return [] if config == self.config else ["config"]
 
     @property
     def data(self) -> SimpleNamespace:

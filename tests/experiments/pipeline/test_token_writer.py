@@ -60,7 +60,7 @@ def test_a_stopped_command_goes_on(
 
 KILLED = """
 import os, signal, sys
-from experiments.pipeline import tokens as tokenize
+from experiments import tokenize
 from experiments.pipeline import token_writer
 encode_batch, calls = token_writer.encode_batch, []
 token_writer.SAVE_SECONDS = 0
