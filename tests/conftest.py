@@ -91,6 +91,7 @@ def tiny_experiment(folder: Path, name: str = "vqgan", *overrides: str) -> Exper
         "code_dim": 8,
         "backbone": TINY_BACKBONES["vit" if is_vit else "cnn"],
         "discriminator": TINY_DISCRIMINATORS["vit_vqgan" if is_vit else "vqgan"],
+        "loss": {"perceptual_network": "efficientnet-lite0"},  # needs no download
         "optimizer": {"lr": 3e-3},
         "metrics": {"extractor": "efficientnet-lite0", "extractor_image_size": 32, "lpips": "none"},
     }

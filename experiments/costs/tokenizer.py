@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.config.experiment import Experiment
 from lightning_modules.losses import build_perceptual
-from lightning_modules.losses.perceptual import PerceptualLoss, resolve_perceptual
+from lightning_modules.losses.perceptual import PerceptualLoss
 from lightning_modules.networks import BACKBONES, build_discriminator
 from lightning_modules.quantizers import QUANTIZERS, LargeCodebook
 
@@ -119,7 +119,7 @@ def latents(experiment: Experiment, parts: Networks) -> Tensor:
 def perceptual_network(experiment: Experiment) -> PerceptualLoss | None:
     """The perceptual loss without weights from a hub: LPIPS on the meta device, EfficientNet-Lite0 as it is (small)."""
     loss = experiment.model.loss
-    name = resolve_perceptual(loss.perceptual_network)
+    name = loss.perceptual_network
     if not loss.perceptual or name == "none":
         return None
     on_meta = torch.device("meta") if name.startswith("lpips") else nullcontext()

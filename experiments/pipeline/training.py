@@ -133,7 +133,6 @@ def train_alone(
         "metrics": metrics,
         "history": module.history,
         "protocols": module.protocols(),
-        "perceptual_network": getattr(getattr(module, "perceptual", None), "name", None),  # what "auto" was
         "parameters": count(module) - count(getattr(module, "discriminator", None)),
         "images_per_second": throughput.images_per_second,
         "wall_seconds": throughput.wall_seconds,

@@ -17,7 +17,7 @@ class LossConfig:
     l2: float = 1.0
     logit_laplace: float = 0.0
     perceptual: float = 0.0
-    perceptual_network: str = "auto"  # auto | lpips-vgg | lpips-alex | efficientnet-lite0
+    perceptual_network: str = "lpips-vgg"  # both papers'; or lpips-alex, efficientnet-lite0 (needs no download), none
     quantizer: float = 1.0
     adversarial: float = 0.0
     adversarial_loss: str = "hinge"  # hinge | non_saturating

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, VGG16_Weights
 
-from lightning_modules.losses.frozen import FrozenModule, fetch_hub_file, hub_file
+from lightning_modules.losses.frozen import FrozenModule, fetch_hub_file
 from lightning_modules.networks.encoders import load_encoder
 
-PERCEPTUAL_NETWORKS = ("auto", "lpips-vgg", "lpips-alex", "efficientnet-lite0", "none")
+PERCEPTUAL_NETWORKS = ("lpips-vgg", "lpips-alex", "efficientnet-lite0", "none")
 LPIPS_URLS = {"vgg": VGG16_Weights.IMAGENET1K_V1.url, "alex": AlexNet_Weights.IMAGENET1K_V1.url}
 
 
@@ -87,24 +87,15 @@ class EncoderFeatureLoss(PerceptualLoss):
         return torch.stack(distances).mean(dim=0)  # (B,)
 
 
-def resolve_perceptual(name: str) -> str:
-    """The network that "auto" stands for on this machine; any other name as it is."""
-    if name == "auto":
-        return "lpips-vgg" if hub_file(LPIPS_URLS["vgg"]).exists() else "efficientnet-lite0"
-    return name
-
-
 def build_perceptual(name: str, image_size: int, pretrained: bool = True) -> PerceptualLoss:
     """The perceptual loss of this name, for square images of `image_size`.
 
-    "auto" is LPIPS-VGG, the papers' choice, when VGG's weights are on disk already, else EfficientNet-Lite0.
-    What was taken stands in the result's `.name`. `pretrained=False` gives LPIPS random weights, to count it by.
+    `pretrained=False` gives LPIPS random weights, to count it by.
 
     Raises:
         ValueError: the name is not in `PERCEPTUAL_NETWORKS`.
         FileNotFoundError: weights are missing (see `LPIPSLoss`).
     """
-    name = resolve_perceptual(name)
     if name == "none":
         return PerceptualLoss()
     if name == "efficientnet-lite0":

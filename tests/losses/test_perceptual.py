@@ -5,9 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.losses.frozen import hub_file
 from lightning_modules.losses.perceptual import (
-    LPIPS_URLS,
     EncoderFeatureLoss,
     LPIPSLoss,
     PerceptualLoss,
@@ -108,17 +106,6 @@ def test_missing_weights_name_the_file_and_the_way_out() -> None:
         LPIPSLoss("vgg")
 
 
-@pytest.mark.usefixtures("no_network")
-def test_auto_takes_vgg_when_its_file_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build_perceptual("auto", SIZE).name == "efficientnet-lite0"
-    hub_file(LPIPS_URLS["vgg"]).parent.mkdir(parents=True)
-    hub_file(LPIPS_URLS["vgg"]).touch()
-    chosen = []
-    monkeypatch.setattr("lightning_modules.losses.perceptual.LPIPSLoss", lambda network, _: chosen.append(network))
-    build_perceptual("auto", SIZE)
-    assert chosen == ["vgg"]
-
-
 def test_none_is_zero() -> None:
     loss = build_perceptual("none", SIZE)
     assert loss.name == "none"
@@ -128,5 +115,7 @@ def test_none_is_zero() -> None:
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match=r'"resnet".*lpips-vgg'):
         build_perceptual("resnet", SIZE)
+    with pytest.raises(ValueError, match='No perceptual network "auto"'):  # it would depend on the machine
+        build_perceptual("auto", SIZE)
     with pytest.raises(ValueError, match=r'"squeeze".*alex'):
         LPIPSLoss("squeeze")

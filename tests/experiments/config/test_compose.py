@@ -107,7 +107,7 @@ def test_data_defaults_are_those_of_the_data_set() -> None:
         ("model.metrics.lpips=squeeze", r"model\.metrics\.lpips='squeeze' is none of auto, vgg, alex, none"),
         ("model.metrics.code_ranks=[1,65]", r"code_ranks=\[1, 65\] must lie between 1 and model\.codebook_size=64"),
         ("model.metrics.code_ranks=[0]", r"code_ranks=\[0\] must lie between 1"),
-        ("model.loss.perceptual_network=vgg", r"perceptual_network='vgg' is none of auto, lpips-vgg"),
+        ("model.loss.perceptual_network=vgg", r"perceptual_network='vgg' is none of lpips-vgg"),
     ],
 )
 def test_a_mistake_is_named_with_the_file(recipe: Path, override: str, message: str) -> None:
