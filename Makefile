@@ -41,7 +41,7 @@ help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  SCALE=quick|reduced|paper   quick: minutes on a laptop (default); reduced: hours; paper: ImageNet on GPUs"
-	@echo "  DATA=auto|cifar10|shapes|imagefolder   auto: CIFAR-10 from DATA_DIR, else downloaded, else rendered shapes"
+	@echo "  DATA=auto|cifar10|shapes|image_folder   auto: CIFAR-10 from DATA_DIR, else downloaded, else rendered shapes"
 	@echo "  DATA_DIR=data               where the data is, or is downloaded to"
 	@echo "  OUT=runs                    where checkpoints, logs, records and tables go"
 	@echo "  WORKERS=2                   cells trained at the same time on this machine, each with its share of the cores"

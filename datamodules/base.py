@@ -3,7 +3,6 @@
 Shapes: B images a batch, N images in all, H = W = image_size.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from datamodules.resumable import Batch, ResumableLoader, ResumableSampler, SeededBatches
 from lightning_modules.checks import at_least_one, require
 from lightning_modules.distributed import draw_rows
+from lightning_modules.options import no_identity
 
 
 @dataclass
@@ -29,7 +29,7 @@ class DataConfig:
     name: str = "shapes"
     image_size: int = 32
     batch_size: int = 64  # global: shared out over all devices; `optimizer.accumulate` of them make a step
-    val_batch_size: int = 64  # per device; changes no number, only speed and memory
+    val_batch_size: int = no_identity(64)  # per device; changes no number, only speed and memory
     train_size: int | None = None  # class-balanced subset; None = all images
     val_size: int | None = None
     flip: bool = False  # random horizontal flip in training
@@ -278,15 +278,12 @@ class ImageDataModule(BatchDataModule):
         self.data_dir = Path(data_dir).expanduser()
 
     @property
-    def source(self) -> tuple[object, ...]:
-        """What else than `data_id` and size decides the pixels of an image without augmentation."""
-        return ()
+    def facts(self) -> dict[str, Any]:
+        """Which images, for people and for records: name, images of each split before subsets, fingerprints."""
+        return {"name": self.config.name}
 
     def images_key(self, split: str) -> str:
         """Names the images of split "train" or "val", not augmented, for files of their features."""
         config = self.config
         size = config.train_size if split == "train" else config.val_size
-        key = f"{self.data_id}/{split}{size or ''}/seed{config.data_seed}/{config.image_size}px"
-        if self.source:
-            key += f"/{hashlib.sha256(repr(self.source).encode()).hexdigest()[:8]}"
-        return key
+        return f"{self.data_id}/{split}{size or ''}/seed{config.data_seed}/{config.image_size}px"

@@ -14,16 +14,6 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 
 
-def fingerprint(paths: list[str], root: Path) -> str:
-    """Hash of every file's place below ``root``, size and modification time."""
-    digest = hashlib.sha256()
-    skip = len(str(root))
-    for path in paths:
-        info = os.stat(path)
-        digest.update(os.fsencode(f"{path[skip:]} {info.st_size} {info.st_mtime_ns}\n"))  # a name may be no UTF-8
-    return digest.hexdigest()
-
-
 def _candidates(folder: Path, name: str) -> list[Path]:
     """Where a cache file may be, best first: ``folder``, the user's cache, the temporary folder."""
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -32,27 +22,41 @@ def _candidates(folder: Path, name: str) -> list[Path]:
     return [folder / name, user_cache / shared, Path(tempfile.gettempdir()) / shared]
 
 
-def _read(path: Path, key: str) -> Arrays | None:
-    """The arrays, or None if the file is missing, damaged or of another source."""
+def _read(path: Path) -> Arrays | None:
+    """The arrays, or None if the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            if file["fingerprint"].item() != key:
-                return None
-            return {name: file[name] for name in file.files if name != "fingerprint"}
+            return {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def _write(path: Path, arrays: Arrays, key: str) -> None:
+def _write(path: Path, arrays: Arrays) -> None:
     """Write beside the target and rename, so that no reader ever sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(partial, "wb") as file:
-            np.savez(file, fingerprint=np.array(key), **arrays)  # type: ignore[arg-type]
+            np.savez(file, **arrays)  # type: ignore[arg-type]
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read(folder: Path, name: str) -> Arrays | None:
+    """What `write` has kept last, None where there is nothing whole."""
+    return next((arrays for path in _candidates(folder, name) if (arrays := _read(path)) is not None), None)
+
+
+def write(folder: Path, name: str, arrays: Arrays) -> None:
+    """Keeps the arrays in ``folder``, or where that cannot be written in the user's cache or the temporary folder."""
+    candidates = _candidates(folder, name)
+    for path in candidates:
+        try:
+            return _write(path, arrays)
+        except OSError:  # read-only or full: try the next
+            continue
+    warnings.warn(f"no cache could be written ({', '.join(map(str, candidates))}): every run will decode", stacklevel=3)
 
 
 def cached(folder: Path, name: str, key: str, build: Callable[[], Arrays]) -> Arrays:
@@ -64,16 +68,10 @@ def cached(folder: Path, name: str, key: str, build: Callable[[], Arrays]) -> Ar
         key: the source's fingerprint; a file with another key is made again, as is a damaged one.
         build: makes the arrays.
     """
-    candidates = _candidates(folder, name)
-    for path in candidates:
-        if (arrays := _read(path, key)) is not None:
+    kept = (_read(path) for path in _candidates(folder, name))
+    for arrays in kept:
+        if arrays is not None and arrays.pop("fingerprint", np.array("")).item() == key:
             return arrays
     arrays = build()
-    for path in candidates:
-        try:
-            _write(path, arrays, key)
-            return arrays
-        except OSError:  # read-only or full: try the next
-            continue
-    warnings.warn(f"no cache could be written ({', '.join(map(str, candidates))}): every run will decode", stacklevel=2)
+    write(folder, name, arrays | {"fingerprint": np.array(key)})
     return arrays

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from datamodules.base import ArrayDataset, DataConfig, ImageDataModule
-from datamodules.cache import cached, fingerprint
-from datamodules.folders import class_names, list_images, read_image
+from datamodules.base import ArrayDataset, DataConfig
+from datamodules.cache import cached
+from datamodules.folders import FolderDataModule, ImageList, class_names, list_images, read_image
+from lightning_modules.options import no_identity
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SIZE = 32
@@ -37,7 +39,7 @@ class CIFAR10Config(DataConfig):
 
     name: str = "cifar10"
     image_size: int = 32
-    download: bool = True  # fetch the binary release if data_dir holds neither form
+    download: bool = no_identity(True)  # fetch the binary release if data_dir holds neither form
 
 
 def find_cifar10(data_dir: str | Path) -> str | None:
@@ -51,7 +53,7 @@ def find_cifar10(data_dir: str | Path) -> str | None:
     return None
 
 
-class CIFAR10DataModule(ImageDataModule):
+class CIFAR10DataModule(FolderDataModule):
     """CIFAR-10 from ``<data_dir>/cifar-10-batches-py`` or ``<data_dir>/cifar10/{train,test}/<class>/``.
 
     An export (JPEG or PNG) is decoded once and kept in ``<data_dir>/cifar10-cache``.
@@ -61,9 +63,29 @@ class CIFAR10DataModule(ImageDataModule):
     config: CIFAR10Config
 
     @property
+    def kind(self) -> str:
+        """JPEG is lossy, so export and release are not the same data."""
+        return "cifar10-export"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.data_dir / "cifar10-cache"
+
+    def folder(self, split: str) -> Path:
+        return self.data_dir / "cifar10" / ("train" if split == "train" else "test")
+
+    @property
+    def is_export(self) -> bool:
+        return find_cifar10(self.data_dir) == "export"
+
+    @property
     def data_id(self) -> str:
-        """ "cifar10-binary" or "cifar10-export": JPEG is lossy, so the two are not the same data."""
-        return f"cifar10-{find_cifar10(self.data_dir) or 'binary'}"
+        """The release needs no fingerprint: its checksums are compared whenever it is read."""
+        return super().data_id if self.is_export else "cifar10-binary"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return super().facts if self.is_export else {"name": "cifar10"}
 
     def prepare_data(self) -> None:
         """Download or decode, on one process a machine.
@@ -114,17 +136,19 @@ class CIFAR10DataModule(ImageDataModule):
         images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()  # (N, 3, 32, 32)
         return images, torch.tensor(source.targets)
 
-    def _read_export(self, split: str) -> tuple[Tensor, Tensor]:
-        name = "train" if split == "train" else "test"
-        folder = self.data_dir / "cifar10" / name
+    def list_files(self, split: str) -> ImageList:
+        folder = self.folder(split)
         if (found := class_names(folder)) != CLASSES:
             missing, surplus = sorted(set(CLASSES) - set(found)), sorted(set(found) - set(CLASSES))
             raise ValueError(f"{folder}: class folders missing: {missing}, not of CIFAR-10: {surplus}; unpack it again")
-        files = list_images(folder)
+        return list_images(folder)
+
+    def _read_export(self, split: str) -> tuple[Tensor, Tensor]:
+        files = self.files[split]
         arrays = cached(
-            self.data_dir / "cifar10-cache",
-            f"{name}.npz",
-            fingerprint(files.paths, folder),
+            self.cache_dir,
+            f"{self.folder(split).name}.npz",
+            self.fingerprints[split],
             lambda: {"images": decode(files.paths), "labels": files.labels.numpy()},
         )
         return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])

@@ -1,13 +1,20 @@
-"""Images in folders, one folder a class: listing and decoding, with errors that name the file."""
+"""Images in folders, one folder a class: listing, decoding and identity, with errors that name the file."""
 
+import hashlib
 import os
+from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from datamodules.base import ImageDataModule
+from datamodules.fingerprint import fingerprint
+
+SPLITS = ("train", "val")
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -69,3 +76,52 @@ def read_image(path: str) -> Image.Image:
             return image.convert("RGB")
     except Exception as error:  # by format PIL raises OSError, SyntaxError, struct.error, zlib.error and more
         raise ValueError(f"{path}: cannot be decoded ({error}); copy it again from its source or delete it") from error
+
+
+class FolderDataModule(ImageDataModule):
+    """Images that are files in one folder a split, and known by their contents, wherever they are."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """The images' name in `data_id`, before their fingerprint."""
+
+    @property
+    @abstractmethod
+    def cache_dir(self) -> Path:
+        """Where to keep what was read."""
+
+    @abstractmethod
+    def folder(self, split: str) -> Path:
+        """The folder of split "train" or "val"."""
+
+    @abstractmethod
+    def list_files(self, split: str) -> ImageList:
+        """All images of a split. Raises ValueError or FileNotFoundError for a folder that is not as it should be."""
+
+    @cached_property
+    def files(self) -> dict[str, ImageList]:
+        """By split."""
+        return {split: self.list_files(split) for split in SPLITS}
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """By split."""
+        return {
+            split: fingerprint(files.paths, folder := self.folder(split), self.cache_dir, f"{folder.name}.files.npz")
+            for split, files in self.files.items()
+        }
+
+    @property
+    def data_id(self) -> str:
+        """The images' kind and 8 hex digits of their contents and relative paths."""
+        digits = hashlib.sha256(" ".join(self.fingerprints.values()).encode()).hexdigest()[:8]
+        return f"{self.kind}-{digits}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "name": self.data_dir.resolve().name,
+            "num_images": {split: len(files.paths) for split, files in self.files.items()},
+            "fingerprint": self.fingerprints,
+        }

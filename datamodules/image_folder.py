@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -14,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from datamodules.base import Batch, DataConfig, ImageDataModule, to_unit_range
-from datamodules.folders import class_names, list_images, read_image
+from datamodules.base import Batch, DataConfig, to_unit_range
+from datamodules.folders import FolderDataModule, ImageList, class_names, list_images, read_image
 from lightning_modules.distributed import own_random_numbers
+from lightning_modules.options import no_identity
 
 
 @dataclass
@@ -27,10 +29,12 @@ class ImageFolderConfig(DataConfig):
     """
 
     name: str = "image_folder"
-    dataset: str = ""  # the images are in <data_dir>/<dataset>, such as ffhq: recipes of other sets than ImageNet
+    dataset: str = no_identity(
+        ""
+    )  # the images are in <data_dir>/<dataset>, such as ffhq: recipes of other sets than ImageNet
     image_size: int = 256
-    train_folder: str = "train"
-    val_folder: str = "val"
+    train_folder: str = no_identity("train")  # places; images are known by their contents
+    val_folder: str = no_identity("val")
     class_folders: bool = True  # False: no labels (all 0), subfolders are only folders
     resize: str = (
         "shorter"  # "shorter" side to image_size, or "squash" to a square, as enhancing-transformers' validation
@@ -63,7 +67,7 @@ class FileDataset(Dataset[Batch]):
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
 
 
-class ImageFolderDataModule(ImageDataModule):
+class ImageFolderDataModule(FolderDataModule):
     """Images in folders; labels are the class folders of the training images in sorted order."""
 
     config: ImageFolderConfig
@@ -79,7 +83,7 @@ class ImageFolderDataModule(ImageDataModule):
     @cached_property
     def classes(self) -> list[str]:
         """Names of the class folders; [] without labels."""
-        names = class_names(self.data_dir / self.config.train_folder)
+        names = class_names(self.folder("train"))
         return names if self.config.class_folders else []
 
     @property
@@ -87,14 +91,20 @@ class ImageFolderDataModule(ImageDataModule):
         return max(1, len(self.classes))
 
     @property
-    def data_id(self) -> str:
-        """ "imagefolder-NAME", of the folder; what is squashed is other data than what is cut to a square."""
-        return f"imagefolder-{self.data_dir.resolve().name}" + ("-squash" if self.config.resize == "squash" else "")
+    def kind(self) -> str:
+        """What is squashed is other data than what is cut to a square, and so is what has no labels."""
+        config = self.config
+        return "image_folder" + "-squash" * (config.resize == "squash") + "-flat" * (not config.class_folders)
 
     @property
-    def source(self) -> tuple[object, ...]:
-        config = self.config
-        return str(self.data_dir.resolve()), config.train_folder, config.val_folder, config.class_folders
+    def cache_dir(self) -> Path:
+        return self.data_dir / ".fingerprints"
+
+    def folder(self, split: str) -> Path:
+        return self.data_dir / (self.config.train_folder if split == "train" else self.config.val_folder)
+
+    def list_files(self, split: str) -> ImageList:
+        return list_images(self.folder(split), self.config.class_folders)
 
     def prepare_data(self) -> None:
         """Check that the folders are there and have the same classes.
@@ -103,7 +113,7 @@ class ImageFolderDataModule(ImageDataModule):
             FileNotFoundError: a folder is missing.
             ValueError: the classes of the two differ.
         """
-        val_classes = class_names(self.data_dir / self.config.val_folder)
+        val_classes = class_names(self.folder("val"))
         if self.config.class_folders and val_classes != self.classes:
             differ = sorted(set(val_classes) ^ set(self.classes))
             raise ValueError(
@@ -112,11 +122,9 @@ class ImageFolderDataModule(ImageDataModule):
             )
 
     def load(self, split: str) -> FileDataset:
-        train = split == "train"
-        folder = self.data_dir / (self.config.train_folder if train else self.config.val_folder)
-        files = list_images(folder, self.config.class_folders)
-        index = self.subset(files.labels, split)
-        return FileDataset([files.paths[i] for i in index.tolist()], files.labels[index], self.transform(train))
+        files = self.files[split]
+        index, transform = self.subset(files.labels, split), self.transform(split == "train")
+        return FileDataset([files.paths[i] for i in index.tolist()], files.labels[index], transform)
 
     def transform(self, train: bool) -> Callable[[Image.Image], Tensor]:
         """RGB image to (3, image_size, image_size) uint8. PIL's bicubic filter is antialiased."""

@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument("file", help="recipe with a large_codebook quantizer, e.g. experiments/vqgan_lc_cifar10.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. model.quantizer.source.method=random")
-    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
+    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | image_folder (default: auto)")
     parser.add_argument("--out", help="file to write (default: OUTPUT_DIR/codebooks/NAME.safetensors)")
     parser.add_argument("--estimate", action="store_true", help="measure a small sample, print time, disk and memory")
     parser.add_argument("--images", type=int, help="with --estimate: for so many images (default: the recipe's)")

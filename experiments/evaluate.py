@@ -29,7 +29,7 @@ def main() -> None:
     )
     parser.add_argument("checkpoint", help="a final.ckpt or last.ckpt of a run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
+    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | image_folder (default: auto)")
     parser.add_argument("--data-dir", default="data", help="folder of the data (default: data)")
     parser.add_argument("--output-dir", help="keeps reference features and upstream runs (default: the run's own)")
     parser.add_argument("--tokenizer", help="checkpoint of a VIM's tokenizer (default: that of its upstream run)")

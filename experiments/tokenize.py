@@ -24,7 +24,7 @@ def main() -> None:
     )
     parser.add_argument("checkpoint", help="a final.ckpt of a run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
+    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | image_folder (default: auto)")
     parser.add_argument("--data-dir", default="data", help="folder of the data (default: data)")
     parser.add_argument("--output-dir", default="runs", help="holds the token folders (default: runs)")
     parser.add_argument("--views", type=int, help="views of a training image; those beyond the fixed are random crops")

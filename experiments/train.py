@@ -30,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("file", help="recipe, for example experiments/vqgan_lc_cifar10.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
-    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
+    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | image_folder (default: auto)")
     parser.add_argument("--run-dir", help="default: OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST")
     arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from optuna.trial import Trial
 
-from experiments.pipeline.build import data_module
+from experiments.config.identity import digest_of
+from experiments.pipeline.inputs import Seen, inputs_of
 from experiments.pipeline.training import train_apart as train
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import (
@@ -34,7 +35,6 @@ from sweeps.workers import (
     add_worker_arguments,
     check_worker_arguments,
     data_resolver,
-    digest_of,
     duration,
     keep_traceback,
     parser_of,
@@ -60,9 +60,8 @@ class Sweep:
         self.columns = {
             run.digest: table.spec.columns for table in grid.tables for row in table.rows for run in row.runs
         }
-        one_of = {repr(run.experiment.data): run.experiment for run in self.runs.values()}  # cells share their data
-        data_ids = {data: data_module(experiment).data_id for data, experiment in one_of.items()}
-        self.data_ids = {digest: data_ids[repr(run.experiment.data)] for digest, run in self.runs.items()}
+        seen: Seen = {}  # cells share their data
+        self.data_ids = {digest: inputs_of(run.experiment, seen).data_id for digest, run in self.runs.items()}
 
     def record(self, run: Run) -> Record | None:
         """The finished record of this run on this data; a published one, if those count."""
@@ -136,7 +135,7 @@ class Sweep:
         self.say(run, words + self.numbers(run, record))
 
     def folder(self, run: Run) -> Path:
-        return run_dir(self.output_dir, run.name, run.experiment)
+        return run_dir(self.output_dir, run.name, run.experiment, self.data_ids[run.digest])
 
     def numbers(self, run: Run, record: Record) -> str:
         """ ", util % 93.4, rFID 31.2": the first metrics of the table that the run is in."""

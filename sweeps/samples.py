@@ -15,8 +15,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.pipeline.build import data_module, restore
+from experiments.pipeline.build import restore
 from experiments.pipeline.codebooks.extraction import build_device
+from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.prepare import lend
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
@@ -49,12 +50,16 @@ def sampled(run: Run, num: int) -> Tensor:
 def why_left_out(run: Run) -> str:
     """Why there are no weights to draw with."""
     experiment = run.experiment
-    data_id = data_module(experiment).data_id
+    data_id = inputs_of(experiment).data_id
     own = record_path(Path(experiment.runtime.output_dir) / "records", experiment, data_id)
     if own.is_file():
         return f"its record is here and its weights are not; to train it again, delete {own}"
     is_published = record_path(PUBLISHED, experiment, data_id).is_file()
     return "its record is published, without weights" if is_published else "not trained yet"
+
+
+def data_of(grid: Grid) -> str:
+    return data_name(inputs_of(grid.runs[0].experiment).data_id)
 
 
 def draw(grid: Grid, num: int) -> Figure | None:
@@ -71,10 +76,6 @@ def draw(grid: Grid, num: int) -> Figure | None:
         axes.set_axis_off()
     figure.suptitle(f"{data_of(grid)}, scale {grid.scale}: images 0 to {num - 1} of seed 0", fontsize=9)
     return figure
-
-
-def data_of(grid: Grid) -> str:
-    return data_name(data_module(grid.runs[0].experiment).data_id)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -21,8 +21,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.config.compose import compose, parse
 from experiments.config.experiment import Experiment
+from experiments.config.identity import digest_of
 from experiments.config.values import from_dotlist
-from experiments.pipeline.build import data_module
+from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.training import train_apart as train
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
@@ -36,7 +37,6 @@ from sweeps.workers import (
     add_worker_arguments,
     check_worker_arguments,
     data_resolver,
-    digest_of,
     duration,
     keep_traceback,
     parser_of,
@@ -54,7 +54,7 @@ class Search:
     ) -> None:
         self.spec, self.name, self.experiment_of = spec, name, experiment_of
         self.first = experiment_of(corner(spec, 0))
-        self.data_id = data_module(self.first).data_id
+        self.data_id = inputs_of(self.first).data_id
         interval = self.first.trainer.validate_every
         self.queue = Queue(
             study_name(spec, name, self.first, self.data_id),

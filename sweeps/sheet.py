@@ -158,7 +158,7 @@ def caption(
         + (f"mean ± standard deviation over seeds {seeds}." if len(grid.seeds) > 1 else f"seed {seeds}."),
         f"Paper: {spec.paper}.",
     ]
-    if not data.startswith(("imagefolder", "image_folder")):
+    if not data.startswith("image_folder"):
         lines.append(
             "The paper's values and ours are of different data, image size and protocol: compare the order "
             "of the rows, not the digits"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.pipeline.build import resolve_data
 from experiments.runtime.errors import user_errors
-from experiments.runtime.records import PUBLISHED, data_name, find_records
+from experiments.runtime.records import PUBLISHED, data_name, find_records, images_id
 from sweeps.grid import Grid, load_grid
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
@@ -23,11 +23,17 @@ def render_grid(grid: Grid, output_dir: Path, out: Path, difference: bool = True
     """Writes every table of the sweep for each data set of its records and prints it; the paths of the files.
 
     Rows of different data never share a table. No file is written when no cell is finished.
+    Raises ValueError for two records of one run on the same images that differ in what else it read.
     """
     by_data: dict[str, Finished] = {}
     for run in grid.runs:
         for data_id, record in find_records(run.experiment, [output_dir / "records", PUBLISHED]).items():
-            by_data.setdefault(data_id, {})[run.digest] = record
+            before = by_data.setdefault(images_id(data_id), {}).setdefault(run.digest, record)
+            if before is not record:
+                raise ValueError(
+                    f"{run.label}: two records, of {before['data_id']} and {data_id}: with another codebook or another "
+                    f"model below; delete the one that is not to be shown ({run.digest}.*.json)"
+                )
     is_shared = Counter(map(data_name, by_data))  # only then a name needs its fingerprint
     by_data = {data_id if is_shared[name := data_name(data_id)] > 1 else name: by_data[data_id] for data_id in by_data}
     return [path for name in sorted(by_data) for path in render(grid, by_data, name, out, difference)]

@@ -1,8 +1,6 @@
 """What the commands that train many runs share: their arguments, their worker processes, and the training itself."""
 
 import argparse
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -11,14 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import data_module, resolve_data
 from experiments.runtime.signals import wait_for
 from sweeps.storage import database_url
-
-DATA_WORDS = {"cifar10": "cifar10", "shapes": "shapes", "image_folder": "imagefolder"}
 
 
 def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experiment], Experiment]:
@@ -30,15 +25,10 @@ def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experi
         experiment = replace(experiment, runtime=runtime)
         name = experiment.data.name
         if name not in words:
-            words[name] = DATA_WORDS[resolve_data(experiment, data).data.name]
+            words[name] = resolve_data(experiment, data).data.name
         return resolve_data(experiment, words[name])
 
     return resolve
-
-
-def digest_of(meaning: Any) -> str:
-    """8 hex digits of plain values: those that decide what a trial is and how trials are ranked."""
-    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @contextmanager
@@ -74,8 +64,7 @@ def share(
     if (workers := min(options.workers, num_jobs)) == 1:
         work()
         return
-    words = {DATA_WORDS[name] for name in by_name}
-    decided = ["--data", *words] if len(words) == 1 else []  # the workers need not look for the data again
+    decided = ["--data", *by_name] if len(by_name) == 1 else []  # the workers need not look for the data again
     spawn_workers(module, workers, [*arguments, *decided], options.storage)
 
 
@@ -100,7 +89,7 @@ def parser_of(command: str, file: str, **texts: str) -> argparse.ArgumentParser:
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """What names the runs: taken by all commands of `sweeps`, so that one set of words names one set of cells."""
     parser.add_argument("--scale", default="quick", help="quick | reduced | paper (default: quick)")
-    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | imagefolder (default: auto)")
+    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | image_folder (default: auto)")
     parser.add_argument("--data-dir", default="data", help="folder of the data sets (default: data)")
     parser.add_argument("--output-dir", default="runs", help="records, checkpoints, tables (default: runs)")
 

@@ -5,19 +5,19 @@ nowhere else.
 """
 
 import difflib
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datamodules import DATAMODULES, DataConfig
-from experiments.config.values import select, without_defaults
+from experiments.config.identity import differences, digest
+from experiments.config.values import select
 from lightning_modules.base import Module, ModuleConfig
 from lightning_modules.checks import at_least_one, one_of, require
 from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.networks import BACKBONES, DISCRIMINATORS
+from lightning_modules.options import no_identity
 from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.tokenizer import TokenizerConfig
 from lightning_modules.vim import VIM, VIMConfig
@@ -48,8 +48,8 @@ class TrainerConfig:
     max_steps: int = 1000
     precision: str = "32-true"  # 32-true | bf16-mixed
     validate_every: int = 0  # steps between validations, 0 = only at the end
-    checkpoint_every: int = 1000
-    log_every: int = 10
+    checkpoint_every: int = no_identity(1000)
+    log_every: int = no_identity(10)
     weight_ema: float = 0.0
 
     def check(self) -> None:
@@ -86,9 +86,9 @@ class Experiment:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModuleConfig = field(default_factory=ModuleConfig)  # of the class that MODULES has for its name
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    runtime: RuntimeConfig = no_identity(RuntimeConfig)
     upstream: Any = None  # the Experiment below, or None; `parse` sets it
-    recipe: str = ""  # its file, for people
+    recipe: str = no_identity("")  # its file, for people
 
     def check(self) -> None:
         """Raises ValueError for what does not go together: its model, the one below, and their images."""
@@ -127,27 +127,17 @@ class Experiment:
         return Path(self.recipe).stem
 
     def identity(self) -> dict[str, Any]:
-        """The plain nested dictionary of all that decides the numbers (no `runtime`)."""
+        """The plain nested dictionary of the configuration, without `runtime`, as records and checkpoints hold it."""
         own = {"seed": self.seed} | {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
         return own | ({"upstream": {"recipe": self.recipe} | self.upstream.identity()} if self.upstream else {})
 
-    def changes(self) -> dict[str, Any]:
-        """Of `identity`, flat, what is not a default."""
-        own = {key: value for key, value in self.identity().items() if key != "upstream"}
-        return without_defaults(own, schema(own)) | ({"upstream": self.upstream.digest()} if self.upstream else {})
-
-    def changed(self) -> set[str]:
-        """The flat keys of `identity` whose value is not the default; names always are among them."""
-        below = {"recipe"} | self.upstream.changed() if self.upstream else set()
-        return set(self.changes()) - {"upstream"} | {f"upstream.{key}" for key in below}
-
     def digest(self) -> str:
-        """12 hex digits that name this experiment.
+        """12 hex digits that name all that decides the numbers."""
+        return digest(self)
 
-        Only what differs from the defaults is hashed, so that adding an option does not rename finished runs;
-        the records hold the full configuration, and a look-up compares it.
-        """
-        return hashlib.sha256(json.dumps(self.changes(), sort_keys=True).encode()).hexdigest()[:12]
+    def differences(self, config: dict[str, Any]) -> list[str]:
+        """What decides numbers in the nested `config` of a record or checkpoint and differs here, with both values."""
+        return differences(config, self, self.identity())
 
 
 # Keys whose value names the class to use, and the table that holds its configuration (the last element).

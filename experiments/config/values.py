@@ -3,7 +3,6 @@
 import copy
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,9 +100,3 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         out |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return out
-
-
-def without_defaults(values: dict[str, Any], defaults: Any) -> dict[str, Any]:
-    """The flat entries of `values` that differ from the dataclass `defaults`; names are always kept."""
-    base = flatten(asdict(defaults) if is_dataclass(defaults) and not isinstance(defaults, type) else defaults)
-    return {k: v for k, v in flatten(values).items() if k.endswith("name") or k not in base or base[k] != v}

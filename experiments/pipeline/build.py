@@ -45,7 +45,7 @@ def build_model(experiment: Experiment, setting: Setting | None = None) -> Any:
 
 
 def resolve_data(experiment: Experiment, data: str) -> Experiment:
-    """Applies the word DATA=auto|cifar10|shapes|imagefolder to a recipe.
+    """Applies the word DATA=auto|cifar10|shapes|image_folder to a recipe.
 
     auto keeps the recipe's own data set; where that is CIFAR-10 and it is neither in `data_dir` nor to be downloaded,
     it falls back, loudly, to the rendered shapes. The others replace the data set; sizes and batch stay, and tokens
@@ -54,15 +54,9 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
     if experiment.upstream is not None:
         upstream = replace(experiment.upstream, runtime=experiment.runtime)
         experiment = replace(experiment, upstream=resolve_data(upstream, data))
-    names = {
-        "auto": experiment.data.name,
-        "cifar10": "cifar10",
-        "shapes": "shapes",
-        "imagefolder": "image_folder",
-    }
-    if data not in names:
-        raise ValueError(f"DATA={data} is none of {', '.join(names)}")
-    name = names[data]
+    if data not in (known := ("auto", *DATAMODULES)):
+        raise ValueError(f"DATA={data} is none of {', '.join(known)}")
+    name = experiment.data.name if data == "auto" else data
     if data == "auto" and name == "cifar10" and find_cifar10(experiment.runtime.data_dir) is None:
         try:
             build_data(experiment)  # downloads
@@ -74,10 +68,8 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
     if name == experiment.data.name:
         return experiment
     config = DATAMODULES[name][1]()
-    shared = {key: getattr(experiment.data, key) for key in vars(config) if hasattr(experiment.data, key)}
-    shared = {
-        key: value for key, value in shared.items() if value is not None
-    }  # "all images" of one set is none of another
+    values = {key: getattr(experiment.data, key, None) for key in vars(config)}
+    shared = {key: value for key, value in values.items() if value is not None}  # "all images" means another number
     if experiment.reads_kept_tokens and hasattr(config, "random_crop"):
         shared["random_crop"] = False
     return replace(experiment, data=replace(config, **(shared | {"name": name})))

@@ -22,6 +22,7 @@ from datamodules.base import keep_batch
 from datamodules.token_files import DTYPE, SPLITS, TokenMeta, labels_path, read_meta, tokens_path
 from datamodules.views import ViewDataset
 from experiments.config.experiment import Experiment
+from experiments.config.identity import identity
 from experiments.pipeline.encode import encode_batch
 from experiments.runtime.appending import append
 from experiments.runtime.files import locked
@@ -29,7 +30,7 @@ from experiments.runtime.records import write_json
 from lightning_modules.frozen import freeze
 from lightning_modules.tokenizer import Tokenizer
 
-NO_IDENTITY = ("batch_size", "val_batch_size", "download", "flip", "random_crop")  # data options that change no token
+OF_TRAINING = ("batch_size", "flip", "random_crop")  # data options that change no token
 
 
 @dataclass
@@ -70,7 +71,7 @@ def make_job(
         codebook_size=experiment.tokenizer.codebook_size,
         grid_size=[size, size],
         data_id=data.data_id,
-        data={key: value for key, value in asdict(experiment.data).items() if key not in NO_IDENTITY},
+        data={key: value for key, value in identity(experiment.data).items() if key not in OF_TRAINING},
         num_classes=data.num_classes,
         num_images={split: len(source) for split, source in sources.items()},
         views={split: list(source.views) for split, source in sources.items()},

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
-from experiments.pipeline.build import data_module
+from experiments.pipeline.inputs import Inputs, inputs_of
 from experiments.pipeline.prepare import gather, prepare
 from experiments.pipeline.summary import print_summary
 from experiments.pipeline.upstream import checkpoint_below, upstream_of
+from experiments.runtime.callbacks import InCheckpoint
 from experiments.runtime.checkpoint_files import load_checkpoint
 from experiments.runtime.files import LOCK, inherited, locked, require_writable
 from experiments.runtime.health import (
@@ -68,7 +69,9 @@ def train(
     quiet()
     check_devices(experiment)
     records = Path(experiment.runtime.output_dir) / "records"
-    path = record_path(records, experiment, data_module(experiment).data_id)
+    with main_first():  # the first look at images reads them all
+        inputs = inputs_of(experiment)
+    path = record_path(records, experiment, inputs.data_id)
     needed = folder / "checkpoints" / "final.ckpt" if needs_checkpoint else None
     if record := finished(path, experiment, needed):
         return record
@@ -78,7 +81,7 @@ def train(
             require_writable(folder)
             advice = "wait for it or stop it, or choose another --run-dir"
             stack.enter_context(locked(folder / LOCK, "is training there", waits, advice))
-        return finished(path, experiment, needed) or train_alone(experiment, name, folder, path, callbacks)
+        return finished(path, experiment, needed) or train_alone(experiment, inputs, name, folder, path, callbacks)
 
 
 def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Record | None:
@@ -92,13 +95,13 @@ def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Rec
 
 
 def train_alone(
-    experiment: Experiment, name: str, folder: Path, path: Path, callbacks: Sequence[Callback] = ()
+    experiment: Experiment, inputs: Inputs, name: str, folder: Path, path: Path, callbacks: Sequence[Callback] = ()
 ) -> Record:
     """`train`, where no other process does the same; the record is written to `path`."""
     made_on = environment()  # the code that runs, not what is committed meanwhile
     checkpoints, output_dir = folder / "checkpoints", Path(experiment.runtime.output_dir)
     with main_first():
-        resumed = resume_point(checkpoints, experiment)
+        resumed = resume_point(checkpoints, experiment, inputs)
     resumed = from_main(resumed)
     needs = gather(experiment)  # before hours of work on what it stands on
     train_upstream(experiment)
@@ -109,7 +112,8 @@ def train_alone(
         print_summary(experiment, module, name, images.data_id)
 
     with StopRequest() as stop, not_swallowed(), naming_last_checkpoint(checkpoints):
-        trainer = build_trainer(experiment, module, folder, throughput, *callbacks, stop=stop)
+        images_read = InCheckpoint(**inputs._asdict())
+        trainer = build_trainer(experiment, module, folder, images_read, throughput, *callbacks, stop=stop)
         if experiment.trainer.validate_every:
             use_reference(trainer, module, images, output_dir)
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
@@ -126,13 +130,13 @@ def train_alone(
         "format": FORMAT,
         "name": name,
         "digest": experiment.digest(),
-        "data_id": images.data_id,
+        "data_id": inputs.data_id,
+        "images": inputs.images,
         "config": experiment.identity(),
         "seed": experiment.seed,
         "metrics": metrics,
         "history": module.history,
         "protocols": module.protocols(),
-        "perceptual_network": getattr(getattr(module, "perceptual", None), "name", None),
         "parameters": module.num_parameters,
         "images_per_second": throughput.images_per_second,
         "wall_seconds": throughput.wall_seconds,
@@ -178,19 +182,25 @@ def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Seq
     if process.returncode:
         raise RuntimeError(f"training on several devices ended with status {process.returncode}: {' '.join(command)}")
     records = Path(experiment.runtime.output_dir) / "records"
-    return read_record(record_path(records, experiment, data_module(experiment).data_id))
+    return read_record(record_path(records, experiment, inputs_of(experiment).data_id))
 
 
-def resume_point(checkpoints: Path, experiment: Experiment) -> Path | None:
+def resume_point(checkpoints: Path, experiment: Experiment, inputs: Inputs) -> Path | None:
     """The newest checkpoint of a run that was stopped; None to start afresh.
 
     final.ckpt comes first: where it is there without a record, the run was stopped while it was evaluated.
-    Raises ValueError when the file is damaged or of another experiment.
+    Raises ValueError when the file is damaged, of another experiment or of other images.
     """
     for path in (checkpoints / "final.ckpt", checkpoints / "last.ckpt"):
         if path.is_file():
-            if not same_experiment({"config": load_checkpoint(path)["experiment"]}, experiment):
-                raise ValueError(f"{path}: of another experiment; delete it or choose another --run-dir")
+            checkpoint = load_checkpoint(path)
+            differ = experiment.differences(checkpoint["experiment"])
+            if (data_id := checkpoint.get("data_id")) != inputs.data_id:
+                differ.append(f"images {data_id}, here {inputs.data_id}")
+            if differ:
+                raise ValueError(
+                    f"{path}: of another experiment ({'; '.join(differ)}); delete it or choose another --run-dir"
+                )
             return path
     return None
 

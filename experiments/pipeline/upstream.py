@@ -10,13 +10,14 @@ from experiments.config.experiment import Experiment, RuntimeConfig
 from experiments.config.values import flatten
 from experiments.pipeline.build import restore, restore_tokenizer
 from experiments.pipeline.encode import tokenizer_digest
+from experiments.pipeline.inputs import inputs_of
 from experiments.runtime import records
 from lightning_modules.tokenizer import Tokenizer
 
 
 def run_dir(experiment: Experiment, name: str) -> Path:
-    """Where the run is trained: `experiments.runtime.records.run_dir` in its own `output_dir`."""
-    return records.run_dir(Path(experiment.runtime.output_dir), name, experiment)
+    """Where the run is trained: `experiments.runtime.records.run_dir` in its own `output_dir`, on the images there."""
+    return records.run_dir(Path(experiment.runtime.output_dir), name, experiment, inputs_of(experiment).data_id)
 
 
 def upstream_of(experiment: Experiment) -> Experiment | None:

@@ -10,17 +10,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from experiments.runtime.checkpoint_files import CHECKPOINT_FORMAT
 
+class InCheckpoint(Callback):
+    """Puts entries, of plain containers, into every checkpoint: of what experiment and images it is."""
 
-class ExperimentInCheckpoint(Callback):
-    """Puts the experiment's configuration, as plain containers, and the format's version into every checkpoint."""
-
-    def __init__(self, identity: dict[str, Any]) -> None:
-        self.identity = identity
+    def __init__(self, **entries: Any) -> None:
+        self.entries = entries
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {"format": CHECKPOINT_FORMAT, "experiment": self.identity}
+        checkpoint |= self.entries
 
 
 def tensorboard(trainer: L.Trainer) -> SummaryWriter | None:

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments.config.values import flatten
+from experiments.config.identity import digest_of
 from experiments.runtime import code_version
 from experiments.runtime.files import replacing
 
@@ -28,7 +28,7 @@ class Identified(Protocol):
     """What a look-up needs of an `Experiment`; a sweep's plan has it without importing torch."""
 
     def identity(self) -> dict[str, Any]: ...
-    def changed(self) -> set[str]: ...
+    def differences(self, config: dict[str, Any]) -> list[str]: ...
     def digest(self) -> str: ...
 
 
@@ -43,10 +43,21 @@ def record_path(directory: Path, experiment: Identified, data_id: str) -> Path:
     return directory / f"{experiment.digest()}.{data_id}.json"
 
 
-def run_dir(output_dir: Path, name: str, experiment: Identified) -> Path:
-    """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST: TensorBoard's list of runs shows codebook size and seed."""
+def run_dir(output_dir: Path, name: str, experiment: Identified, data_id: str) -> Path:
+    """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST (of experiment and data): TensorBoard's list shows K and seed."""
     size, seed = size_and_seed(experiment).values()
-    return output_dir / "experiments" / f"{name}_k{size}_s{seed}_{experiment.digest()}"
+    digest = digest_of([experiment.digest(), data_id])
+    return output_dir / "experiments" / f"{name}_k{size}_s{seed}_{digest}"
+
+
+def images_id(data_id: str) -> str:
+    """Of a run's data id that of its images alone, which the rows of a table have in common."""
+    return data_id.partition("+")[0]
+
+
+def data_name(data_id: str) -> str:
+    """The images' name without fingerprint, for captions and file names: cifar10-export of cifar10-export-1a2b3c4d."""
+    return re.sub("-[0-9a-f]{8}$", "", images_id(data_id))
 
 
 def size_and_seed(experiment: Identified) -> dict[str, int]:
@@ -55,11 +66,6 @@ def size_and_seed(experiment: Identified) -> dict[str, int]:
     while "upstream" in tokenizer:
         tokenizer = tokenizer["upstream"]
     return {"codebook_size": tokenizer["model"]["codebook_size"], "seed": own["seed"]}
-
-
-def data_name(data_id: str) -> str:
-    """Without the fingerprint of the images: cifar10-export-1a2b3c4d -> cifar10-export."""
-    return re.sub("-[0-9a-f]{8}$", "", data_id)
 
 
 KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protocols": dict}
@@ -96,19 +102,16 @@ def find_records(experiment: Identified, directories: Sequence[Path]) -> dict[st
 
 
 def same_experiment(record: Record, experiment: Identified) -> bool:
-    """Whether the record's full configuration, with today's defaults for newer keys, is the experiment's."""
-    given, ours = flatten(record["config"]), flatten(experiment.identity())
-    if any(key not in ours or ours[key] != value for key, value in given.items()):
-        return False
-    return not (ours.keys() - given.keys()) & experiment.changed()
+    """Whether the record is of all that decides this experiment's numbers, but for the images."""
+    return not experiment.differences(record["config"])
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, code that decides numbers, and machine, for the record."""
+    """Versions, commit, behaviour of the code, and machine, for the record."""
     return {
         "commit": code_version.git("rev-parse", "HEAD"),
-        "dirty": bool(code_version.git("status", "--porcelain", "--untracked-files=no")),
-        "code": code_version.of_files(),
+        "dirty": code_version.is_changed(),
+        "code": code_version.CODE,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         **{package: version(package) for package in PACKAGES},

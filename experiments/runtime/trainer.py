@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
-from experiments.runtime.callbacks import Dashboard, ExperimentInCheckpoint
+from experiments.runtime.callbacks import Dashboard, InCheckpoint
+from experiments.runtime.checkpoint_files import CHECKPOINT_FORMAT
 from experiments.runtime.checkpoints import AtomicCheckpointIO, ResumePoints
 from experiments.runtime.health import FiniteWeights
 from experiments.runtime.progress import ProgressLines, TimeLeft
@@ -30,7 +31,7 @@ def build_trainer(
     optimizer = experiment.model.optimizer
     on_terminal = sys.stdout.isatty()
     callbacks: list[Callback] = [
-        ExperimentInCheckpoint(experiment.identity()),
+        InCheckpoint(format=CHECKPOINT_FORMAT, experiment=experiment.identity()),
         ResumePoints(run_dir / "checkpoints", config.checkpoint_every, stop or StopRequest()),
         LearningRateMonitor("step"),
         Dashboard(),

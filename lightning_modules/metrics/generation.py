@@ -15,6 +15,7 @@ from lightning_modules.distributed import gather_rows
 from lightning_modules.metrics.codebook import CodebookUsage
 from lightning_modules.metrics.extractors import EXTRACTORS
 from lightning_modules.metrics.fidelity import Fidelity, fidelity_values, first_images
+from lightning_modules.options import no_identity
 
 
 class Classifier(Protocol):
@@ -36,7 +37,7 @@ class GenerationConfig:
     """
 
     num_samples: int = 0  # 0 = no generation
-    batch_size: int = 64  # changes no number, only speed and memory
+    batch_size: int = no_identity(64)  # changes no number, only speed and memory
     seed: int = 0
     reference: str = "train"
     num_reference: int = 0  # the first so many reference images, class-balanced; 0 = all

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import socket
 import time
 import urllib.error
@@ -52,7 +53,8 @@ def replace(path: Path, content: bytes) -> None:
 def test_export_is_read_with_cifar_labels(export: Path):
     assert find_cifar10(export) == "export"
     data = loaded(export)
-    assert data.data_id == "cifar10-export"
+    assert re.fullmatch("cifar10-export-[0-9a-f]{8}", data.data_id)
+    assert data.facts["num_images"] == {"train": 30, "val": 20}
     assert data.num_classes == 10
     train, val = data.train_set, data.val_set
     assert train.images.shape == (30, 3, 32, 32)
@@ -86,7 +88,8 @@ def test_validation_alone_does_not_load_training_images(export: Path):
 
 def test_cache_is_reused(export: Path, monkeypatch: pytest.MonkeyPatch):
     before = loaded(export)
-    assert sorted(p.name for p in (export / "cifar10-cache").iterdir()) == ["test.npz", "train.npz"]
+    names = ["test.files.npz", "test.npz", "train.files.npz", "train.npz"]
+    assert sorted(p.name for p in (export / "cifar10-cache").iterdir()) == names
     monkeypatch.setattr(cifar10, "decode", lambda paths: pytest.fail("decoded again"))
     assert torch.equal(loaded(export).train_set.images, before.train_set.images)
 
@@ -116,7 +119,7 @@ def test_damaged_cache_is_made_again(export: Path, damage: str):
 def test_cache_goes_to_the_user_where_the_data_cannot_be_written(export: Path, tmp_path: Path):
     (export / "cifar10-cache").write_text("a file where the folder would be")
     before = loaded(export)
-    assert len(list((tmp_path / "user-cache").rglob("*.npz"))) == 2
+    assert len(list((tmp_path / "user-cache").rglob("*.npz"))) == 4
     assert torch.equal(loaded(export).train_set.images, before.train_set.images)
 
 
@@ -124,7 +127,7 @@ def test_damaged_image_is_named(export: Path):
     replace(export / "cifar10" / "train" / "frog" / "0002.png", b"not an image")
     with pytest.raises(ValueError, match=r"frog.0002\.png: cannot be decoded.*copy it again"):
         loaded(export)
-    assert not list((export / "cifar10-cache").glob("*")), "nothing may be cached"
+    assert not (export / "cifar10-cache" / "train.npz").exists(), "no images may be cached"
 
 
 def test_truncated_image_is_named(export: Path):

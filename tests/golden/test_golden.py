@@ -4,7 +4,9 @@ import json
 import os
 
 import pytest
-from golden_numbers import FOLDER, PARTS, differences, write
+from golden_numbers import FOLDER, PARTS, differences, version, write
+
+from experiments.runtime import code_version
 
 
 @pytest.mark.usefixtures("shared_encoders")
@@ -23,3 +25,10 @@ def test_a_changed_number_is_seen() -> None:
     numbers["usage"]["perplexity"] *= 1.001
     del numbers["losses"]["l1"]
     assert len(differences("metrics", numbers)) == 2
+    numbers = json.loads((FOLDER / "record.json").read_text())
+    numbers["protocols"]["psnr"] = "another"
+    assert len(differences("record", numbers)) == 1
+
+
+def test_the_codes_version_is_the_digest_of_the_golden_numbers() -> None:
+    assert version() == code_version.CODE or os.environ.get("GOLDEN") == "write"

@@ -125,5 +125,7 @@ def test_none_is_zero() -> None:
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match=r'"resnet".*lpips-vgg'):
         build_perceptual("resnet", SIZE)
+    with pytest.raises(ValueError, match='No perceptual network "auto"'):  # it would depend on the machine
+        build_perceptual("auto", SIZE)
     with pytest.raises(ValueError, match=r'"squeeze".*alex'):
         LPIPSLoss("squeeze")

@@ -125,7 +125,13 @@ def test_other_protocols_and_commits_are_flagged(sweep_file: Path) -> None:
 
 def test_cells_of_different_code_are_flagged_in_the_caption(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits whose code that decides numbers is the same are one version."""
-    monkeypatch.setattr(code_version, "of_commit", lambda commit: {"aa": "code1", "bb": "code1", "cc": "code2"}[commit])
+    codes = {"aa": "code1", "bb": "code1", "cc": "code2"}
+
+    def of_record(record: dict) -> str:
+        made_on = record["environment"]
+        return "" if made_on.get("dirty") else codes[made_on["commit"]]
+
+    monkeypatch.setattr(code_version, "of_record", of_record)
     grid = load_grid(sweep_file, "quick")
 
     def caption(*commits: str) -> tuple[str, list[str]]:
@@ -299,19 +305,19 @@ def test_rows_of_other_data_are_not_missing(sweep_file: Path) -> None:
     grid = load_grid(sweep_file, "quick")
     first, second, third = (run.digest for run in grid.runs)
     by_data = {
-        "imagefolder": {first: record(METRICS)},
-        "imagefolder-ffhq": {second: record(METRICS)},
-        "imagefolder-celebahq": {first: record(METRICS)},  # in both: nothing to say about an empty cell
+        "image_folder": {first: record(METRICS)},
+        "image_folder-ffhq": {second: record(METRICS)},
+        "image_folder-celebahq": {first: record(METRICS)},  # in both: nothing to say about an empty cell
     }
-    other = "1 of 3 runs are of other data (imagefolder-ffhq) and stand in a table of their own"
-    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "imagefolder")[0].caption)
+    other = "1 of 3 runs are of other data (image_folder-ffhq) and stand in a table of their own"
+    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "image_folder")[0].caption)
     assert other in text and "1 of 3 runs are missing; their cells are empty." in text
 
-    by_data["imagefolder-ffhq"][third] = record(METRICS)
-    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "imagefolder")[0].caption)
+    by_data["image_folder-ffhq"][third] = record(METRICS)
+    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "image_folder")[0].caption)
     assert other.replace("1", "2", 1) in text and "missing" not in text
-    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "imagefolder-ffhq")[0].caption)
-    assert "(imagefolder, imagefolder-celebahq)" in text and "missing" not in text
+    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "image_folder-ffhq")[0].caption)
+    assert "(image_folder, image_folder-celebahq)" in text and "missing" not in text
 
 
 def test_no_records_is_a_clear_error(sweep_file: Path, capsys: pytest.CaptureFixture) -> None:

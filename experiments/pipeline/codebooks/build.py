@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from datamodules import DATAMODULES
 from experiments.config.experiment import Experiment
-from experiments.pipeline.build import build_data
+from experiments.config.identity import digest_of, identity
+from experiments.pipeline.build import data_module
 from experiments.pipeline.codebooks.extraction import (
     build_device,
-    digest,
     features_for,
     images_id,
     large_codebook,
@@ -47,44 +47,53 @@ def codebook_for(experiment: Experiment, data_id: str) -> Tensor:
 
 def with_source_data(experiment: Experiment, data_id: str) -> tuple[Experiment, str]:
     """The experiment on the images that its codebook is made of, and their id (B-Table 9)."""
-    name = large_codebook(experiment).source.data
-    if not name:
+    if not large_codebook(experiment).source.data:
         return experiment, data_id
-    data = DATAMODULES[name][1](image_size=experiment.data.image_size)
-    experiment = replace(experiment, data=data)
-    return experiment, build_data(experiment).data_id
+    experiment = source_data(experiment)
+    return experiment, data_module(experiment).data_id
 
 
-def source_id(experiment: Experiment) -> dict[str, Any]:
-    """The options that decide the table; newer ones only where they are set, so that older files keep their names."""
-    source = asdict(large_codebook(experiment).source)
-    return {key: value for key, value in source.items() if key not in ("tolerance", "data") or value}
+def source_data(experiment: Experiment) -> Experiment:
+    """The experiment on the data set that `source.data` names."""
+    data = DATAMODULES[large_codebook(experiment).source.data][1](image_size=experiment.data.image_size)
+    return replace(experiment, data=data)
+
+
+def table_id(path: Path) -> str:
+    """Names the values of a ready codebook's table. Raises ValueError when the file is not a codebook."""
+    table, metadata = open_codebook(path)
+    return f"codebook-{metadata.get('sha256') or sha256_of(table)}"
 
 
 def codebook_path(experiment: Experiment, data_id: str) -> Path:
-    source, size = source_id(experiment), experiment.tokenizer.codebook_size
-    name = f"{source['method']}_{size}_{digest(source, *images_id(experiment, data_id))}.safetensors"
+    source, size = large_codebook(experiment).source, experiment.tokenizer.codebook_size
+    name = f"{source.method}_{size}_{digest_of([identity(source), *images_id(experiment, data_id)])}.safetensors"
     return Path(experiment.runtime.output_dir) / "codebooks" / name
 
 
 def read_codebook(path: Path, shape: tuple[int, int]) -> Tensor:
     """Raises ValueError that names the file when it is missing, broken, or of another shape."""
-    try:
-        with safe_open(path, "pt") as file:
-            table, metadata = file.get_tensor("codebook"), file.metadata() or {}
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such codebook; build it with `python -m experiments.build_codebook`") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a codebook file ({error}); delete it and build it again") from None
+    table, metadata = open_codebook(path)
     if tuple(table.shape) != shape:
         raise ValueError(
             f"{path}: holds a codebook of shape {tuple(table.shape)}, but model.codebook_size and "
             f"model.quantizer.feature_dim ask for {shape}"
         )
-    is_whole = metadata.get("sha256", sha256_of(table)) == sha256_of(table)  # older files have none
+    is_whole = metadata.get("sha256", sha256_of(table)) == sha256_of(table)  # files of other programs have none
     if not is_whole or not table.is_floating_point() or not torch.isfinite(table).all():
         raise ValueError(f"{path}: a damaged codebook, its values have changed; delete it and build it again")
     return table.float()
+
+
+def open_codebook(path: Path) -> tuple[Tensor, dict[str, str]]:
+    """The table and the metadata beside it. Raises ValueError that names the file when it is missing or broken."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("codebook"), file.metadata() or {}
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such codebook; build it with `python -m experiments.build_codebook`") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a codebook file ({error}); delete it and build it again") from None
 
 
 def sha256_of(table: Tensor) -> str:
@@ -117,14 +126,14 @@ def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
         if path.is_file() and not path_exists:  # another worker has made it meanwhile
             return
         require_space(path.parent, 4 * K * config.feature_dim * 4, "the codebook, with two saved states on the way,")
-        identity = f"{codebook_path(experiment, data_id).name} {tuple(features.shape)}"
+        work = f"{codebook_path(experiment, data_id).name} {tuple(features.shape)}"
         device = build_device(experiment)
-        state = load_state(partial, identity, device) if partial.is_file() else new_state(identity, source.seed)
+        state = load_state(partial, work, device) if partial.is_file() else new_state(work, source.seed)
         parts = split(features.labels(), K, source.per_class)
         with StopRequest() as stop:
             keep = StateFile(partial, stop)
             table = make_table(features, parts, source, state, device, keep)
-        save_codebook(path, table, source_id(experiment), data_id, len(features), state.statistics())
+        save_codebook(path, table, identity(source), data_id, len(features), state.statistics())
         keep.remove()
     words = f", {state.passes} passes, {state.reseeded} empty clusters re-seeded" if source.method == "kmeans" else ""
     print(f"codebook: {K:,} of {len(features):,} features by {source.method}{words}, {time.monotonic() - start:.0f} s")

@@ -65,7 +65,7 @@ def test_an_imported_checkpoint_is_measured(
     keys = ["model.metrics.extractor_image_size=32", "runtime.accelerator=cpu"]
     run(monkeypatch, experiments.evaluate, out, *data, *keys)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["data_id"] == "imagefolder-images"
+    assert result["data_id"].startswith("image_folder-")
     assert result["protocols"]["rfid"] == "rfid/efficientnet-lite0@32px/val-vs-val/n6/uint8"
     assert 0 < result["metrics"]["usage/val"] <= 100
 

@@ -10,7 +10,7 @@ from experiments.pipeline.build import resolve_data
 SMALL = sorted(RECIPES.glob("*_cifar10.yaml"))
 
 
-@pytest.mark.parametrize("word", ["cifar10", "shapes", "imagefolder"])
+@pytest.mark.parametrize("word", ["cifar10", "shapes", "image_folder"])
 @pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
 def test_a_recipe_on_other_data_is_read_again(path: Path, word: str) -> None:
     experiment = resolve_data(load_experiment(path), word)
@@ -21,7 +21,7 @@ def test_a_recipe_on_other_data_is_read_again(path: Path, word: str) -> None:
 def test_only_tokens_that_are_made_once_are_of_whole_images() -> None:
     """Their tokenizer is trained on random crops all the same, and so is a VIM that encodes them anew."""
     once, anew, probe = (
-        resolve_data(load_experiment(f"experiments/{name}_cifar10.yaml", overrides), "imagefolder")
+        resolve_data(load_experiment(f"experiments/{name}_cifar10.yaml", overrides), "image_folder")
         for name, overrides in (
             ("vim", []),
             ("vim", ["model.encode_on_the_fly=true"]),

@@ -18,6 +18,7 @@ import experiments.evaluate
 import experiments.sample
 from experiments.config.compose import load_experiment, parse
 from experiments.config.experiment import Experiment
+from experiments.config.identity import digest_of
 from experiments.pipeline import token_writer
 from experiments.pipeline.build import build_data, resolve_data, restore, restore_tokenizer
 from experiments.pipeline.encode import EncodedImages
@@ -52,8 +53,9 @@ def test_the_folder_of_a_run_tells_codebook_size_and_seed(tiny: TinyExperiment) 
     """The tokenizer's size for what stands on it, and the run's own seed."""
     experiment = tiny_vim(tiny, "seed=3", "upstream.model.codebook_size=48")
     folder = Path(experiment.runtime.output_dir) / "experiments"
-    assert own_dir(experiment) == folder / f"vim_k48_s3_{experiment.digest()}"
-    assert run_dir(experiment.upstream, "vqgan").name == f"vqgan_k48_s0_{experiment.upstream.digest()}"
+    own, below = (digest_of([digest, "shapes"]) for digest in (experiment.digest(), experiment.upstream.digest()))
+    assert own_dir(experiment) == folder / f"vim_k48_s3_{own}"
+    assert run_dir(experiment.upstream, "vqgan").name == f"vqgan_k48_s0_{below}"
 
 
 def test_only_what_is_missing_is_trained(

@@ -298,7 +298,7 @@ def test_an_interrupted_run_says_so(tiny: TinyExperiment, tmp_path: Path, monkey
 
 def test_a_checkpoint_of_another_experiment_is_not_continued(tiny: TinyExperiment, tmp_path: Path) -> None:
     train(tiny(), "x", tmp_path)
-    with pytest.raises(ValueError, match=r"final\.ckpt: of another experiment; delete it or choose another --run-dir"):
+    with pytest.raises(ValueError, match=r"final\.ckpt: of another experiment \(seed=0, here 1\); delete it or"):
         train(tiny("vqgan", "seed=1"), "x", tmp_path)
 
 

@@ -101,7 +101,7 @@ def test_the_features_of_another_data_set(tiny: TinyExperiment, tmp_path: Path) 
     transferred = tiny(
         "vqgan_lc", *where, f"{SOURCE}.method=random", f"{SOURCE}.data=shapes", f"{SOURCE}.num_images=40"
     )
-    tables = [codebook_for(experiment, "imagefolder-data") for experiment in (own, transferred)]
+    tables = [codebook_for(experiment, "image_folder-data") for experiment in (own, transferred)]
     shapes = features_for(tiny("vqgan_lc", f"{SOURCE}.num_images=40"), "shapes")
     assert (rows_of(tables[1], shapes) >= 0).all() and (rows_of(tables[0], shapes) < 0).all()
     assert own.digest() != transferred.digest()
@@ -225,12 +225,13 @@ def test_a_build_that_was_stopped_goes_on(tiny: TinyExperiment, monkeypatch: pyt
     assert torch.equal(continued, codebook_for(straight, "shapes"))
 
 
-def test_the_tolerance_names_another_codebook_only_where_it_is_set(tiny: TinyExperiment) -> None:
-    """Files that were built before there was a tolerance keep their names."""
-    plain = tiny("vqgan_lc")
-    assert "tolerance" not in module.source_id(plain)
-    assert codebook_path(plain, "shapes").name == "random_32_3d3895c74582.safetensors"
-    assert codebook_path(plain, "shapes") != codebook_path(tiny("vqgan_lc", f"{SOURCE}.tolerance=0.01"), "shapes")
+def test_a_codebook_is_named_by_all_that_decides_it(tiny: TinyExperiment) -> None:
+    plain = codebook_path(tiny("vqgan_lc"), "shapes")
+    assert codebook_path(tiny("vqgan_lc", f"{SOURCE}.path=x"), "shapes") == plain, "a place"
+    changes = [f"{SOURCE}.tolerance=0.01", f"{SOURCE}.seed=1", "model.codebook_size=33", "data.data_seed=1"]
+    others = [codebook_path(tiny("vqgan_lc", change), "shapes") for change in changes]
+    others.append(codebook_path(tiny("vqgan_lc"), "image_folder-12345678"))
+    assert len({plain, *others}) == 6
 
 
 # ---- mistakes

@@ -120,13 +120,10 @@ def test_metadata_says_what_the_features_are_of(tiny: TinyExperiment) -> None:
     assert (metadata["images"], metadata["encoder_image_size"], metadata["image_size"]) == (40, 32, 16)
 
 
-def test_folders_of_before_there_was_metadata_are_used(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_of_other_images_are_refused(tiny: TinyExperiment) -> None:
     experiment = tiny("vqgan_lc")
-    features_for(experiment, "shapes")
-    folder = features_folder(experiment, "shapes")
-    (folder / "metadata.json").unlink()
-    monkeypatch.setattr(extraction, "extract", lambda *_: pytest.fail("they are kept"))
     assert len(features_for(experiment, "shapes")) == 40 * PER_IMAGE
+    folder = features_folder(experiment, "shapes")
     np.save(folder / "labels.npy", np.zeros(40 * PER_IMAGE, np.int64))
     with pytest.raises(ValueError, match=f"{folder.name}: of other images than the training set's"):
         features_for(experiment, "shapes")
@@ -170,7 +167,7 @@ def edit(folder: Path, **values: object) -> None:
 DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (lambda folder: edit(folder, encoder="other"), "made with encoder=other, here it is efficientnet-lite0; delete"),
     (lambda folder: edit(folder, data_id="cifar10-export"), "made with data_id=cifar10-export, here it is shapes"),
-    (lambda folder: edit(folder, pixels="0"), "made with pixels=0, here it is"),
+    (lambda folder: edit(folder, images=7), "made with images=7, here it is 40"),
     (lambda folder: edit(folder, images_done=41), "made with images_done=41"),
     (lambda folder: (folder / "metadata.json").write_text("{"), r"metadata\.json: not readable .*delete"),
     (lambda folder: (folder / "metadata.json").write_text("[]"), r"metadata\.json: not readable .*delete"),

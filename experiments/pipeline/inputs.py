@@ -1,0 +1,60 @@
+"""What a run reads that its configuration does not hold: the images by their contents, and a codebook's own."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.config.experiment import Experiment
+from experiments.pipeline.build import data_module
+from experiments.pipeline.codebooks.build import source_data, table_id
+from lightning_modules.quantizers import LargeCodebookConfig
+
+
+class Inputs(NamedTuple):
+    """`data_id` is that of the images, followed by "+" and 8 hex digits where a run reads other things, too.
+
+    `images`: for people and for records, which images these are.
+    """
+
+    data_id: str
+    images: dict[str, Any]
+
+
+Seen = dict[str, Inputs]
+
+
+def inputs_of(experiment: Experiment, seen: Seen | None = None) -> Inputs:
+    """Of the run as it would be trained now. Raises ValueError or OSError where images or a codebook cannot be read.
+
+    `seen` keeps what was looked up, for many experiments on the same images.
+    """
+    images = images_of(experiment, {} if seen is None else seen)
+    others = set(other_ids(experiment, {} if seen is None else seen)) - {images.data_id}
+    if not others:
+        return images
+    digits = hashlib.sha256(" ".join(sorted(others)).encode()).hexdigest()[:8]
+    return Inputs(f"{images.data_id}+{digits}", images.images | {"others": sorted(others)})
+
+
+def images_of(experiment: Experiment, seen: Seen) -> Inputs:
+    key = f"{experiment.runtime.data_dir} {experiment.data}"
+    if key not in seen:
+        data = data_module(experiment)
+        seen[key] = Inputs(data.data_id, data.facts)
+    return seen[key]
+
+
+def other_ids(experiment: Experiment, seen: Seen) -> list[str]:
+    """Of the model below, and of the codebook: a ready file's table, or the images that it is made of."""
+    upstream = getattr(experiment, "upstream", None)
+    if upstream is not None:
+        return [inputs_of(replace(upstream, runtime=experiment.runtime), seen).data_id]
+    config = getattr(experiment.model, "quantizer", None)
+    if not isinstance(config, LargeCodebookConfig):
+        return []
+    if config.source.path:
+        return [table_id(Path(config.source.path))]
+    if not config.source.data:
+        return []
+    return [images_of(source_data(experiment), seen).data_id]

@@ -1,0 +1,28 @@
+"""Marks of a configuration's fields that say what a key means for the identity of a run."""
+
+from dataclasses import Field, field
+from typing import Any
+
+IDENTITY = "identity"  # the key of the marks in a field's metadata
+NONE, NEUTRAL = "none", "neutral"
+
+
+def no_identity(default: Any) -> Any:
+    """A field whose key changes no number: runs that differ in it alone are one run."""
+    return marked(default, NONE)
+
+
+def neutral(default: Any) -> Any:
+    """A field that was added later: at its default it is left out of the digest, so that finished runs keep theirs."""
+    return marked(default, NEUTRAL)
+
+
+def marked(default: Any, mark: str) -> Any:
+    if callable(default):
+        return field(default_factory=default, metadata={IDENTITY: mark})
+    return field(default=default, metadata={IDENTITY: mark})
+
+
+def mark_of(entry: Field) -> str:
+    """NONE, NEUTRAL or "" of a dataclass field."""
+    return entry.metadata.get(IDENTITY, "")
