@@ -22,13 +22,7 @@ def test_the_time_is_of_all_micro_batches_and_only_where_the_cpu_trains(
 
 def test_the_perceptual_network_is_named(tiny: TinyExperiment, capsys: pytest.CaptureFixture[str]) -> None:
     for weight, name in ((0.1, "efficientnet-lite0"), (0.0, "none")):
-<<<<<<< HEAD
         experiment = tiny("vqgan", f"model.loss.perceptual={weight}")
-=======
-        experiment = tiny(
-            "vqgan", f"model.loss.perceptual={weight}", "model.loss.perceptual_network=efficientnet-lite0"
-        )
->>>>>>> h2
         summary.print_summary(experiment, build_model(experiment), "vqgan", "shapes")
         (line,) = (line for line in capsys.readouterr().out.splitlines() if "perceptual loss" in line)
         assert name in line
