@@ -59,10 +59,7 @@ def main() -> None:
             torch.testing.assert_close(value, reference, atol=1e-5, rtol=1e-4)
         seconds = paired(subject, baseline, arguments.runs, warmup=0)
         label = name.removeprefix("token_loss_vs_").replace("_", " ")
-        sides = (
-            Side("token_loss", seconds[0], peak_memory(subject)),
-            Side(label, seconds[1], peak_memory(baseline)),
-        )
+        sides = (Side("token_loss", seconds[0], peak_memory(subject)), Side(label, seconds[1], peak_memory(baseline)))
         ratios[name] = report(name, *sides)
         ours_bytes, theirs_bytes = (side.memory for side in sides)
         if name == "token_loss_vs_whole_logits" and ours_bytes and theirs_bytes:

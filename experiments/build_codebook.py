@@ -14,9 +14,7 @@ from experiments.config.compose import load_experiment
 from experiments.pipeline.build import build_data, resolve_data
 from experiments.pipeline.codebooks.build import build_codebook, codebook_path, with_source_data
 from experiments.pipeline.codebooks.estimate import estimate
-from experiments.pipeline.codebooks.extraction import (
-    large_codebook,
-)
+from experiments.pipeline.codebooks.extraction import large_codebook
 from experiments.runtime.errors import user_errors
 
 

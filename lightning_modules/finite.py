@@ -9,10 +9,7 @@ ADVICE = "lower optimizer.lr, use precision=32-true, or set optimizer.gradient_c
 
 
 def check_finite(
-    step: int,
-    terms: Mapping[str, Tensor],
-    images: Tensor | None = None,
-    module: nn.Module | None = None,
+    step: int, terms: Mapping[str, Tensor], images: Tensor | None = None, module: nn.Module | None = None
 ) -> None:
     """Checks the scalar `terms` of step number `step`; the host waits for the device once, whatever their number.
 

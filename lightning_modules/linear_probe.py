@@ -170,7 +170,7 @@ class LinearProbe(Module):
             "test accuracy by block, %": ["Multiline", ["probe/accuracy/block.*"]],
             "held-out accuracy by block, %": ["Multiline", ["probe/heldout/block.*"]],
             "test accuracy of the chosen block, %": ["Multiline", ["probe/accuracy$"]],
-        },
+        }
     }
     progress_metric = "loss/probe"
     is_restorable = False  # the model below it is not in its checkpoint

@@ -13,13 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_modules.base import Module, Setting, count
-from lightning_modules.distributed import (
-    all_reduce_sum,
-    average_gradients,
-    leave_out,
-    mean_values,
-    without_exchange,
-)
+from lightning_modules.distributed import all_reduce_sum, average_gradients, leave_out, mean_values, without_exchange
 from lightning_modules.figures import reconstruction_grid
 from lightning_modules.finite import check_finite
 from lightning_modules.lightning_fixes import leave_out_of_global_step
@@ -35,15 +29,9 @@ from lightning_modules.losses import (
 )
 from lightning_modules.metrics import TokenizerMetrics
 from lightning_modules.metrics.codebook import CodebookUsage
-from lightning_modules.optimizer import (
-    as_list,
-    build_optimizer,
-    build_schedule,
-)
+from lightning_modules.optimizer import as_list, build_optimizer, build_schedule
 from lightning_modules.parts import Part
-from lightning_modules.quantizers import (
-    QuantizerOutput,
-)
+from lightning_modules.quantizers import QuantizerOutput
 from lightning_modules.tokenizer_config import TokenizerConfig
 from lightning_modules.tokenizer_parts import LAYOUT, networks, rough_seconds, tokenizer_parts
 

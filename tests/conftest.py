@@ -79,13 +79,7 @@ def load_once(name: str, input_size: int = 224) -> PretrainedEncoder:
         return load_encoder(name, input_size)
 
 
-ENCODER_USERS = (
-    extractors,
-    perceptual,
-    extraction,
-    estimate,
-    classifier,
-)
+ENCODER_USERS = (extractors, perceptual, extraction, estimate, classifier)
 
 
 @pytest.fixture

@@ -6,11 +6,6 @@ from experiments.importers.llamagen import LLAMAGEN
 from experiments.importers.taming import TAMING
 from experiments.importers.vqgan_lc import VQGAN_LC
 
-FAMILIES: dict[str, Family] = {
-    "taming": TAMING,
-    "enhancing": ENHANCING,
-    "vqgan-lc": VQGAN_LC,
-    "llamagen": LLAMAGEN,
-}
+FAMILIES: dict[str, Family] = {"taming": TAMING, "enhancing": ENHANCING, "vqgan-lc": VQGAN_LC, "llamagen": LLAMAGEN}
 
 __all__ = ["FAMILIES", "Family", "Options", "Source", "Weight"]

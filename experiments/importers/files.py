@@ -22,10 +22,7 @@ class Inert:
 
 # What public checkpoints hold beside tensors and plain containers: VQGAN-LC and LlamaGen their arguments, taming (by an
 # old Lightning) the class of a callback, as the name of its state. The first is harmless, the second is replaced.
-HARMLESS: list[Any] = [
-    argparse.Namespace,
-    (Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-]
+HARMLESS: list[Any] = [argparse.Namespace, (Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
 
 RESAVE = (
     "import torch, safetensors.torch as s; d = torch.load('FILE', map_location='cpu', weights_only=False)['WRAPPER']; "

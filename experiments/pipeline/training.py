@@ -28,13 +28,7 @@ from experiments.runtime.health import (
     reset_peak_memory,
 )
 from experiments.runtime.progress import Throughput
-from experiments.runtime.ranks import (
-    check_devices,
-    from_main,
-    is_main,
-    main_first,
-    num_devices,
-)
+from experiments.runtime.ranks import check_devices, from_main, is_main, main_first, num_devices
 from experiments.runtime.records import (
     FORMAT,
     Record,

@@ -122,6 +122,5 @@ class ProgressLines(Callback):
         left = per_step * (trainer.max_steps - step)
         loss = float(trainer.callback_metrics.get(module.progress_metric, float("nan")))
         print(
-            f"  step {step}/{trainer.max_steps}  loss {loss:.4f}  {per_step:.3f} s/step  {left:.0f} s left",
-            flush=True,
+            f"  step {step}/{trainer.max_steps}  loss {loss:.4f}  {per_step:.3f} s/step  {left:.0f} s left", flush=True
         )

@@ -91,15 +91,7 @@ def replace_quietly(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [
-        add,
-        exchange,
-        crop_again,
-        swap,
-        relabel,
-        replace_quietly,
-        lambda folder: (folder / "train/cat/0.png").unlink(),
-    ],
+    [add, exchange, crop_again, swap, relabel, replace_quietly, lambda folder: (folder / "train/cat/0.png").unlink()],
 )
 def test_one_image_more_less_or_other_is_another_data_set(folder: Path, change: Callable[[Path], None]) -> None:
     before = data(folder)

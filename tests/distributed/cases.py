@@ -41,10 +41,7 @@ Result = dict[str, Any]
 SIZES = ("model.optimizer.eps=1e-3", "data.batch_size=8", "data.train_size=24", "data.flip=true", "trainer.max_steps=5")
 UNEVEN = ("data.val_size=17", "data.val_batch_size=4")
 GAME = ("model.loss.adversarial=0.5",)
-LARGE = (
-    "model.quantizer={name: large_codebook, feature_dim: 40, source: {method: normal}}",
-    "model.codebook_size=300",
-)
+LARGE = ("model.quantizer={name: large_codebook, feature_dim: 40, source: {method: normal}}", "model.codebook_size=300")
 REVIVING = ("model.codebook_size=100", "model.quantizer.dead_code_threshold=0.6", "model.quantizer.decay=0.7")
 MICRO = ("data.batch_size=4", "model.optimizer.accumulate=2", "trainer.max_steps=3")
 NO_PICKS = ("model.quantizer={init: normal, decay: 0.7}",)

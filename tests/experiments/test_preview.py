@@ -172,11 +172,7 @@ def test_vim_by_hand(tiny: TinyExperiment) -> None:
     cost, (trained, _) = count_cost(experiment), build(experiment)
     assert sum(cost.parameters.values()) == count(trained)
     linear = 4 * 16 * 16 + 2 * 16 * 32  # queries, keys, values, output; MLP
-    assert cost.macs == {
-        "blocks": 64 * linear + 2 * 64 * 64 * 16,
-        "tables and norm": 0,
-        "head": 64 * 16 * 32,
-    }
+    assert cost.macs == {"blocks": 64 * linear + 2 * 64 * 64 * 16, "tables and norm": 0, "head": 64 * 16 * 32}
     image = 3 * (cost.macs["blocks"] + cost.macs["head"])
     assert training_hours(experiment, cost, 2, 0.5) == pytest.approx(2 * 10 * 4 * image / (2 * 0.5e12) / 3600)
 

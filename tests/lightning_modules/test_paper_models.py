@@ -121,11 +121,7 @@ def test_the_large_codebook_and_its_baselines() -> None:
     assert module.quantizer.table.shape == (100_000, 768) and module.config.code_dim == 8
     configs = [MODULES[name][1]() for name in B_MODELS[:3]]
     sizes = [(config.codebook_size, config.code_dim) for config in configs]
-    assert sizes == [
-        (16_384, 256),
-        (16_384, 256),
-        (16_384, 8),
-    ]
+    assert sizes == [(16_384, 256), (16_384, 256), (16_384, 8)]
 
 
 def test_vim() -> None:

@@ -5,12 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.losses.perceptual import (
-    EncoderFeatureLoss,
-    LPIPSLoss,
-    PerceptualLoss,
-    build_perceptual,
-)
+from lightning_modules.losses.perceptual import EncoderFeatureLoss, LPIPSLoss, PerceptualLoss, build_perceptual
 
 SIZE = 32
 

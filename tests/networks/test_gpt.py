@@ -209,10 +209,7 @@ def millions(size: str, vocab_size: int, grid_size: tuple[int, int], num_classes
 
 @pytest.mark.parametrize(
     ("size", "dims", "paper", "blocks", "total"),
-    [
-        ("base", (24, 16, 1536, 6144), 650, 679.96, 706.76),
-        ("large", (36, 32, 2048, 8192), 1697, 1812.90, 1848.64),
-    ],
+    [("base", (24, 16, 1536, 6144), 650, 679.96, 706.76), ("large", (36, 32, 2048, 8192), 1697, 1812.90, 1848.64)],
 )
 def test_sizes_of_table_2(size: str, dims: tuple[int, ...], paper: int, blocks: float, total: float) -> None:
     """The dimensions are the paper's; its counts are lower than what they make, by 4 to 9 %."""

@@ -97,22 +97,14 @@ def test_identical_cells_share_their_digest(sweep_file: Path) -> None:
     [
         ("cells:", "cellz:", ["unknown key", "cellz", "'cells'"]),
         ("        set: {model.codebook_size: 50000}", "        sett: {a: 1}", ["sett", "'set'"]),
-        (
-            "model.codebook_size: 50000",
-            "model.codebook_sice: 5",
-            ["FC K=50,000", "codebook_sice", "codebook_size"],
-        ),
+        ("model.codebook_size: 50000", "model.codebook_sice: 5", ["FC K=50,000", "codebook_sice", "codebook_size"]),
         ("model.codebook_size: 50000", "model.codebook_size: 0", ["FC K=50,000", "codebook_size=0"]),
         ("model.codebook_size: 50000", "model.codebook_size: many", ["FC K=50,000", "model.codebook_size"]),
         ("usage/epoch: 3.4", "usage/epok: 3.4", ["cell 2", "usage/epok", "'usage/epoch'"]),
         ("row: {quantizer: VQ, K: 1024}", "row: {quantizer: VQ}", ["cell 2", "'K'"]),
         ("scales: [reduced, paper]", "scales: [reducd]", ["reducd", "'reduced'"]),
         ("format: .1f", "format: .1g?", ["usage/epoch", "format"]),
-        (
-            "experiment: vqgan_fc",
-            "experiment: vqgan_fd",
-            ["FC K=50,000", "vqgan_fd_cifar10.yaml", "did you mean"],
-        ),
+        ("experiment: vqgan_fc", "experiment: vqgan_fd", ["FC K=50,000", "vqgan_fd_cifar10.yaml", "did you mean"]),
         ("title: Quantizers", "", ["title"]),
     ],
 )

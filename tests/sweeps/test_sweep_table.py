@@ -52,11 +52,7 @@ def sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def record(metrics: dict, protocol: str = "p1", commit: str = "abc") -> dict:
-    return {
-        "metrics": metrics,
-        "protocols": dict.fromkeys(metrics, protocol),
-        "environment": {"commit": commit},
-    }
+    return {"metrics": metrics, "protocols": dict.fromkeys(metrics, protocol), "environment": {"commit": commit}}
 
 
 def sheet_of(grid: Grid, found: dict, data_id: str = "cifar10-export", difference: bool = True):
@@ -66,10 +62,7 @@ def sheet_of(grid: Grid, found: dict, data_id: str = "cifar10-export", differenc
 def test_mean_spread_difference_and_empty_cells(sweep_file: Path) -> None:
     grid = load_grid(sweep_file, "quick", "0,1")
     first, second = grid.tables[0].rows[1].runs
-    found = {
-        first.digest: record(METRICS),
-        second.digest: record(METRICS | {"usage/epoch": 90.25, "ssim": 0.6}),
-    }
+    found = {first.digest: record(METRICS), second.digest: record(METRICS | {"usage/epoch": 90.25, "ssim": 0.6})}
     single = grid.tables[0].rows[2].runs[0]
     found[single.digest] = record({"usage/epoch": 5.0})
     sheet, warnings = sheet_of(grid, found)

@@ -18,13 +18,7 @@ from datamodules import DATAMODULES
 from experiments.config.experiment import Experiment
 from experiments.config.identity import digest_of, identity
 from experiments.pipeline.build import data_module
-from experiments.pipeline.codebooks.extraction import (
-    build_device,
-    features_for,
-    images_id,
-    large_codebook,
-    sole_worker,
-)
+from experiments.pipeline.codebooks.extraction import build_device, features_for, images_id, large_codebook, sole_worker
 from experiments.pipeline.codebooks.features import require_space
 from experiments.pipeline.codebooks.kmeans import StateFile, load_state, make_table, new_state, split
 from experiments.runtime.signals import StopRequest

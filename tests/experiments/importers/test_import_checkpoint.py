@@ -47,10 +47,7 @@ def run(monkeypatch: pytest.MonkeyPatch, module: types.ModuleType, *arguments: o
 
 
 def test_an_imported_checkpoint_is_measured(
-    taming: Tensors,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    taming: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.undo()  # with metrics
     source, out = tmp_path / "last.ckpt", tmp_path / "new" / "imported.ckpt"

@@ -160,10 +160,7 @@ def test_a_codebook(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> Non
     source = "model.quantizer.source"
     experiment = tiny("vqgan_lc", f"{source}.method=kmeans", f"{source}.iterations=4", "data.val_batch_size=8")
     command = ["experiments.build_codebook", recipe(experiment, tmp_path / "recipe.yaml")]
-    settings = {
-        "experiments.runtime.appending:SAVE_SECONDS": 0,
-        f"{CODEBOOKS}.kmeans:SAVE_SECONDS": 0,
-    }
+    settings = {"experiments.runtime.appending:SAVE_SECONDS": 0, f"{CODEBOOKS}.kmeans:SAVE_SECONDS": 0}
     settings[f"{CODEBOOKS}.kmeans:CHUNK"] = 8
 
     def build(folder: str, *arm: Any) -> Any:
@@ -173,11 +170,7 @@ def test_a_codebook(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> Non
     assert build("straight").code == 0
     arms = [
         (f"{CODEBOOKS}.extraction:patch_features", 4, "kill"),
-        (
-            f"{CODEBOOKS}.extraction:Path.rename",
-            1,
-            "kill",
-        ),  # the features are whole, but not in their place
+        (f"{CODEBOOKS}.extraction:Path.rename", 1, "kill"),  # the features are whole, but not in their place
         ("half a save", 3),
         (f"{CODEBOOKS}.kmeans:move_centres", 2, "kill"),
         (f"{CODEBOOKS}.build:save_file", 1, "kill"),

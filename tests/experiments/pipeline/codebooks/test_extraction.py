@@ -87,10 +87,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(tiny: TinyExperiment, t
     experiment = tiny_batches(tiny)
     folder = features_folder(experiment, "shapes")
     partial = folder.with_name(f"{folder.name}.partial")
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED, values_of(experiment)],
-        check=False,
-    )
+    process = subprocess.run([sys.executable, "-c", KILLED, values_of(experiment)], check=False)
     assert process.returncode == -9 and not folder.exists()
     assert metadata_of(partial)["images_done"] == 24
     with open(partial / "features.npy", "ab") as file:
