@@ -85,7 +85,7 @@ class CIFAR10DataModule(FolderDataModule):
 
     @property
     def facts(self) -> dict[str, Any]:
-        return super().facts if self.is_export else {"name": "cifar10"}
+        return super().facts | {"name": "cifar10-export"} if self.is_export else {"name": "cifar10"}
 
     def prepare_data(self) -> None:
         """Download or decode, on one process a machine.

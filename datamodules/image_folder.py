@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from datamodules.base import Batch, DataConfig, to_unit_range
 from datamodules.folders import FolderDataModule, ImageList, class_names, list_images, read_image
 from lightning_modules.distributed import own_random_numbers
-from lightning_modules.options import no_identity
+from lightning_modules.options import no_identity, place
 
 
 @dataclass
@@ -29,9 +29,7 @@ class ImageFolderConfig(DataConfig):
     """
 
     name: str = "image_folder"
-    dataset: str = no_identity(
-        ""
-    )  # the images are in <data_dir>/<dataset>, such as ffhq: recipes of other sets than ImageNet
+    dataset: str = place()  # the images are in <data_dir>/<dataset>, such as ffhq: recipes of other sets than ImageNet
     image_size: int = 256
     train_folder: str = no_identity("train")  # places; images are known by their contents
     val_folder: str = no_identity("val")

@@ -4,7 +4,7 @@ from dataclasses import Field, field
 from typing import Any
 
 IDENTITY = "identity"  # the key of the marks in a field's metadata
-NONE, NEUTRAL = "none", "neutral"
+NONE, NEUTRAL, PLACE = "none", "neutral", "place"
 
 
 def no_identity(default: Any) -> Any:
@@ -17,6 +17,14 @@ def neutral(default: Any) -> Any:
     return marked(default, NEUTRAL)
 
 
+def place(default: str = "") -> Any:
+    """A `neutral` field that names a file or folder: its last part counts, so that moving it changes nothing.
+
+    What the file holds counts by its contents, where it is at hand; the name tells rows of a table apart where not.
+    """
+    return marked(default, PLACE)
+
+
 def marked(default: Any, mark: str) -> Any:
     if callable(default):
         return field(default_factory=default, metadata={IDENTITY: mark})
@@ -24,5 +32,5 @@ def marked(default: Any, mark: str) -> Any:
 
 
 def mark_of(entry: Field) -> str:
-    """NONE, NEUTRAL or "" of a dataclass field."""
+    """NONE, NEUTRAL, PLACE or "" of a dataclass field."""
     return entry.metadata.get(IDENTITY, "")

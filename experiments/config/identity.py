@@ -1,20 +1,29 @@
 """What decides the numbers of an experiment, and nothing else: its identity, and the digest that names it.
 
 Every key of the configuration counts, also at its default, so that a default that moves renames nothing. Left out are
-the fields that are marked in their dataclass (`lightning_modules/options.py`): `no_identity` always, `neutral` at their
-default. The images count by their contents (`datamodules/fingerprint.py`), which are not part of the configuration.
+the fields that are marked in their dataclass (`lightning_modules/options.py`): `no_identity` always, `neutral` and
+`place` at their default. The images count by their contents (`datamodules/fingerprint.py`), which are not part of the
+configuration.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import PurePath
 from typing import Any
 
 from experiments.config.values import flatten
-from lightning_modules.options import NEUTRAL, NONE, mark_of
+from lightning_modules.options import NONE, PLACE, mark_of
 
 LENGTH = 12  # hex digits of a digest
+
+
+class Place(str):
+    """A path that is compared, and hashed, by its last part."""
+
+    def __new__(cls, path: str) -> "Place":
+        return super().__new__(cls, PurePath(path).name)
 
 
 def entries(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -26,7 +35,7 @@ def entries(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
         if is_dataclass(value):
             yield from entries(value, f"{key}.")
         elif value is not None or entry.name != "upstream":
-            yield key, value, entry.default if mark == NEUTRAL else MISSING
+            yield key, Place(value) if mark == PLACE else value, MISSING if mark == "" else entry.default
 
 
 def identity(config: Any) -> dict[str, Any]:
@@ -58,6 +67,7 @@ def differences(config: dict[str, Any], experiment: Any, plain: dict[str, Any]) 
     lines = []
     for key, (value, at) in here.items():
         before = given.get(key, at)
+        before = Place(before) if isinstance(value, Place) else before
         if before is MISSING:
             lines.append(f"{key} not set, here {value}")
         elif before != value:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.distributed import all_reduce_sum
-from lightning_modules.options import no_identity
+from lightning_modules.options import place
 from lightning_modules.quantizers.base import QuantizerConfig, QuantizerOutput
 from lightning_modules.quantizers.projected import ProjectedCodebook
 
@@ -28,7 +28,7 @@ class CodebookSource:
     (B-Table 9); empty = the training images.
     """
 
-    path: str = no_identity("")  # a place: a run is known by the table in the file
+    path: str = place()  # a run is known by the table in the file
     encoder: str = "timm:vit_large_patch14_clip_224.openai"  # or efficientnet-lite0, which needs no hub
     encoder_image_size: int = 224  # pixels fed to the encoder
     stage: int = 0  # 0: the last feature map, n: the n-th stage (EfficientNet-Lite0: 112 channels at 4)

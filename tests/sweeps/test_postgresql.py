@@ -72,7 +72,10 @@ class Machines:
     def wait_for(self, condition: Callable[[], object]) -> None:
         end = time.monotonic() + WAIT
         while not condition():
-            assert time.monotonic() < end, {path.name: path.read_text()[-2000:] for path in self.folder.glob("*.log")}
+            is_anyone_there = any(worker.is_alive() for worker in self.workers)
+            assert is_anyone_there and time.monotonic() < end, {
+                path.name: path.read_text()[-2000:] for path in self.folder.glob("*.log")
+            }
             time.sleep(0.05)
 
     def join(self, *workers: BaseProcess) -> None:

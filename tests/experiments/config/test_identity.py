@@ -82,14 +82,20 @@ def test_keys_that_change_no_number(tiny: TinyExperiment, keys: tuple[str, ...])
 
 
 def test_places_are_no_identity(tiny: TinyExperiment) -> None:
-    folders = ["data.name=image_folder", "data.dataset=a", "data.train_folder=b", "data.val_folder=c"]
-    assert tiny("vqgan", *folders).digest() == tiny("vqgan", folders[0]).digest()
-    ready = "model.quantizer.source.path=table.safetensors"
-    assert tiny("vqgan_lc", ready).digest() == tiny("vqgan_lc").digest()
-    assert (
-        tiny("vqgan", "data.name=cifar10", "data.download=false").digest()
-        == tiny("vqgan", "data.name=cifar10").digest()
-    )
+    """Folders count by what they hold; the name of a data set or of a codebook file tells rows of a table apart."""
+    splits = ["data.train_folder=b", "data.val_folder=c"]
+    plain, moved = (tiny("vqgan", "data.name=image_folder", *keys) for keys in ([], splits))
+    assert plain.digest() == moved.digest()
+    for model, key in (("vqgan", "data.dataset"), ("vqgan_lc", "model.quantizer.source.path")):
+        options = ["data.name=image_folder"] if model == "vqgan" else []
+        none, here, there, other = (
+            tiny(model, *options, f"{key}={place}") for place in ("''", "a/one", "b/c/one", "a/two")
+        )
+        assert here.digest() == there.digest() and here.differences(there.identity()) == []
+        assert len({none.digest(), here.digest(), other.digest()}) == 3
+        assert here.differences(other.identity()) == [f"{key}=two, here one"]
+    cifar10, offline = (tiny("vqgan", "data.name=cifar10", f"data.download={value}") for value in ("true", "false"))
+    assert cifar10.digest() == offline.digest()
 
 
 @dataclass
