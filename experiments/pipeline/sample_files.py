@@ -2,7 +2,7 @@
 
 Beside the images stands a JSON file that says what they are, so that nothing of another content is continued or lost.
 
-Letters: N images, H = W pixels.
+Shapes: N images, H = W pixels.
 """
 
 import re

@@ -1,6 +1,6 @@
 """FID, IS, precision and recall of generated images, streamed: features are kept, images are not.
 
-Letters: B images a batch, N images in all, D features, C classes of the extractor, T tokens.
+Shapes: B images a batch, N images in all, D features, C classes of the extractor, T tokens.
 """
 
 from collections.abc import Iterable
@@ -139,7 +139,7 @@ class GenerationMetrics(nn.Module):
         return values
 
     def protocols(self, sampling: str) -> dict[str, str]:
-        """How each number of the last `measure` was made."""
+        """How each number of the last `measure` was made: name -> protocol id."""
         config = self.config
         reference = f"generated-vs-{config.reference}{self.num_reference}"
         ids = {}

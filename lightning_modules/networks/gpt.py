@@ -199,11 +199,11 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
         """Tokens (B, s) int64 -> last hidden states (B, 1 + s, D); slot t has seen tokens before t and predicts t.
 
-        Training feeds `tokens[:, :-1]`: all T predictions, and no slot whose prediction nobody needs.
+        Training feeds `tokens[:, :-1]`: that gives all T predictions, and no slot without a target.
 
         Raises:
             ValueError: more than T tokens, or not one label an image.
-            IndexError: a token or label out of range, from torch and on a CPU alone: whoever reads tokens checks them.
+            IndexError: a token or label is out of range; on a CPU only, so check tokens where they are read.
         """
         x = self.dropout(self.embed(tokens, labels))
         for block in self.blocks:

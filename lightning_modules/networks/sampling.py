@@ -1,6 +1,6 @@
 """Images out of a `GPT`, token by token.
 
-Letters: B batch, R rows of the network (B, or 2 B with guidance), T tokens of an image, V vocabulary.
+Shapes: B batch, R rows of the network (B, or 2 B with guidance), T tokens of an image, V vocabulary.
 """
 
 from collections.abc import Sequence

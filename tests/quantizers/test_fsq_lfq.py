@@ -1,6 +1,6 @@
 """FSQ and LFQ, whose codebooks are implicit: numbers by hand, formulas written out, and a public implementation.
 
-What holds for every quantizer is in test_quantizers.py. Letters: N latents of d dimensions, K codes, L levels.
+What holds for every quantizer is in test_quantizers.py. Shapes: N latents of d dimensions, K codes, L levels.
 """
 
 import itertools

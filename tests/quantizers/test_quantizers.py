@@ -1,6 +1,6 @@
 """Gradients, losses, averages and look-up of every quantizer, against formulas written out here.
 
-Letters: N latents of d dimensions, K codes, C feature dimensions.
+Shapes: N latents of d dimensions, K codes, C feature dimensions.
 """
 
 import math

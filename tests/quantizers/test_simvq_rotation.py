@@ -1,6 +1,6 @@
 """SimVQ and the rotation trick against formulas and a public implementation; two processes with the same codes.
 
-What holds for every quantizer is in test_quantizers.py. Letters: N latents of d dimensions, K codes.
+What holds for every quantizer is in test_quantizers.py. Shapes: N latents of d dimensions, K codes.
 """
 
 from pathlib import Path
