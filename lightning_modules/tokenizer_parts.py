@@ -103,7 +103,7 @@ def counted_perceptual(config: TokenizerConfig, image_size: int) -> Part | None:
 
 
 def rough_seconds(module: Any, batch_size: int) -> float:
-    """Seconds for a batch, roughly: a `Tokenizer` and its perceptual loss forward and back, on a few images, scaled up."""
+    """Seconds for a batch, roughly: `Tokenizer` and perceptual loss forward and back, on a few images, scaled up."""
     size = module.image_size
     num_images = max(1, min(batch_size, 32 * 32 * 32 // size**2))
     image = torch.zeros(num_images, 3, size, size, device=module.device)

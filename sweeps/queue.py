@@ -2,7 +2,7 @@
 
 Storage, states, retries, samplers and pruners are Optuna's. The loop over trials is written here, as `study.optimize`:
 
-- makes a new trial when none waits, so workers that share the last cells would train cells that nobody asked for;
+- makes a new trial when none waits, so workers that share the last cells would train cells of no sweep;
 - sets a trial to RUNNING before any lock can be held: with a journal, which has no heartbeat, and on one machine, where
   a kernel that frees a lock tells of a death at once, a trial that has just begun would look like a dead worker's;
 - ends with the first error of a database that is away, and its heartbeat thread is not started again;
@@ -47,7 +47,7 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)  # Optuna's hear
 class Queue:
     """The study `name` in `storage`: "journal" (a file in `output_dir`) or a database URL. `options` are the study's.
 
-    A job is known by its digest. Its `folder`, relative to `output_dir`, is locked while a worker is at it.
+    A job is identified by its digest. Its `folder`, relative to `output_dir`, is locked while a worker trains it.
     Raises ValueError when the storage cannot be opened.
     """
 
@@ -98,7 +98,7 @@ class Queue:
     def retry_abandoned(self) -> None:
         """Marks the trials of dead workers as failed and puts them in again, at most `MAX_RETRIES` times."""
         since_outage = time.monotonic() - self.patiently.last_outage
-        if since_outage > 2 * storages.HEARTBEAT_SECONDS:  # else nobody has had the time for a heartbeat
+        if since_outage > 2 * storages.HEARTBEAT_SECONDS:  # else no worker has had the time for a heartbeat
             fail_stale_trials(self.study)
         for trial in self.trials((TrialState.RUNNING,)):
             if not self.is_journal and not (self.place and trial.user_attrs.get("place") == self.place):

@@ -191,7 +191,7 @@ def read_spec(path: Path, kind: type[Spec]) -> Spec:
 
 
 def explain(error: OmegaConfBaseException) -> str:
-    """One line: the key at fault, and the nearest known one if it is unknown."""
+    """One line: the key at fault, and the nearest existing one if it is unknown."""
     key = str(error.full_key or error.key or "")
     leaf = key.rsplit(".", 1)[-1]
     keys = sorted({f.name for spec in SPECS for f in fields(spec)})
