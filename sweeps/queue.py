@@ -182,8 +182,8 @@ class Queue:
     def finish(self, trial: Trial, value: float, attributes: Mapping[str, Any], params: Mapping[str, int]) -> None:
         """Stores a finished run's numbers with its trial, for optuna-dashboard and for machines that lack its record.
 
-        A value that is not a number counts as the worst. A trial that was taken for dead meanwhile stays so: who takes
-        it over finds the record.
+        A value that is not a number counts as the worst. A trial that was taken for dead in the meantime stays so: the
+        worker that takes it over finds the record.
         """
         is_max = self.study.direction == optuna.study.StudyDirection.MAXIMIZE
         worst = -math.inf if is_max else math.inf
