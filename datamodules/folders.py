@@ -89,7 +89,7 @@ class FolderDataModule(ImageDataModule):
     @property
     @abstractmethod
     def cache_dir(self) -> Path:
-        """The folder for what is derived from the images, such as their digests."""
+        """The folder for files made from the images, such as their digests."""
 
     @abstractmethod
     def folder(self, split: str) -> Path:

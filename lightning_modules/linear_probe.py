@@ -112,7 +112,7 @@ class FrozenFeatures(ABC):
 
     @abstractmethod
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        """A batch of what the model takes -> its features."""
+        """A batch of the model's input -> features (n, B, D) float32."""
 
 
 class BlockFeatures(FrozenFeatures):
@@ -140,7 +140,7 @@ class BlockFeatures(FrozenFeatures):
 
 
 class TokenizerFeatures(FrozenFeatures):
-    """The mean over an image's tokens of what the tokenizer's encoder gives, as the one "block"; see the config."""
+    """The mean over an image's tokens of the tokenizer's features, as the only "block"; see the config for which."""
 
     def __init__(self, tokenizer: Tokenizer, kind: str) -> None:
         super().__init__(tokenizer)

@@ -203,7 +203,7 @@ class Queue:
     @patient
     def is_hopeless(self, trial: Trial, value: float, step: int) -> bool:
         """Stores the value that the trial has at `step`; whether the study's pruner would end it there."""
-        with suppress(UpdateFinishedTrialError):  # taken for dead meanwhile
+        with suppress(UpdateFinishedTrialError):  # taken for dead in the meantime
             trial.report(value, step)
             return trial.should_prune()
         return False

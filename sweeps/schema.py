@@ -97,7 +97,7 @@ class SweepSpec:
     maximize: bool = False  # more of it is better
 
     def check(self) -> None:
-        """Raises ValueError for what the types allow but no table can be made of."""
+        """Raises ValueError for values that the types allow but no table can be made of."""
         ids = [table.id for table in self.tables]
         if len(set(ids)) < len(ids):
             raise ValueError(f"two tables have the same id ({', '.join(ids)}): their files would collide")

@@ -51,7 +51,7 @@ class Measured:
 def measure(column: ColumnSpec, records: Iterable[Record], use: Mapping[str, str] | None = None) -> Measured | None:
     """Mean and spread of the column's metric, or of the one that `use` gives for it; None when no record has it.
 
-    A number that `use` has chosen differs from its column by intent: it states no protocol to compare.
+    A number that `use` chooses differs from its column on purpose: its protocol is not compared.
     """
     other = (use or {}).get(column.metric)
     numbers = [pair for record in records for pair in find_number(record, other or column.metric)]

@@ -35,7 +35,7 @@ OF_TRAINING = ("batch_size", "flip", "random_crop")  # data options that change 
 
 @dataclass
 class Job:
-    """All that decides the tokens, checked and at hand.
+    """All that decides the tokens, already checked.
 
     A continued job is byte-equal to an uninterrupted one of the same `batch_size`. With another batch size kernels
     round differently, and a latent that is equally near to two codes may take the other one.

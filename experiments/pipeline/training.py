@@ -92,7 +92,7 @@ def train_alone(
     experiment: Experiment, inputs: Inputs, name: str, folder: Path, path: Path, callbacks: Sequence[Callback] = ()
 ) -> Record:
     """`train`, where no other process does the same; the record is written to `path`."""
-    made_on = environment()  # the code that runs, not what is committed meanwhile
+    made_on = environment()  # the code that runs, not what is committed in the meantime
     checkpoints, output_dir = folder / "checkpoints", Path(experiment.runtime.output_dir)
     with main_first():
         resumed = resume_point(checkpoints, experiment, inputs)

@@ -44,7 +44,7 @@ def user_errors() -> Iterator[None]:
 
 def first_words() -> str:
     """ "rank 3: ", and nothing for rank 0 or a single process."""
-    utilities = sys.modules.get("lightning.pytorch.utilities")  # a process that has not needed it yet is alone
+    utilities = sys.modules.get("lightning.pytorch.utilities")  # a process that has not imported it is a single one
     zero_only = getattr(utilities, "rank_zero_only", None)
     rank = getattr(zero_only, "rank", None)  # of torchrun's or SLURM's environment until the processes are joined
     return f"rank {rank}: " if rank else ""

@@ -40,7 +40,7 @@ class GenerationConfig:
     batch_size: int = no_identity(64)  # changes no number, only speed and memory
     seed: int = 0
     reference: str = "train"
-    num_reference: int = 0  # the first so many reference images, class-balanced; 0 = all
+    num_reference: int = 0  # only this many reference images, the first ones, class-balanced; 0 = all
     acceptance: list[float] = field(default_factory=list)
     classifier: str = "auto"  # auto | timm:NAME (A: timm:resnet101.tv_in1k) | efficientnet-lite0 with a trained head
     extractor: str = "auto"

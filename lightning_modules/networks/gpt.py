@@ -47,7 +47,7 @@ class GPTConfig:
     bias: bool = True  # of the linear layers in the blocks; A does not say. The head has none
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be."""
+        """Raises ValueError, with the key relative to this section, for a name or size that cannot be."""
         self.resolved()
         if self.positions not in ("1d", "2d"):
             raise ValueError(f"positions={self.positions!r} is neither '1d' nor '2d'")
