@@ -27,7 +27,7 @@ CHANGES = (
 
 
 def images_per_second(recipe: str, processes: int, threads: int, steps: int, batch: int) -> float:
-    """Of one run in a folder of its own. Raises RuntimeError when it fails."""
+    """Images a second of one run in a folder of its own. Raises RuntimeError when the run fails."""
     with tempfile.TemporaryDirectory() as folder:
         where = {"devices": processes, "accelerator": "cpu", "output_dir": folder}
         keys = [*(f"runtime.{key}={value}" for key, value in where.items()), f"trainer.max_steps={steps}"]

@@ -3,8 +3,8 @@
     python -m benchmarks.probe            # 8 blocks of width 512, 16 images of 64 tokens, 10 classes
 
 A training step of each: the frozen transformer's forward pass, as deep on both sides, the heads forward and backward,
-the optimizer. The last line, `probe_all_blocks RATIO`, is the time of all blocks over the time of one; at most 1.5 is
-wanted. Probing n blocks one after the other, each no deeper than needed, would take about n / 2 times as long as one.
+the optimizer. The last line, `probe_all_blocks RATIO`, is the time of all blocks over the time of one; the aim is at
+most 1.5. Probing n blocks one after the other, each no deeper than needed, would take about n / 2 times as long as one.
 """
 
 import argparse

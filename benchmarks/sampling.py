@@ -4,9 +4,9 @@
     python -m benchmarks.sampling         # 8 blocks of width 512, 8 images of 256 tokens, vocabulary 8,192
 
 Each pair is timed in turn, in one process. GPT-2 has the same blocks, width, vocabulary and batch, and draws from the
-whole distribution, as `generate` does. Without a cache every token runs the whole sequence again: that side is made of
-every `--every`th token, and its time is multiplied by it. The last lines are `NAME RATIO`: how many times faster
-`generate` is.
+whole distribution, as `generate` does. Without a cache every token runs the whole sequence again: that side computes
+only every `--every`th token, and its time is multiplied by `--every`. The last lines are `NAME RATIO`: how many times
+faster `generate` is.
 """
 
 import argparse

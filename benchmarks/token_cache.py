@@ -9,7 +9,7 @@ runs the frozen tokenizer. Two consumers: one only reads the batch, one makes a 
 Without a checkpoint the tokenizer is the recipe's, untrained, on rendered shapes.
 
 `token_cache_read RATIO` is what reading gains; the last line, `token_cache RATIO`, how many times faster the training
-epoch is. That is 1 + encoder / training step: a matter of the two models' sizes, which are therefore printed.
+epoch is. That is 1 + encoder / training step, which depends on the sizes of the two models: both are printed.
 """
 
 import argparse

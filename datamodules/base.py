@@ -33,7 +33,7 @@ class DataConfig:
     train_size: int | None = None  # class-balanced subset; None = all images
     val_size: int | None = None
     flip: bool = False  # random horizontal flip in training
-    data_seed: int = 0  # picks the subsets; apart from the run's seed, so that all seeds of a cell share their data
+    data_seed: int = 0  # picks the subsets; not the run's seed, so that all seeds of a cell share their data
 
     def check(self) -> None:
         """Raises ValueError, with the key relative to this section, for a value that cannot be."""
@@ -70,7 +70,7 @@ def stratified_subset(labels: Tensor, size: int | None, seed: int = 0) -> Tensor
     order = order[labels[order].argsort(stable=True)]  # (N,) class by class, shuffled within each
     counts = labels.bincount()  # (C,)
     first = (counts.cumsum(0) - counts)[labels[order]]  # (N,) where the class of each begins
-    rank = torch.arange(len(labels)) - first  # (N,) the how-manieth of its class
+    rank = torch.arange(len(labels)) - first  # (N,) position within its class
     return order[rank.argsort(stable=True)[:size]]
 
 
@@ -96,7 +96,7 @@ class ArrayDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The DataLoader's batched fetch: {"image": (B, 3, H, W) in [-1, 1], "label": (B,)}."""
-        # numpy, not torch: one thread is enough, and torch's would wait for each other here when cores are shared
+        # numpy, not torch: one thread is enough, and torch's threads wait for one another where cores are shared
         images = self.images.numpy()[indices]  # (B, 3, H, W), a copy
         if self.flip:
             chosen = (draw_rows(torch.rand, len(indices)) < 0.5).numpy()  # (B,)
@@ -156,14 +156,14 @@ class BatchDataModule(LightningDataModule, ABC):
     @property
     @abstractmethod
     def data_id(self) -> str:
-        """Which data this is, for result records: numbers of different ids are never compared."""
+        """Names the images by their contents, for result records: numbers of different ids are never compared."""
 
     @abstractmethod
     def load(self, split: str) -> Dataset[Batch]:
-        """The images of split "train" or "val", subset taken."""
+        """The images of split "train" or "val", already cut down to the subset."""
 
     def subset(self, labels: Tensor, split: str) -> Tensor:
-        """Indices (n,) of the images that ``train_size`` or ``val_size`` keeps, of labels (N,)."""
+        """Indices (n,) int64 of the images that ``train_size`` or ``val_size`` keeps, out of those with labels (N,)."""
         size = self.config.train_size if split == "train" else self.config.val_size
         return stratified_subset(labels, size, self.config.data_seed)
 
@@ -233,13 +233,13 @@ class BatchDataModule(LightningDataModule, ABC):
         return self._loader(self.train_set, sampler)
 
     def ordered_train_dataloader(self, first: int = 0) -> DataLoader[Batch]:
-        """All training images from number `first` on, once, in their stored order, the last batch as it comes."""
+        """Training images from number `first` on, each once, in their stored order; the last batch may be smaller."""
         assert self.train_set is not None, "call setup() first"
         rest = range(first, len(self.train_set))  # type: ignore[arg-type]
         return self._loader(Subset(self.train_set, rest) if first else self.train_set, None)
 
     def ordered_dataloader(self, dataset: Dataset[Batch], size_key: str) -> DataLoader[Batch]:
-        """This rank's images of `dataset`, whose number `size_key` sets, in a fixed order, each of them once.
+        """This rank's images of `dataset`, each once, in a fixed order; `size_key` is the option that limits them.
         Raises ValueError when there are fewer of them than ranks.
         """
         ranks = self.world_size
@@ -279,7 +279,7 @@ class ImageDataModule(BatchDataModule):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Which images, for people and for records: name, images of each split before subsets, fingerprints."""
+        """What a record says of its images: name, number of images a split before subsets, fingerprints."""
         return {"name": self.config.name}
 
     def images_key(self, split: str) -> str:

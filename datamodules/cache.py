@@ -44,7 +44,7 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 
 def read(folder: Path, name: str) -> Arrays | None:
-    """What `write` has kept last, None where there is nothing whole."""
+    """The arrays that `write` kept last; None where there is no undamaged file."""
     return next((arrays for path in _candidates(folder, name) if (arrays := _read(path)) is not None), None)
 
 
@@ -60,7 +60,7 @@ def write(folder: Path, name: str, arrays: Arrays) -> None:
 
 
 def cached(folder: Path, name: str, key: str, build: Callable[[], Arrays]) -> Arrays:
-    """``build()``, or what it returned for this key before.
+    """Returns ``build()``, or the arrays that it gave for this key before.
 
     Args:
         folder: where to keep the file; the user's cache folder serves where this one cannot be written.

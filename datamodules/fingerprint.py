@@ -1,7 +1,7 @@
-"""Images are known by what they are: a digest of the contents and relative paths of the files of a split.
+"""Identifies the images of a split by a digest of the contents and relative paths of their files.
 
-What was read once is kept in a file (`datamodules/cache.py` says where) with each image's size and times, and is not
-read again while these stay: a later start costs one stat a file.
+The digest of each file is kept (`datamodules/cache.py` says where) with the file's size and times. A file is not read
+again while these stay the same, so that a later start costs one stat a file. Measured: docs/identity.md.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ import numpy as np
 from datamodules.cache import Arrays, read, write
 
 DIGEST_BYTES = 16  # of an image
-SETTLED = 2_000_000_000  # ns: a file that was written this short before it was read may change and keep its times
+SETTLED = 2_000_000_000  # ns: a file written less than this before it was read may change and keep its times
 CHUNK = 256  # files that a thread reads at a time
-MANY = 2e9  # bytes that take long enough for a line on the terminal
+MANY = 2e9  # bytes that take long enough to read to say so on the terminal
 
 
 def fingerprint(paths: Sequence[str], root: Path, folder: Path, name: str) -> str:
-    """32 hex digits of N files: of their order, their paths below ``root`` and their contents.
+    """32 hex digits that identify N files by their order, their paths below ``root`` and their contents.
 
     Args:
         paths: N files below ``root``.
-        root: a place that does not count.
-        folder: where to keep what was read; the user's cache folder serves where this one cannot be written.
+        root: the folder of the split; its own path does not count.
+        folder: where to keep the files' digests; the user's cache folder serves where this one cannot be written.
         name: of the file in ``folder``, ending in .npz.
 
     Raises:
@@ -57,7 +57,7 @@ def times_and_sizes(paths: Sequence[str]) -> np.ndarray:
 
 
 def kept_digests(kept: Arrays | None, names: bytes, stats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 16) uint8, and which of them (N,) are known from files of the same name, size and times."""
+    """Digests (N, 16) uint8, and which of them (N,) bool are kept from a file of the same name, size and times."""
     digests = np.zeros((len(stats), DIGEST_BYTES), np.uint8)
     is_kept = np.zeros(len(stats), bool)
     if kept is None or {"names", "stats", "digests"} - kept.keys():
@@ -67,8 +67,7 @@ def kept_digests(kept: Arrays | None, names: bytes, stats: np.ndarray) -> tuple[
         rows = at = np.arange(len(stats))
     else:
         place = {name: position for position, name in enumerate(before.split(b"\0"))}
-        found = [place.get(name, -1) for name in names.split(b"\0")]
-        at = np.array(found)  # (N,) where a name was, -1 = nowhere
+        at = np.array([place.get(name, -1) for name in names.split(b"\0")])  # (N,) where a name was, -1 = nowhere
         rows = np.flatnonzero(at >= 0)
         at = at[rows]
     is_kept[rows] = (kept["stats"][at] == stats[rows]).all(1)
@@ -77,7 +76,7 @@ def kept_digests(kept: Arrays | None, names: bytes, stats: np.ndarray) -> tuple[
 
 
 def read_digests(paths: Sequence[str]) -> np.ndarray:
-    """(n, 16) uint8 of the files' contents, a thread a core."""
+    """Digests (n, 16) uint8 of the files' contents; a thread a core reads them."""
 
     def read_some(start: int) -> bytes:
         return b"".join(digest_of_file(path) for path in paths[start : start + CHUNK])

@@ -79,7 +79,7 @@ def read_image(path: str) -> Image.Image:
 
 
 class FolderDataModule(ImageDataModule):
-    """Images that are files in one folder a split, and known by their contents, wherever they are."""
+    """Images that are files in one folder a split. `data_id` depends on their contents, not on the place."""
 
     @property
     @abstractmethod
@@ -89,7 +89,7 @@ class FolderDataModule(ImageDataModule):
     @property
     @abstractmethod
     def cache_dir(self) -> Path:
-        """Where to keep what was read."""
+        """The folder for files made from the images, such as their digests."""
 
     @abstractmethod
     def folder(self, split: str) -> Path:
@@ -101,12 +101,12 @@ class FolderDataModule(ImageDataModule):
 
     @cached_property
     def files(self) -> dict[str, ImageList]:
-        """By split."""
+        """The files by split."""
         return {split: self.list_files(split) for split in SPLITS}
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """By split."""
+        """32 hex digits by split, see `fingerprint`."""
         return {
             split: fingerprint(files.paths, folder := self.folder(split), self.cache_dir, f"{folder.name}.files.npz")
             for split, files in self.files.items()
@@ -114,7 +114,7 @@ class FolderDataModule(ImageDataModule):
 
     @property
     def data_id(self) -> str:
-        """The images' kind and 8 hex digits of their contents and relative paths."""
+        """KIND-12345678: the images' kind and 8 hex digits of their contents and relative paths."""
         digits = hashlib.sha256(" ".join(self.fingerprints.values()).encode()).hexdigest()[:8]
         return f"{self.kind}-{digits}"
 

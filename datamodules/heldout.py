@@ -11,12 +11,12 @@ from datamodules.tokens import TokenDataset
 
 
 class HeldOutDataModule(LightningDataModule):
-    """The loaders of `data`, but for training without the held-out images; these are the first validation loader.
+    """The loaders of `data`: training without the held-out images, which are the first of two validation loaders.
 
     Args:
         data: set up; its training set shrinks.
         plain: the same training images, or their tokens, not augmented and in the same order.
-        labels: theirs, (N,) int64.
+        labels: of these images, (N,) int64.
         size: images to hold out, class-balanced, picked by the data's own seed alone.
     """
 

@@ -29,9 +29,9 @@ class ImageFolderConfig(DataConfig):
     """
 
     name: str = "image_folder"
-    dataset: str = place()  # the images are in <data_dir>/<dataset>, such as ffhq: recipes of other sets than ImageNet
+    dataset: str = place()  # the images are in <data_dir>/<dataset>, for example ffhq; "" = in data_dir itself
     image_size: int = 256
-    train_folder: str = no_identity("train")  # places; images are known by their contents
+    train_folder: str = no_identity("train")  # a place, like val_folder: the contents of the images count
     val_folder: str = no_identity("val")
     class_folders: bool = True  # False: no labels (all 0), subfolders are only folders
     resize: str = (
@@ -57,7 +57,7 @@ class FileDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The DataLoader's batched fetch: {"image": (B, 3, H, W) in [-1, 1], "label": (B,)}."""
-        with own_random_numbers(torch.device("cpu")):  # how many are drawn depends on the images
+        with own_random_numbers(torch.device("cpu")):  # each image draws a number of them that depends on its size
             images = torch.stack([self.transform(read_image(self.paths[i])) for i in indices])  # (B, 3, H, W)
         return {"image": to_unit_range(images), "label": self.labels[torch.as_tensor(indices)]}
 
@@ -90,7 +90,7 @@ class ImageFolderDataModule(FolderDataModule):
 
     @property
     def kind(self) -> str:
-        """What is squashed is other data than what is cut to a square, and so is what has no labels."""
+        """Squashed images are other data than images cut to a square; so are images without labels."""
         config = self.config
         return "image_folder" + "-squash" * (config.resize == "squash") + "-flat" * (not config.class_folders)
 

@@ -14,9 +14,9 @@ Batch = dict[str, Tensor]
 class SeededBatches(Dataset[Batch]):
     """For loader processes: each batch of `dataset` draws its random numbers from (seed, epoch, its first image) alone.
 
-    So flips and crops depend neither on which process makes the batch, of how many, nor on what that has made before:
-    a run that was stopped goes on with the same. Without loader processes torch's global generator serves, whose state
-    is in checkpoints.
+    So flips and crops depend neither on the number of processes, nor on which of them makes the batch, nor on what it
+    made before: a stopped run continues with the same ones. Without loader processes torch's global generator serves,
+    whose state is in checkpoints.
     """
 
     def __init__(self, dataset: Dataset[Batch], seed: int):
@@ -32,7 +32,7 @@ class SeededBatches(Dataset[Batch]):
 
 
 class ResumableSampler(DistributedSampler):
-    """Leaves out the first `skip` images of the next pass, and of that one only."""
+    """Leaves out the first `skip` images of the next pass, and of no later one."""
 
     skip = 0
 
@@ -42,7 +42,7 @@ class ResumableSampler(DistributedSampler):
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """Counts its batches; Lightning keeps the count in checkpoints, so a run stopped in mid-epoch goes on behind it."""
+    """Counts its batches; Lightning keeps the count in checkpoints, so a run stopped in mid-epoch continues there."""
 
     first = num_given = 0
 

@@ -19,13 +19,13 @@ import numpy as np
 FORMAT = 1
 SPLITS = ("train", "val")
 DTYPE = np.dtype("<i4")  # 100,000 codes do not fit uint16
-CHECKED = 2**22  # ids looked at in one go: 16 MiB
+CHECKED = 2**22  # ids checked at a time: 16 MiB
 AGAIN = "delete the folder and make it again with `python -m experiments.tokenize`"
 
 
 @dataclass
 class TokenMeta:
-    """Whose tokens they are, of which images, and what the files must look like."""
+    """Which tokenizer made the tokens, of which images, and what the files must look like."""
 
     tokenizer_digest: str  # experiment's digest and hash of the weights
     model: str
@@ -79,7 +79,7 @@ def read_meta(folder: Path) -> TokenMeta:
 
 
 def is_sound(meta: TokenMeta) -> bool:
-    """Whether sizes are whole numbers above 0 and all else has its kind."""
+    """Whether sizes are whole numbers above 0 and every other entry has its type."""
     try:
         sizes = [meta.codebook_size, meta.num_classes, *meta.grid_size]
         sizes += [size for split in SPLITS for size in (meta.num_images[split], len(meta.views[split]))]

@@ -34,7 +34,7 @@ class TokensConfig:
 
 
 class TokenSource(ABC):
-    """What stage 2 asks of whatever serves {"tokens": (B, T) int64 in raster order, "label": (B,) int64}."""
+    """What stage 2 needs of a source of {"tokens": (B, T) int64 in raster order, "label": (B,) int64}."""
 
     origin: str  # named in errors
 
@@ -157,7 +157,7 @@ class TokensDataModule(TokenSource, BatchDataModule):
 
     @property
     def data_id(self) -> str:
-        """The images' own."""
+        """The `data_id` of the images."""
         return self.meta.data_id
 
     @property

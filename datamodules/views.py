@@ -18,7 +18,7 @@ class ViewDataset(Dataset[Batch]):
 
     Args:
         images: not augmented; its ``__getitems__`` returns batches.
-        views: V of "plain", "mirrored" (left to right) and, behind them, "crop".
+        views: V of "plain", "mirrored" (left to right) and, after these, "crop".
         crop: RGB image to (3, H, W) uint8 by torch's global generator; needed for "crop", of image files only.
         seed: of the crops; each depends on (seed, image, view) alone, the image counted in the dataset's order.
     """

@@ -40,7 +40,7 @@ def main() -> None:
         where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
         experiment, module = restore(arguments.checkpoint, merge(where, from_dotlist(arguments.overrides)))
         check_accelerator(experiment.runtime)
-        upstream = experiment.upstream  # whose data is a matter of the past
+        upstream = experiment.upstream  # its data is not needed any more
         resolved = replace(resolve_data(experiment, arguments.data), upstream=upstream)
         module, data, images = prepare_evaluation(resolved, module, arguments.tokenizer)
         trainer = L.Trainer(

@@ -1,10 +1,10 @@
-"""Turns a public checkpoint into one of ours, which experiments.evaluate measures under our one protocol.
+"""Turns a public checkpoint into one of this suite, which experiments.evaluate measures like a model trained here.
 
     python -m experiments.import_checkpoint --from taming vqgan_imagenet_f16_1024.ckpt runs/imported/taming.ckpt
     python -m experiments.evaluate runs/imported/taming.ckpt --data-dir IMAGENET
 
-Strict on both sides: each of our weights is filled, and each key of the file is used or in its family's list of what is
-left out. The model is inferred from the shapes. No code that is in the file is run. See docs/importing.md.
+Strict on both sides: every weight of the module is filled, and every key of the file is used or in its family's list of
+what is left out. The model is inferred from the shapes. No code in the file is run. See docs/importing.md.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Images out of a trained VIM: one grid, a folder of PNG files, or an .npz file for public evaluators.
+"""Samples images of a trained VIM: one grid, a folder of PNG files, or an .npz file for public evaluators.
 
     python -m experiments.sample runs/experiments/RUN/checkpoints/final.ckpt --num 64 --seed 0
     python -m experiments.sample runs/experiments/RUN/checkpoints/final.ckpt --num 50000 --format npz --out samples.npz

@@ -1,7 +1,7 @@
-"""The contract that every model answers, so that pipeline, trainer, screens and costs need to know none by name.
+"""The contract of a model: pipeline, trainer, screens and costs call these methods and know no model by name.
 
 A new model is one file here, with a `ModuleConfig` and a `Module`; one line in `MODULES` of experiments/config; and a
-recipe. What it does not override has a default that says "nothing special".
+recipe. Every method and property has a default, which says "nothing special".
 """
 
 from collections.abc import Iterable
@@ -39,12 +39,12 @@ class ModuleConfig:
         """Raises ValueError, with the key relative to this section, for a value that cannot be."""
 
     def check_upstream(self, upstream: "ModuleConfig | None") -> None:
-        """Raises ValueError when `upstream`, a model or none, is not what this one stands on: here, none is right."""
+        """Raises ValueError unless this model can stand on `upstream` (None: on no model). By default on none."""
         if upstream is not None:
             raise ValueError(f"model '{self.name}' stands on no other model: leave out `upstream`")
 
     def required(self, upstream: "ModuleConfig | None") -> "ModuleConfig":
-        """`upstream`, for the `check_upstream` of a model that stands on another. Raises ValueError: there is none."""
+        """Returns `upstream`, for the `check_upstream` of a model that needs one. Raises ValueError when it is None."""
         if upstream is None:
             raise ValueError(
                 f"model '{self.name}' needs `upstream: {{recipe: FILE.yaml}}`, the recipe whose model it stands on"
@@ -53,17 +53,17 @@ class ModuleConfig:
 
     @property
     def inputs(self) -> str:
-        """What a batch holds: "images", or "tokens" by the tokenizer at the bottom of what this model stands on."""
+        """What a batch holds: "images", or "tokens" made by the tokenizer at the bottom of the chain of upstreams."""
         return "images"
 
     @property
     def encode_on_the_fly(self) -> bool:
-        """Whether tokens are made anew of augmented images at every step, not once."""
+        """Whether augmented images are encoded at every step, instead of once before the training."""
         return False
 
     @property
     def heldout(self) -> float:
-        """The share of the training images, labelled ones, that is kept for a validation of its own."""
+        """The share, in [0, 1), of the labelled training images that is held out for a validation of its own."""
         return 0.0
 
     @property
@@ -83,22 +83,22 @@ class ModuleConfig:
 
     @property
     def needs_codebook(self) -> bool:
-        """Whether a table of pretrained features is to be made, or read, for the quantizer."""
+        """Whether the quantizer needs a table of pretrained features, which is then built, or read from a file."""
         return False
 
     def describe(self) -> dict[str, str]:
-        """Lines of the preview and of the start screen that the options alone can tell."""
+        """Lines (label: text) of the preview and of the start screen that follow from the options alone."""
         return {"model": self.name}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a module is built of beside its config. `Module.sizes` keeps the numbers among it in checkpoints."""
+    """What a module is built from, beside its config. Checkpoints keep the numbers among it as `Module.sizes`."""
 
     image_size: int
     num_classes: int = 0  # of the labels
-    codebook_size: int = 0  # of the tokens that it reads, as is
-    grid_size: tuple[int, int] = (0, 0)
+    codebook_size: int = 0  # of the tokens that it reads
+    grid_size: tuple[int, int] = (0, 0)  # of these tokens: rows, columns
     upstream: Any = None  # the trained module directly below; None below a tokenizer, and in a restored module
     tokenizer: Any = None  # the trained tokenizer at the bottom
     tokenizer_digest: str = ""
@@ -114,69 +114,76 @@ class Module(L.LightningModule):
 
     @classmethod
     def build(cls, config: Any, setting: Setting) -> Self:
-        """The untrained module. Only the initialisation of its weights draws random numbers."""
+        """Returns the untrained module. It draws random numbers only to initialise its weights."""
         raise NotImplementedError
 
     @classmethod
     def parts(cls, config: Any, setting: Setting) -> list[Part]:
-        """Its networks as costs are counted, on the device of the context; [] = costs little beside its upstream."""
+        """Its networks, for counting costs, on torch's default device; [] = costs little beside its upstream."""
         return []
 
     # ---- what it shows
 
     def start_screen(self) -> dict[str, str]:
-        """Lines of the screen before training, beside those of `ModuleConfig.describe`."""
+        """Lines (label: text) of the screen before training, beside those of `ModuleConfig.describe`."""
         return {"parameters": f"{self.num_parameters / 1e6:.2f} M"}
 
     def rough_seconds(self, batch_size: int) -> float:
-        """About how long forward and backward of a batch take here; 0 = not measured. Changes nothing."""
+        """Seconds that forward and backward of a batch take here, roughly; 0 = not measured. Has no side effect."""
         return 0.0
 
     def figures(self) -> dict[str, Tensor | Figure]:
-        """After each validation: images (3, height, width) in [0, 1], values (n,) for a histogram, or figures."""
+        """For TensorBoard after a validation: images (3, height, width) in [0, 1], values (n,) to count, or figures."""
         return {}
 
     # ---- what its record holds
 
     @property
     def num_parameters(self) -> int:
-        """Trained ones, without a discriminator's."""
+        """Number of trained parameters, without those of a discriminator."""
         return count(self)
 
     @property
     def training_metrics(self) -> dict[str, float]:
-        """Metrics beside those of the validation."""
+        """Metrics that were measured in training: name -> value."""
         return {}
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """Curves."""
+        """Curves, such as the usage by epoch: name -> values in order."""
         return {}
 
     def protocols(self) -> dict[str, str]:
-        """How each metric was made."""
+        """How each metric was measured: name -> protocol id."""
         return {}
 
     # ---- what it is given, and what its checkpoint needs
 
     def use_reference(self, folder: Path, batches: Iterable[Tensor], key: str, device: torch.device) -> None:
-        """Takes the features of the `reference` images from a file in `folder`, made of `batches` if it is missing."""
+        """Reads the features of the `reference` images from a file, or makes the file of `batches` if it is missing.
+
+        Args:
+            folder: where the files of all data sets are.
+            batches: (B, 3, H, W) in [-1, 1], all reference images in order; not read when the file is there.
+            key: names the images.
+            device: where the features are computed.
+        """
 
     def use_classifier(self, classifier: Any) -> None:
-        """Takes the `classifier` of the evaluation."""
+        """Sets the image classifier that the evaluation needs; see `ModuleConfig.classifier`."""
 
     def use_tokenizer(self, tokenizer: Any, digest: str) -> None:
-        """Takes the tokenizer at the bottom, for a restored module. Raises ValueError: it is another one."""
+        """Sets the tokenizer of a restored module. Raises ValueError when it is not the one of the training."""
 
-    is_restorable: ClassVar[bool] = True  # of its checkpoint alone, with the `sizes` that this holds
+    is_restorable: ClassVar[bool] = True  # from its checkpoint alone, with the `sizes` in it
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """The numbers of its `Setting` that its configuration and data do not tell."""
+        """The numbers of its `Setting` that follow neither from its configuration nor from its data."""
         return {}
 
     def on_restore(self, checkpoint: dict[str, Any], path: str) -> None:
-        """After the weights of a checkpoint, outside of a training. Raises ValueError that names `path`."""
+        """Called after a checkpoint's weights are loaded outside of training. Raises ValueError that names `path`."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.sizes:
@@ -184,5 +191,5 @@ class Module(L.LightningModule):
 
 
 def count(module: nn.Module | None) -> int:
-    """Trained parameters."""
+    """Number of trained parameters of `module`; 0 for None."""
     return 0 if module is None else sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,35 +1,38 @@
-"""What a config's `check()` is written with: a ValueError whose message begins with the key, relative to its section.
+"""Helpers for a config's `check()`: each raises a ValueError that begins with the key, relative to its section.
 
-The walker of experiments/config puts the path of the section before it.
+The walker of experiments/config puts the path of the section before the message.
 """
 
 from typing import Any
 
 
 def require(ok: bool, message: str) -> None:
+    """Raises ValueError with `message` unless `ok`."""
     if not ok:
         raise ValueError(message)
 
 
-def one_of(config: Any, name: str, known: Any) -> None:
+def one_of(config: Any, name: str, choices: Any) -> None:
+    """Raises ValueError unless the option `name` is one of the words `choices`."""
     value = getattr(config, name)
-    require(value in known, f"{name}='{value}' is none of {', '.join(known)}")
+    require(value in choices, f"{name}='{value}' is none of {', '.join(choices)}")
 
 
 def at_least_one(config: Any, *names: str) -> None:
+    """Raises ValueError for the first of these options that is below 1."""
     for name in names:
         value = getattr(config, name)
         require(value >= 1, f"{name}={value} must be at least 1")
 
 
 def not_negative(config: Any, path: str = "") -> None:
-    """All numbers of the config, whose keys come after `path`."""
+    """Raises ValueError for the first number of the config that is negative; its key is put after `path`."""
     for name, value in vars(config).items():
         require(not isinstance(value, (int, float)) or value >= 0, f"{path}{name}={value} must not be negative")
 
 
 def check_sizes(config: Any) -> None:
-    """Sizes of a network are at least 1; `head_dim` 0 and lists of dims that are empty leave it to the size."""
+    """Raises ValueError for a network's size below 1; `head_dim` 0 and an empty list of dims mean "as `size` says"."""
     for name, value in vars(config).items():
         for item in value if isinstance(value, list) else [value]:
             is_size = isinstance(item, int) and not isinstance(item, bool) and not (name == "head_dim" and item == 0)

@@ -1,10 +1,10 @@
-"""What a run on W processes needs to give the numbers of a run on one. Plain PyTorch; alone, a process pays nothing.
+"""What W processes need to give the numbers of one. Plain PyTorch, which costs a single process nothing.
 
-Two conventions make that possible. Rank r has the images r, r + W, r + 2 W, ... of every global batch and of the
-validation set (`datamodules/base.py`), the same number of a batch on every rank. And all ranks draw the same random
-numbers: what a batch needs is drawn for the global batch, of which a rank takes its rows.
+It rests on two conventions. Rank r has the images r, r + W, r + 2 W, ... of every global batch and of the validation
+set (`datamodules/base.py`), and every rank has equally many images of a batch. All ranks draw the same random numbers:
+those of a batch are drawn for the global batch, and a rank takes its rows.
 
-Letters: B images of this rank, N of all ranks.
+Shapes: B images of this rank, N of all ranks.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +28,7 @@ def world_size() -> int:
 
 
 def is_distributed() -> bool:
-    """Whether torch's process group is set up, be it of one process."""
+    """Whether torch's process group is set up, even if of one process."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -79,7 +79,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def without_exchange(model: Any) -> AbstractContextManager[None]:
-    """Within, backward passes leave gradients where they are, should `model`, a trainer's, be wrapped in DDP."""
+    """Within this context backward passes exchange no gradients. `model` is a trainer's, wrapped in DDP or not."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 

@@ -11,7 +11,7 @@ ADVICE = "lower optimizer.lr, use precision=32-true, or set optimizer.gradient_c
 def check_finite(
     step: int, terms: Mapping[str, Tensor], images: Tensor | None = None, module: nn.Module | None = None
 ) -> None:
-    """Checks the scalar `terms` of step number `step`; the host waits for the device once, whatever their number.
+    """Checks the scalar `terms` of step number `step`; the host waits for the device once, however many there are.
 
     Raises FloatingPointError that names the step and the first term that is NaN or infinite. It blames the batch's
     `images` (B, ...) or the weights of `module` where these are not finite already; they are looked at only when a
@@ -24,7 +24,7 @@ def check_finite(
 
 
 def blame(images: Tensor | None, module: nn.Module | None) -> str:
-    """The end of the error: the images or weights that are not finite, else what to try."""
+    """The end of the error message: the images or weights that are not finite, else what to try."""
     if images is not None and (bad := int((~torch.isfinite(images)).flatten(1).any(1).sum())):
         return f": {bad} of the {len(images)} images of its batch hold values that are not finite; look at the data"
     if module is not None and (name := first_not_finite(module.state_dict())):

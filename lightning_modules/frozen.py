@@ -9,7 +9,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def freeze(network: Network) -> Network:
-    """`network` itself, in eval mode (no dropout, no batch statistics) and with no parameter that takes a gradient."""
+    """Returns `network` itself, in eval mode (no dropout, no batch statistics) and with no trainable parameter."""
     return network.eval().requires_grad_(False)
 
 

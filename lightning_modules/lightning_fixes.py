@@ -1,7 +1,7 @@
 """Workarounds for Lightning 2.6, all in one place: what it does, and what is done instead.
 
-Each has a test in tests/lightning_modules/test_lightning_fixes.py that fails once Lightning no longer needs it. Beside
-the experiments' runtime a module needs one of them, so that they stand here.
+Each has a test in tests/lightning_modules/test_lightning_fixes.py that fails once Lightning no longer needs it. They
+are here and not in experiments/runtime because a module needs one of them, too.
 """
 
 from collections.abc import Iterator
@@ -42,10 +42,10 @@ def leave_out_of_global_step(optimizer: Any) -> None:
 
 
 def true_epochs(loop: dict[str, Any]) -> int:
-    """Puts right how the state of `fit_loop` counts epochs, and returns how many are completed.
+    """Corrects the count of epochs in the state of `fit_loop`, and returns how many are completed.
 
-    A run that goes on after an epoch's last batch does not count the next as begun: going on once more, it would see
-    that epoch's order twice.
+    A run that continues after an epoch's last batch does not count the next epoch as begun: continued a second time, it
+    would see that epoch's order twice.
     """
     epochs = loop["epoch_progress"]
     for counts in epochs.values():
@@ -54,12 +54,12 @@ def true_epochs(loop: dict[str, Any]) -> int:
 
 
 def resume_with_validation(trainer: L.Trainer) -> None:
-    """Lightning leaves out the validation that a checkpoint was made right before; the run now goes on with it."""
+    """Lightning skips the validation that was due right after a checkpoint; the continued run now starts with it."""
     trainer.fit_loop.epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
 
 
 def count_last_step(trainer: L.Trainer) -> None:
-    """Where nothing was left to train, Lightning's loggers are a step behind those of a run that trained its last."""
+    """Where nothing was left to train, Lightning's loggers miss the last step; this adds it."""
     trainer.fit_loop.epoch_loop._batches_that_stepped += 1
 
 

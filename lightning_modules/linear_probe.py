@@ -3,7 +3,7 @@
 All blocks in one pass over the data: their features come from one forward pass of the frozen model, and their heads
 are one stacked weight whose losses are summed, so that each is trained as if it were alone.
 
-Letters: n blocks, B images, T tokens of an image, D width, C classes.
+Shapes: n blocks, B images, T tokens of an image, D width, C classes.
 """
 
 from abc import ABC, abstractmethod
@@ -39,9 +39,9 @@ class LinearProbeConfig(ModuleConfig):
     `blocks`: of VIM, 1 is the first, A's best are 10 of 24 and 15 of 36; [] = all. `heldout`: share of the training
     images that no head is trained on and that choose the block whose test accuracy is reported.
 
-    A states neither optimizer, rate, length, batch, augmentation nor any normalisation of the features. Ours: Adam from
-    zero weights with a cosine to 0, no weight decay. `normalize`: BatchNorm without affine parameters before each
-    head, as in MAE's probe.
+    A states neither optimizer, rate, length, batch, augmentation nor any normalisation of the features. Taken here:
+    Adam from zero weights with a cosine to 0, no weight decay. `normalize`: BatchNorm without affine parameters before
+    each head, as in MAE's probe.
     """
 
     name: str = "linear_probe"
@@ -99,7 +99,7 @@ class LinearProbeConfig(ModuleConfig):
 class FrozenFeatures(ABC):
     """What is probed: features (n, B, D) float32 of n blocks, of a model that is not changed.
 
-    Not a module: the model is lent, in eval mode and without gradients, and is in no checkpoint of the probe.
+    Not a module: the model stays in eval mode, takes no gradients, and is in no checkpoint of the probe.
     """
 
     name: str  # in protocol ids
@@ -112,14 +112,14 @@ class FrozenFeatures(ABC):
 
     @abstractmethod
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        """A batch of what the model takes -> its features."""
+        """A batch of the model's input -> features (n, B, D) float32."""
 
 
 class BlockFeatures(FrozenFeatures):
     """The mean over the T tokens of an image of the output of VIM's blocks, before the final LayerNorm.
 
-    All T tokens are fed behind the start "no class", never a label. Averaged are slots 1 to T, the T whose inputs are
-    tokens: slot t has seen the first t. Slot 0, the start, is left out: it has seen nothing of the image.
+    Input: "no class", never a label, then all T tokens. Feature: the mean of slots 1 to T, whose inputs are the tokens;
+    slot t has seen the first t of them. Slot 0, the start, is left out: it has seen nothing of the image.
     """
 
     name = "vim/no-class-start"
@@ -140,7 +140,7 @@ class BlockFeatures(FrozenFeatures):
 
 
 class TokenizerFeatures(FrozenFeatures):
-    """The mean over an image's tokens of what the tokenizer's encoder gives, as the one "block"; see the config."""
+    """The mean over an image's tokens of the tokenizer's features, as the only "block"; see the config for which."""
 
     def __init__(self, tokenizer: Tokenizer, kind: str) -> None:
         super().__init__(tokenizer)

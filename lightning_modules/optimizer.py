@@ -61,7 +61,7 @@ class OptimizerConfig:
 
 
 def build_optimizer(groups: Iterable[Any], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Over parameters, all with `weight_decay`, or over parameter groups that state their own."""
+    """The optimizer of parameters, all with `weight_decay`, or of parameter groups that state their own decay."""
     groups = list(groups)
     if config.name == "adafactor":
         parameters = (p for group in groups for p in (group["params"] if isinstance(group, dict) else [group]))
@@ -98,7 +98,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, ma
 
 
 def share_of_step(module: Any, batch_idx: int) -> float:
-    """Factor of a micro-batch's loss under automatic optimization: each step then takes the mean over its images.
+    """Factor of a micro-batch's loss under automatic optimization, so that each step takes the mean over its images.
 
     Lightning divides every loss by `accumulate`, but an epoch's last step may be of fewer micro-batches.
     """
@@ -108,5 +108,5 @@ def share_of_step(module: Any, batch_idx: int) -> float:
 
 
 def as_list(one_or_many: Any) -> list[Any]:
-    """Lightning gives a single optimizer or scheduler bare, several as a list."""
+    """Always a list: Lightning returns a single optimizer or scheduler as it is, several as a list."""
     return one_or_many if isinstance(one_or_many, list) else [one_or_many]

@@ -1,4 +1,4 @@
-"""Marks of a configuration's fields that say what a key means for the identity of a run."""
+"""Marks of configuration fields: what a key means for the identity of a run (docs/identity.md)."""
 
 from dataclasses import Field, field
 from typing import Any
@@ -8,12 +8,15 @@ NONE, NEUTRAL, PLACE = "none", "neutral", "place"
 
 
 def no_identity(default: Any) -> Any:
-    """A field whose key changes no number: runs that differ in it alone are one run."""
+    """A field that changes no number: runs that differ in it alone are the same run. A callable makes the default."""
     return marked(default, NONE)
 
 
 def neutral(default: Any) -> Any:
-    """A field that was added later: at its default it is left out of the digest, so that finished runs keep theirs."""
+    """A field that was added later: at its default it is left out of the digest, so finished runs keep their names.
+
+    Its default must be what the code did before the field existed.
+    """
     return marked(default, NEUTRAL)
 
 

@@ -25,7 +25,7 @@ def shard(gpt: GPT, mesh: DeviceMesh) -> None:
 
 
 def is_sharded(gpt: GPT) -> bool:
-    """Whether `shard` has been called on it."""
+    """Whether `shard` has been called on `module`."""
     return isinstance(gpt, FSDPModule)
 
 
@@ -71,6 +71,6 @@ class ShardedAdafactor(torch.optim.Adafactor):
         plain.state[whole] = self.state[parameter]
         plain.step()
         self.state[parameter] = plain.state[whole]
-        # Every rank has computed the same; None: nothing is sent
+        # Every rank has computed the same values; None: nothing is sent
         part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.to_local().copy_(part.to_local())

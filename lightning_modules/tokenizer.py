@@ -1,6 +1,6 @@
 """The one stage-1 training loop: encode, quantize, decode, and the adversarial game around it.
 
-Letters: B images, H x W pixels, h x w tokens, D backbone width, d code dimension, K codes.
+Shapes: B images, H x W pixels, h x w tokens, D backbone width, d code dimension, K codes.
 """
 
 from collections.abc import Iterable
@@ -115,9 +115,9 @@ class Tokenizer(Module):
         return self.decode(self.quantizer.lookup(indices))
 
     def decode_ranks(self, image: Tensor, ranks: list[int]) -> dict[int, Tensor]:
-        """For each M of `ranks`, the images (B, 3, H, W) that come back when each token takes its M-th nearest code."""
+        """For each M of `ranks`, the reconstructions (B, 3, H, W) where each token takes its M-th nearest code."""
         indices = self.quantizer.ranked(self.pre_quant(self.encoder(image)), ranks)  # (B, h, w, R)
-        return {rank: self.decode_indices(some) for rank, some in zip(ranks, indices.unbind(-1), strict=True)}
+        return {rank: self.decode_indices(ids) for rank, ids in zip(ranks, indices.unbind(-1), strict=True)}
 
     def predict(self, quantized: Tensor) -> Tensor:
         return self.decoder(self.post_quant(quantized))
@@ -206,7 +206,7 @@ class Tokenizer(Module):
         return loss
 
     def update(self, optimizer: Any, loss: Tensor, batch_idx: int, by_ddp: bool = True) -> None:
-        """Backward, and at the last micro-batch an optimizer step; without `by_ddp` of the discriminator."""
+        """Backward pass, and at the last micro-batch an optimizer step. `by_ddp`: DDP averages these gradients."""
         config, is_last = self.config.optimizer, self.is_last_micro_batch(batch_idx)
         if batch_idx % config.accumulate == 0:  # here, because the last epoch may have ended between two steps
             optimizer.zero_grad()
@@ -299,7 +299,7 @@ class Tokenizer(Module):
         return {"usage/epoch": self.usage_by_epoch}
 
     def protocols(self) -> dict[str, str]:
-        """How each metric was made."""
+        """How each metric was measured: name -> protocol id."""
         epoch = {name: f"{name.split('/')[0]}/training-epoch/tokens{self.epoch_tokens}" for name in self.epoch_usage}
         return self.metrics.protocols() | epoch
 

@@ -12,7 +12,7 @@ from lightning_modules.quantizers import LargeCodebookConfig, QuantizerConfig
 
 @dataclass
 class TokenizerConfig(ModuleConfig):
-    """A stage-1 model. Every quantizer sits on every backbone."""
+    """A stage-1 model. Any quantizer works with any backbone."""
 
     codebook_size: int = 1024
     code_dim: int = 256

@@ -37,7 +37,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
 
 
 def networks(config: TokenizerConfig, image_size: int) -> dict[str, nn.Module | None]:
-    """The networks of a `Tokenizer`, by their names there, initialised in this order."""
+    """The networks of a `Tokenizer` under their names there, initialised in this order."""
     encoder_class, decoder_class = BACKBONES[config.backbone.name][:2]
     encoder = encoder_class(config.backbone, image_size)
     decoder = decoder_class(config.backbone, image_size, 6 if config.loss.logit_laplace else 3)
@@ -103,7 +103,7 @@ def counted_perceptual(config: TokenizerConfig, image_size: int) -> Part | None:
 
 
 def rough_seconds(module: Any, batch_size: int) -> float:
-    """Encoder, decoder and perceptual loss of a `Tokenizer`, forward and backward, timed on a few images, scaled up."""
+    """Seconds for a batch, roughly: `Tokenizer` and perceptual loss forward and back, on a few images, scaled up."""
     size = module.image_size
     num_images = max(1, min(batch_size, 32 * 32 * 32 // size**2))
     image = torch.zeros(num_images, 3, size, size, device=module.device)

@@ -4,7 +4,7 @@ The configuration's defaults are A's VIM-Large on ImageNet (A-Table 6, FID 4.17)
 log-likelihood of an image's tokens in raster order, after its class. Where A is silent, a note says what was taken.
 B's GPT is `experiments/gpt_vim_imagenet.yaml`.
 
-Letters: B images, T tokens of an image, D width, V codes.
+Shapes: B images, T tokens of an image, D width, V codes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -131,7 +131,7 @@ class VIMConfig(ModuleConfig):
 class VIM(Module):
     """p(tokens | class) and the images that it generates.
 
-    The tokenizer, needed only to turn sampled tokens into images, and the classifier of acceptance rates are lent by
+    The tokenizer, needed only to turn sampled tokens into images, and the classifier of acceptance rates are set by
     `use_tokenizer` and `use_classifier` and are not part of the module's weights. Under FSDP (runtime.strategy=fsdp)
     the transformer is sharded for training, and made whole on every rank for each validation.
     """
@@ -153,7 +153,7 @@ class VIM(Module):
         self.tokenizer: Tokenizer | None = None
         self.classifier: Classifier | None = None
         self.whole: tuple[GPT, ...] = ()  # during a validation under FSDP; in a tuple: not a submodule
-        self.tokenizer_digest = ""  # of the tokenizer that made the tokens; "" until it is known
+        self.tokenizer_digest = ""  # of the tokenizer that made the tokens; "" until it is set
         self.metric_values: dict[str, str] = {}
 
     @classmethod
@@ -170,12 +170,12 @@ class VIM(Module):
         return gpt_parts(GPT(config.gpt, setting.codebook_size, setting.grid_size, classes))
 
     def use_tokenizer(self, tokenizer: Tokenizer, digest: str) -> None:
-        """Lends the tokenizer that made the tokens, for generated images. ValueError: `digest` names another one."""
+        """Sets the tokenizer that made the tokens, for generated images. ValueError: `digest` names another one."""
         self.expect_tokenizer(digest)
         object.__setattr__(self, "tokenizer", freeze(tokenizer))  # not a submodule
 
     def use_classifier(self, classifier: Classifier) -> None:
-        """Lends the classifier that acceptance rates are by."""
+        """Sets the classifier that acceptance rates go by."""
         object.__setattr__(self, "classifier", classifier)
 
     def expect_tokenizer(self, digest: str) -> None:
@@ -267,13 +267,13 @@ class VIM(Module):
         config = self.config.generation
         numbers = range(self.global_rank, config.num_candidates, self.trainer.world_size)
         for first in range(0, len(numbers), config.batch_size):
-            some = list(numbers[first : first + config.batch_size])
-            yield some, *self.sample(some, config.seed)
+            ids = list(numbers[first : first + config.batch_size])
+            yield ids, *self.sample(ids, config.seed)
 
     def sample(
         self, ids: list[int], seed: int, labels: Tensor | None = None, sampling: SamplingConfig | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images `ids` of `seed`, (B, 3, H, W) in [-1, 1], tokens (B, T) and labels (B,); without labels in turn."""
+        """Images `ids` of `seed`: (B, 3, H, W) in [-1, 1], tokens (B, T), labels (B,), by default classes in turn."""
         if labels is None:
             labels = torch.tensor(ids) % max(1, self.num_classes)
         labels = labels.to(self.device)
@@ -302,7 +302,7 @@ class VIM(Module):
 
     @property
     def num_conditions(self) -> int:
-        """Classes that images can be asked of; 0 = unconditional."""
+        """Number of classes that images can be generated of; 0 = unconditional."""
         return self.gpt.num_classes
 
     def start_screen(self) -> dict[str, str]:
@@ -315,7 +315,7 @@ class VIM(Module):
         return rough_seconds(self.gpt, batch_size)
 
     def figures(self) -> dict[str, Tensor | Figure]:
-        """At every validation the same images: the same numbers, seed and classes."""
+        """The same images at every validation: of the same numbers, seed and classes."""
         shown: dict[str, Tensor | Figure] = {"bits per token by position": bits_figure(self.bits_by_position)}
         if self.tokenizer is not None:
             shown["samples, classes in turn"] = sample_grid(self, NUM_SHOWN)
@@ -347,5 +347,5 @@ class VIM(Module):
         self.tokenizer_digest = checkpoint["tokenizer_digest"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError: the tokens are now another tokenizer's."""
+        """Raises ValueError when the tokens are now those of another tokenizer."""
         self.expect_tokenizer(checkpoint["tokenizer_digest"])

@@ -36,7 +36,7 @@ def gpt_parts(gpt: GPT) -> list[Part]:
 
 
 def rough_seconds(gpt: GPT, batch_size: int) -> float:
-    """The transformer forward and its head back, timed on a few images, scaled up."""
+    """Seconds for a batch, roughly: the transformer forward, the head forward and back, on a few images, scaled up."""
     start, device = time.perf_counter(), gpt.head.weight.device
     few = torch.zeros(min(batch_size, 8), gpt.num_tokens - 1, dtype=torch.long, device=device)
     with torch.random.fork_rng():  # dropout's

@@ -2,7 +2,7 @@
 
 Storage, states, retries, samplers and pruners are Optuna's. The loop over trials is written here, as `study.optimize`:
 
-- makes a new trial when none waits, so workers that share the last cells would train cells that nobody asked for;
+- makes a new trial when none waits, so workers that share the last cells would train cells of no sweep;
 - sets a trial to RUNNING before any lock can be held: with a journal, which has no heartbeat, and on one machine, where
   a kernel that frees a lock tells of a death at once, a trial that has just begun would look like a dead worker's;
 - ends with the first error of a database that is away, and its heartbeat thread is not started again;
@@ -47,7 +47,7 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)  # Optuna's hear
 class Queue:
     """The study `name` in `storage`: "journal" (a file in `output_dir`) or a database URL. `options` are the study's.
 
-    A job is known by its digest. Its `folder`, relative to `output_dir`, is locked while a worker is at it.
+    A job is identified by its digest. Its `folder`, relative to `output_dir`, is locked while a worker trains it.
     Raises ValueError when the storage cannot be opened.
     """
 
@@ -98,7 +98,7 @@ class Queue:
     def retry_abandoned(self) -> None:
         """Marks the trials of dead workers as failed and puts them in again, at most `MAX_RETRIES` times."""
         since_outage = time.monotonic() - self.patiently.last_outage
-        if since_outage > 2 * storages.HEARTBEAT_SECONDS:  # else nobody has had the time for a heartbeat
+        if since_outage > 2 * storages.HEARTBEAT_SECONDS:  # else no worker has had the time for a heartbeat
             fail_stale_trials(self.study)
         for trial in self.trials((TrialState.RUNNING,)):
             if not self.is_journal and not (self.place and trial.user_attrs.get("place") == self.place):
@@ -182,8 +182,8 @@ class Queue:
     def finish(self, trial: Trial, value: float, attributes: Mapping[str, Any], params: Mapping[str, int]) -> None:
         """Stores a finished run's numbers with its trial, for optuna-dashboard and for machines that lack its record.
 
-        A value that is not a number counts as the worst. A trial that was taken for dead meanwhile stays so: who takes
-        it over finds the record.
+        A value that is not a number counts as the worst. A trial that was taken for dead in the meantime stays so: the
+        worker that takes it over finds the record.
         """
         is_max = self.study.direction == optuna.study.StudyDirection.MAXIMIZE
         worst = -math.inf if is_max else math.inf
@@ -203,7 +203,7 @@ class Queue:
     @patient
     def is_hopeless(self, trial: Trial, value: float, step: int) -> bool:
         """Stores the value that the trial has at `step`; whether the study's pruner would end it there."""
-        with suppress(UpdateFinishedTrialError):  # taken for dead meanwhile
+        with suppress(UpdateFinishedTrialError):  # taken for dead in the meantime
             trial.report(value, step)
             return trial.should_prune()
         return False

@@ -97,7 +97,7 @@ class SweepSpec:
     maximize: bool = False  # more of it is better
 
     def check(self) -> None:
-        """Raises ValueError for what the types allow but no table can be made of."""
+        """Raises ValueError for values that the types allow but no table can be made of."""
         ids = [table.id for table in self.tables]
         if len(set(ids)) < len(ids):
             raise ValueError(f"two tables have the same id ({', '.join(ids)}): their files would collide")
@@ -191,7 +191,7 @@ def read_spec(path: Path, kind: type[Spec]) -> Spec:
 
 
 def explain(error: OmegaConfBaseException) -> str:
-    """One line: the key at fault, and the nearest known one if it is unknown."""
+    """One line: the key at fault, and the nearest existing one if it is unknown."""
     key = str(error.full_key or error.key or "")
     leaf = key.rsplit(".", 1)[-1]
     keys = sorted({f.name for spec in SPECS for f in fields(spec)})

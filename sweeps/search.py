@@ -1,4 +1,4 @@
-"""Searches the best values of some keys of one recipe: Optuna's TPE, with a median pruner.
+"""Searches the best values of a few keys of one recipe: Optuna's TPE, with a median pruner.
 
 python -m sweeps.search sweeps/search_vqgan_lc.yaml --scale quick --trials 20
 """

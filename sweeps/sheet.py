@@ -1,4 +1,4 @@
-"""From result records to a sheet: the paper's value, ours over seeds, and the difference."""
+"""From result records to a sheet: the paper's value, the mean measured here over seeds, and the difference."""
 
 import statistics
 from collections import Counter
@@ -25,7 +25,7 @@ class Sheet:
     groups: list[tuple[str, list[str]]]  # (head, heads of its columns); a column without a second head has ""
     body: list[list[str]]
     caption: list[str]  # sentences
-    warning: str = ""  # what nobody may overlook
+    warning: str = ""  # shown in a way that cannot be overlooked
     num_row_heads: int = 1
     rules: list[int] = field(default_factory=list)  # rows that begin a block
     breaks: list[int] = field(default_factory=list)  # rows that the sweep sets apart, by a heavier rule above them
@@ -51,7 +51,7 @@ class Measured:
 def measure(column: ColumnSpec, records: Iterable[Record], use: Mapping[str, str] | None = None) -> Measured | None:
     """Mean and spread of the column's metric, or of the one that `use` gives for it; None when no record has it.
 
-    A number that `use` has chosen differs from its column by intent: it states no protocol to compare.
+    A number that `use` chooses differs from its column on purpose: its protocol is not compared.
     """
     other = (use or {}).get(column.metric)
     numbers = [pair for record in records for pair in find_number(record, other or column.metric)]

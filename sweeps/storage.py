@@ -1,6 +1,6 @@
 """Where the queue of a sweep is kept: a journal file, or a database for workers on many machines.
 
-A database may go away for a while, and its password is nobody's business.
+A database may go away for a while, and its password is never printed.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ Answer = TypeVar("Answer")
 
 
 class DatabaseAway(OSError):
-    """For longer than anybody wants to wait."""
+    """The database was away for longer than PATIENCE_SECONDS."""
 
 
 def without_password(storage: str) -> str:
@@ -60,7 +60,7 @@ def database_url(storage: str) -> URL:
 
 
 def open_storage(storage: str, journal: Path, retry: Callable[..., None]) -> BaseStorage:
-    """Raises ValueError for what is no storage; what a database has against being opened comes as it is."""
+    """Opens the storage. Raises ValueError for what is none; errors of a database are passed on unchanged."""
     if storage == "journal":
         return JournalStorage(JournalFileBackend(str(journal)))
     url = database_url(storage)
@@ -79,7 +79,7 @@ def open_storage(storage: str, journal: Path, retry: Callable[..., None]) -> Bas
 
 
 def create_tables(connect: Callable[[], RDBStorage], tries: int = 8) -> RDBStorage:
-    """Of workers that open an empty database together one makes the tables; the others, refused, find them."""
+    """Opens the database; of workers that open an empty one together, one makes the tables and the others try again."""
     for _ in range(tries - 1):
         try:
             return connect()

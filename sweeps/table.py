@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def render_sweep(file: str, overrides: list[str], options: argparse.Namespace) -> list[Path]:
-    """The files written: with --data auto those of the recipes' own data, and of the shapes that may stand in."""
+    """Writes the tables; with --data auto those of the recipes' own data and those of rendered shapes. Their paths."""
     output_dir = Path(options.output_dir)
     out = Path(options.out) if options.out else output_dir / "tables"
     recipes = load_grid(file, options.scale, options.seeds, overrides)

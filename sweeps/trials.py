@@ -33,7 +33,7 @@ def write_trials(study: optuna.Study, spec: SearchSpec, scale: str, data: str, o
 
 
 def trial_sheet(spec: SearchSpec, trials: list[FrozenTrial], scale: str, data: str) -> Sheet:
-    """Finished trials from the best to the worst, then those that were ended, the longest first."""
+    """Finished trials from the best to the worst, then pruned ones, the longest first."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     complete.sort(key=lambda trial: trial.value or 0.0, reverse=spec.maximize)

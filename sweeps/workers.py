@@ -109,7 +109,7 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_worker_arguments(options: argparse.Namespace) -> None:
-    """Raises ValueError for mistakes that should come to light before any work."""
+    """Raises ValueError for mistakes in these arguments, before any work."""
     if options.workers < 1:
         raise ValueError(f"WORKERS={options.workers} must be at least 1")
     if options.storage != "journal":

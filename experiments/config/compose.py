@@ -13,14 +13,14 @@ from experiments.config.values import assign, explain, from_dotlist, merge, read
 from experiments.config.walker import check
 
 RECIPES = Path(__file__).resolve().parents[1]
-PARTS = [key for key in CHOICES if "." in key]  # sections whose keys are meant for one class alone
+PARTS = [key for key in CHOICES if "." in key]  # sections whose keys belong to one class only
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Reads `path`, applies `key=value` overrides and returns a checked Experiment.
 
     Raises ValueError, with the file and key at fault and what to do, for a missing file, broken YAML, an unknown
-    key (with the nearest known one), a wrong type, or a wrong name.
+    key (with the nearest existing one), a wrong type, or a wrong name.
     """
     return parse(compose(read_recipe(path), from_dotlist(overrides)), str(path))
 
@@ -43,7 +43,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def compose(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Like `merge`; but a layer that picks another backbone, quantizer or discriminator replaces that section whole.
+    """Like `merge`, but a layer that picks another backbone, quantizer or discriminator replaces that whole section.
 
     What earlier layers set there was meant for another class: `model.quantizer.name=fsq` works on any recipe. So does
     `upstream.recipe=OTHER.yaml`.

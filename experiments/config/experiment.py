@@ -75,7 +75,7 @@ class RuntimeConfig:
 
 @dataclass
 class Experiment:
-    """One training run: everything that decides its numbers, and `runtime`, which must not.
+    """One training run: everything that decides its numbers, and `runtime`, which decides none.
 
     A model may stand on another experiment's: VIM on a tokenizer, a probe on VIM. In a YAML `upstream` holds `recipe`,
     a file of this folder, and what is changed of it: `upstream: {recipe: vit_vqgan_cifar10.yaml, seed: 1}`.
@@ -91,7 +91,7 @@ class Experiment:
     recipe: str = no_identity("")  # its file, for people
 
     def check(self) -> None:
-        """Raises ValueError for what does not go together: its model, the one below, and their images."""
+        """Raises ValueError where its model, the one below and their images do not go together."""
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
         self.model.check_upstream(None if self.upstream is None else self.upstream.model)
         if self.upstream is not None:
@@ -107,7 +107,7 @@ class Experiment:
 
     @property
     def reads_kept_tokens(self) -> bool:
-        """Whether the training images are encoded once."""
+        """Whether the model reads tokens that were made once, before the training."""
         return self.model.inputs == "tokens" and not self.model.encode_on_the_fly
 
     @property
@@ -117,7 +117,7 @@ class Experiment:
 
     @property
     def tokenizer(self) -> TokenizerConfig:
-        """The model at the bottom."""
+        """The configuration of the tokenizer at the bottom."""
         model = self.bottom.model
         assert isinstance(model, TokenizerConfig), "as `check_upstream` has seen to"
         return model
@@ -132,11 +132,11 @@ class Experiment:
         return own | ({"upstream": {"recipe": self.recipe} | self.upstream.identity()} if self.upstream else {})
 
     def digest(self) -> str:
-        """12 hex digits that name all that decides the numbers."""
+        """12 hex digits that name everything in the configuration that decides the numbers."""
         return digest(self)
 
     def differences(self, config: dict[str, Any]) -> list[str]:
-        """What decides numbers in the nested `config` of a record or checkpoint and differs here, with both values."""
+        """Keys that decide numbers and differ from the nested `config` of a record or checkpoint, with both values."""
         return differences(config, self, self.identity())
 
 

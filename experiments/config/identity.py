@@ -1,9 +1,9 @@
-"""What decides the numbers of an experiment, and nothing else: its identity, and the digest that names it.
+"""The identity of an experiment, everything in its configuration that decides numbers, and the digest that names it.
 
-Every key of the configuration counts, also at its default, so that a default that moves renames nothing. Left out are
-the fields that are marked in their dataclass (`lightning_modules/options.py`): `no_identity` always, `neutral` and
-`place` at their default. The images count by their contents (`datamodules/fingerprint.py`), which are not part of the
-configuration.
+Every key counts, also at its default, so that moving a default into another file renames nothing. Left out are fields
+that are marked in their dataclass (`lightning_modules/options.py`): `no_identity` always, `neutral` and `place` at
+their default. The contents of the images count as well, beside the configuration (`pipeline/inputs.py`). See
+docs/identity.md.
 """
 
 import hashlib

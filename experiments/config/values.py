@@ -76,9 +76,9 @@ def select(values: dict[str, Any], key: str) -> Any:
 
 
 def explain(error: Exception, base: DictConfig, values: dict[str, Any]) -> str:
-    """One line: the key at fault, what is wrong, and the nearest known key."""
+    """One line: the key at fault, what is wrong, and the nearest existing key."""
     message = " ".join(str(error).split("full_key:")[0].split())
-    key = (getattr(error, "full_key", None) or "").split("[")[0]  # an element of a list is a matter of the list
+    key = (getattr(error, "full_key", None) or "").split("[")[0]  # the element of a list -> the list
     known = list(flatten(OmegaConf.to_container(base)))
     for given in flatten(values):
         if below := [k for k in known if k.startswith(f"{given}.")]:

@@ -2,7 +2,7 @@
 
 The networks are a model's `parts`, built on the meta device, where a tensor has a shape and no values.
 
-Letters: N tokens an image.
+Shapes: N tokens an image.
 """
 
 import math

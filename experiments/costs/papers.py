@@ -1,4 +1,4 @@
-"""The papers' own counts of parameters and multiply-accumulates, and which of them a recipe is to be held against.
+"""The papers' own counts of parameters and multiply-accumulates, and which of them a recipe is compared with.
 
 A-Table 2 is the parameters of one side of ViT-VQGAN, and of VIM; B-Table 8 the cost of VQGAN-LC at two codebook sizes.
 Nowhere else in this repository do these numbers stand.
@@ -15,7 +15,7 @@ A_TABLE_2_VIM = {"base": 650.0, "large": 1697.0}  # the same, of stage 2
 B_GPT = 404.0  # the same, of B's transformer (appendix A)
 B_TABLE_8 = {16_384: (195.08, 71.71), 100_000: (195.70, 71.72)}  # codebook size: 10^9 MACs, millions of parameters
 
-# Why our count is more than TOLERANCE from the paper's, where it is.
+# Why the count here differs from the paper's by more than TOLERANCE, where it does.
 A_REASONS = {
     "small": "the count does not follow from the dimensions of A-Table 2: its blocks have 25.2 M, and A does not say "
     "what else it counts; the same parts give 91 M for Base, as printed",

@@ -12,7 +12,7 @@ TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
 
 
 def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> Table:
-    """The table that the command prints. Raises ValueError for what cannot be previewed, or run on so many devices."""
+    """The table that the command prints. Raises ValueError where the experiment cannot run on that many devices."""
     batch, config = experiment.data.batch_size, experiment.trainer
     if devices < 1 or batch % devices:
         raise ValueError(

@@ -44,7 +44,7 @@ def infer_cnn(source: Source, levels: str, blocks: str, options: Options) -> dic
 
 
 def cnn_weight(key: str, rules: Sequence[tuple[str, str]]) -> Weight | None:
-    """The source of a weight of ours outside the quantizer; `rules` rename ours to theirs, one after the other."""
+    """The source of a weight outside the quantizer; `rules` turn its key into the public one, one after the other."""
     if match := re.fullmatch(r"(pre|post)_quant\.(weight|bias)", key):
         name = "quant_conv" if match[1] == "pre" else "post_quant_conv"
         theirs = f"{name}.{match[2]}"
@@ -54,6 +54,6 @@ def cnn_weight(key: str, rules: Sequence[tuple[str, str]]) -> Weight | None:
     theirs = key
     for pattern, replacement in rules:
         theirs = re.sub(pattern, replacement, theirs)
-    if ".qkv." in key:  # ours is one convolution, theirs are three
+    if ".qkv." in key:  # one convolution here, three in the file
         return Weight(tuple(theirs.replace(".qkv.", f".{part}.") for part in "qkv"), lambda *parts: torch.cat(parts))
     return same(theirs)

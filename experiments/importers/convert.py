@@ -1,4 +1,4 @@
-"""Turns a public checkpoint into one of ours."""
+"""Turns a public checkpoint into one of this suite."""
 
 import hashlib
 import tempfile
@@ -32,7 +32,7 @@ def convert(
     overrides: dict[str, Any] | None = None,
     origin: str = "state dict",
 ) -> tuple[Experiment, Tensors]:
-    """The experiment and the state dict of our module for a state dict of family `name`; meta tensors will do.
+    """The experiment, and its module's state dict, for a state dict of family `name`, whose tensors may be on meta.
 
     Raises ValueError, which begins with `origin`, when the keys are of another family (it is named), when a key is
     missing, unknown, or of a shape that does not fit.

@@ -1,7 +1,7 @@
 """thuanz123/enhancing-transformers: `ViTVQ`, the unofficial ViT-VQGAN (paper A).
 
-Its pixels are in [0, 1], ours in [-1, 1]. The change of range is a linear map, and what it meets first and last are
-linear layers without padding or overlap, so it is folded into their weights: x01 = (x + 1) / 2 goes in, 2 y01 - 1 comes
+Its pixels are in [0, 1], those of this suite in [-1, 1]. The change of range is a linear map, and the first and last
+layers are linear, without padding or overlap, so it is folded into their weights: (x + 1) / 2 goes in, 2 y - 1 comes
 out.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.importers.family import Family, Options, Source, Weight, same
 from lightning_modules.tokenizer import TokenizerConfig
 
-HEAD_DIM = 64  # fixed in their code; the weights tell heads * head_dim only
+HEAD_DIM = 64  # fixed in the public code; the weights tell heads * head_dim only
 
 RULES = [
     (r"^encoder\.transformer\.positions", "encoder.en_pos_embedding"),

@@ -1,4 +1,4 @@
-"""What a family of checkpoints has to say: how to tell it, what its model is, where in it each of our weights is."""
+"""What defines a family of checkpoints: its signature, its model, and where it keeps each weight of this suite."""
 
 import re
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class Source:
 
 
 class Weight(NamedTuple):
-    """One of our tensors: `make` of the source's tensors `keys`; without keys, a constant."""
+    """One tensor of this suite's module: `make` of the source's tensors `keys`; without keys, a constant."""
 
     keys: tuple[str, ...]
     make: Callable[..., Tensor]
@@ -60,7 +60,7 @@ def same(key: str) -> Weight:
 
 
 def true() -> Weight:
-    """A flag of ours, such as "the table is filled"."""
+    """A flag of the module, such as "the table is filled"."""
     return Weight((), lambda: torch.tensor(True))
 
 
@@ -72,7 +72,7 @@ class Family:
     wrappers: top-level keys of a checkpoint file that may hold the state dict; the first that is there is taken.
     dropped: prefixes of keys that are deliberately not imported, and why.
     infer: the `data` and `model` sections of the experiment, read from the shapes.
-    weight: where one of our keys is; None for a key that the family knows nothing of.
+    weight: the source of one key of the module; None for a key that the family does not have.
     """
 
     signature: tuple[str, ...]

@@ -17,7 +17,7 @@ from experiments.importers.family import Family, Tensors
 
 
 class Inert:
-    """Stands for a class that a file names and that nobody here needs."""
+    """An empty stand-in for a class that a file names and that is not needed here."""
 
 
 # What public checkpoints hold beside tensors and plain containers: VQGAN-LC and LlamaGen their arguments, taming (by an

@@ -6,7 +6,7 @@ from experiments.importers.cnn import cnn_weight, infer_cnn
 from experiments.importers.family import Family, Options, Source, Weight, same
 from lightning_modules.tokenizer import TokenizerConfig
 
-RULES = [  # levels and middle are numbered as ours are
+RULES = [  # levels and middle are numbered as in this suite
     (r"\.levels\.", ".conv_blocks."),
     (r"\.blocks\.", ".res."),  # not conv_blocks, which a dot does not precede
     (r"\.attentions\.", ".attn."),
@@ -25,7 +25,7 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
         "name": "vqgan_fc",
         "codebook_size": codebook_size,
         "code_dim": code_dim,
-        # codebook_l2_norm is not in the weights: True is their default, and what all published models have
+        # codebook_l2_norm is not in the weights: True is the public default, and what all published models have
         "quantizer": {"name": "factorized", "l2_norm": True, "commitment_weight": 0.25, "codebook_weight": 1.0},
     }
     return values
@@ -37,7 +37,7 @@ def weight(key: str, config: TokenizerConfig) -> Weight | None:
 
 LLAMAGEN = Family(
     signature=("encoder.conv_blocks.",),
-    wrappers=("ema", "model", "state_dict"),  # their own scripts prefer averaged weights, too
+    wrappers=("ema", "model", "state_dict"),  # the public scripts prefer averaged weights, too
     dropped={"quantize.codebook_used": "queue of the last 65,536 ids, of which their usage is counted"},
     infer=infer,
     weight=weight,

@@ -23,7 +23,7 @@ RULES = [
 
 
 def taming_cnn_weight(key: str, config: TokenizerConfig) -> Weight | None:
-    """Ours numbers the decoder's levels in their order, coarsest first; theirs by resolution, finest first."""
+    """As `cnn_weight`. The decoder's levels are numbered coarsest first in this suite, finest first in taming's."""
     assert isinstance(config.backbone, CNNConfig)
     last = len(config.backbone.channel_multipliers) - 1
     key = re.sub(r"^decoder\.levels\.(\d+)", lambda match: f"decoder.up.{last - int(match[1])}", key)
@@ -42,7 +42,7 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
         "name": "vqgan",
         "codebook_size": codebook_size,
         "code_dim": code_dim,
-        # legacy=True, their default: beta = 0.25 multiplies the codebook term. It changes no reconstruction.
+        # legacy=True, taming's default: beta = 0.25 multiplies the codebook term. It changes no reconstruction.
         "quantizer": {"name": "vq", "commitment_weight": 1.0, "codebook_weight": 0.25},
     }
     return values

@@ -1,1 +1,1 @@
-"""What stands between a tokenizer and VIM, and between VIM and its images: tokens, the classifier, files."""
+"""From an experiment to its record: data, tokens, codebooks, classifiers, the training, and sampled images."""

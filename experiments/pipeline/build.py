@@ -17,7 +17,7 @@ from lightning_modules.tokenizer import Tokenizer
 
 
 def build_data(experiment: Experiment) -> ImageDataModule:
-    """The data module, prepared and set up (`data_id` is known). Raises ValueError or FileNotFoundError."""
+    """The data module, prepared and set up, so that it has its `data_id`. Raises ValueError or FileNotFoundError."""
     data = data_module(experiment)
     data.prepare_data()
     data.setup("fit")
@@ -32,14 +32,14 @@ def data_module(experiment: Experiment) -> ImageDataModule:
 
 
 def plain(experiment: Experiment, **changes: Any) -> Experiment:
-    """The experiment on its images without augmentation; `changes` are of other options that its data may have."""
+    """The experiment on its images without augmentation, with `changes` to those data options that its data has."""
     wanted = {"flip": False, "random_crop": False} | changes
     known = {key: value for key, value in wanted.items() if hasattr(experiment.data, key)}
     return replace(experiment, data=replace(experiment.data, **known))
 
 
 def build_model(experiment: Experiment, setting: Setting | None = None) -> Any:
-    """The untrained module; without `setting` one that stands on no other."""
+    """The untrained module; without `setting` one that stands on no other model."""
     cls = MODULES[experiment.model.name][0]
     return cls.build(experiment.model, setting or Setting(experiment.data.image_size))
 
@@ -79,7 +79,7 @@ def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[
     """The experiment and trained module of a checkpoint; `overrides` may change data, metrics, sampling or runtime.
 
     A module on top of another comes without it, see `prepare.lend`.
-    Raises ValueError when the file is not a checkpoint of ours or its weights do not fit its configuration.
+    Raises ValueError when the file is no checkpoint of this suite or its weights do not fit its configuration.
     """
     checkpoint = load_checkpoint(path)
     experiment = parse(merge(checkpoint["experiment"], overrides or {}), str(path))
@@ -102,7 +102,7 @@ def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[
 
 
 def restore_tokenizer(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Experiment, Tokenizer]:
-    """`restore` where only a tokenizer will do. Raises ValueError for another model."""
+    """`restore` of a checkpoint that must be a tokenizer's. Raises ValueError for another model."""
     experiment, module = restore(path, overrides)
     if not isinstance(module, Tokenizer):
         raise ValueError(f"{path}: holds a '{experiment.model.name}', not a tokenizer")

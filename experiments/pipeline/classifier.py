@@ -1,4 +1,4 @@
-"""The classifier of rejection sampling (paper A, Table 6) for a data set: taken, or its head trained, and measured.
+"""The classifier of rejection sampling (paper A, Table 6) for a data set: loaded or its head trained, then measured.
 
 A head and its accuracy are kept in OUTPUT_DIR/classifiers: made once, for all runs on the same images.
 """

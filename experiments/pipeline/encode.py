@@ -47,7 +47,7 @@ def encode_batch(tokenizer: Tokenizer, batch: Batch, precision: str = "32-true")
 
 
 class EncodedImages(TokenSource, LightningDataModule):
-    """The papers' way: images, flips and crops included, become tokens on the device at every step.
+    """The papers' way: images, with their flips and crops, become tokens on the device at every step.
 
     Serves what `TokensDataModule` serves, so that a module that trains on tokens need not know which of the two it has.
     The tokenizer stays out of the trained module: no optimizer, checkpoint or ``train()`` call reaches it.

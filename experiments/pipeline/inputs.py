@@ -1,4 +1,4 @@
-"""What a run reads that its configuration does not hold: the images by their contents, and a codebook's own."""
+"""What a run reads beside its configuration, by contents: its images, and the source of its codebook."""
 
 import hashlib
 from dataclasses import replace
@@ -12,9 +12,9 @@ from lightning_modules.quantizers import LargeCodebookConfig
 
 
 class Inputs(NamedTuple):
-    """`data_id` is that of the images, followed by "+" and 8 hex digits where a run reads other things, too.
+    """`data_id` is that of the images, followed by "+" and 8 hex digits where a run reads other images or files, too.
 
-    `images`: for people and for records, which images these are.
+    `images`: what the record says of the images, for people.
     """
 
     data_id: str
@@ -25,7 +25,7 @@ Seen = dict[str, Inputs]
 
 
 def inputs_of(experiment: Experiment, seen: Seen | None = None) -> Inputs:
-    """Of the run as it would be trained now. Raises ValueError or OSError where images or a codebook cannot be read.
+    """The inputs of a run that would start now. Raises ValueError or OSError where images or a codebook are unreadable.
 
     `seen` keeps what was looked up, for many experiments on the same images.
     """
@@ -46,7 +46,7 @@ def images_of(experiment: Experiment, seen: Seen) -> Inputs:
 
 
 def other_ids(experiment: Experiment, seen: Seen) -> list[str]:
-    """Of the model below, and of the codebook: a ready file's table, or the images that it is made of."""
+    """Ids of what the model below reads, and of the codebook's source: a ready table, or the images it is made of."""
     upstream = getattr(experiment, "upstream", None)
     if upstream is not None:
         return [inputs_of(replace(upstream, runtime=experiment.runtime), seen).data_id]

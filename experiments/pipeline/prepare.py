@@ -27,7 +27,7 @@ from lightning_modules.base import Setting
 
 
 class Needs(NamedTuple):
-    """What does not depend on the models below. `images` are those that metrics compare with."""
+    """What a run needs that does not depend on the models below. `images` are those that metrics compare with."""
 
     images: ImageDataModule
     classifier: Any = None
@@ -42,7 +42,7 @@ class Prepared(NamedTuple):
 
 
 def gather(experiment: Experiment) -> Needs:
-    """What can go wrong before anything below is trained. Raises ValueError or OSError."""
+    """Makes the needs, so that what can fail fails before anything below is trained. Raises ValueError or OSError."""
     model = experiment.model
     with main_first():  # caches, the classifier's head
         images = build_data(plain(experiment) if experiment.upstream else experiment)
@@ -128,7 +128,7 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
 
 
 def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below | None:
-    """Gives a restored module its tokenizer. Raises ValueError: it is not there, or not the one of the training."""
+    """Gives a restored module its tokenizer. Raises ValueError when it is not there, or not the one of the training."""
     below = restore_below(experiment, path)
     if below is not None:
         try:

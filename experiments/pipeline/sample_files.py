@@ -1,8 +1,8 @@
 """Where sampled images go: one grid, a folder of PNG files, or an .npz file. Files appear whole or not at all.
 
-Beside the images stands a JSON file that says what they are, so that nothing of another content is continued or lost.
+A JSON file beside the images says what they are, so that images of another kind are neither continued nor overwritten.
 
-Letters: N images, H = W pixels.
+Shapes: N images, H = W pixels.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Images out of a trained VIM. Image i of a seed is the same at any batch size and number of images."""
+"""Samples images of a trained VIM. Image i of a seed is the same at any batch size and number of images."""
 
 import argparse
 import hashlib
@@ -73,7 +73,7 @@ def images_of(job: Job, done: set[int]) -> Iterator[Images]:
 
 
 def accepted(job: Job, done: set[int]) -> Iterator[Images]:
-    """The best of each class of all candidates; only tokens and scores of the others are ever kept."""
+    """The best images of each class among all candidates, of which only tokens and scores are kept in memory."""
     assert job.classifier is not None
     tokens, scores = [], []
     with progress("candidate", job.num_candidates, 0) as show:

@@ -28,7 +28,7 @@ def print_summary(experiment: Experiment, module: Any, name: str, data_id: str) 
 
 
 def expected_time(experiment: Experiment, seconds: float) -> dict[str, str]:
-    """A row, where `seconds` for a global batch on the CPU say something: on a GPU the progress line has to do."""
+    """A row: minutes from `seconds` a global batch on the CPU; where these are unknown, as on a GPU, only the steps."""
     trainer, devices = experiment.trainer, num_devices(experiment.runtime)
     if not seconds or build_device(experiment).type != "cpu":
         return {"steps": f"{trainer.max_steps:,}, {trainer.precision}"}

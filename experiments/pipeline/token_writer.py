@@ -1,4 +1,4 @@
-"""Writes a token folder (see `datamodules/token_files.py`), going on where it was stopped.
+"""Writes a token folder (see `datamodules/token_files.py`), and continues where it was stopped.
 
 The ids of each batch are appended; now and then the file is flushed and a small state file says how many are done.
 Shapes: B images a batch, N of a split, V views of each, T = h * w tokens.
@@ -35,10 +35,10 @@ OF_TRAINING = ("batch_size", "flip", "random_crop")  # data options that change 
 
 @dataclass
 class Job:
-    """All that decides the tokens, checked and at hand.
+    """All that decides the tokens, already checked.
 
-    A continued job is byte-equal to an uninterrupted one of the same `batch_size`: with another, kernels round
-    differently, and a latent that is as near to two codes may take the other one.
+    A continued job is byte-equal to an uninterrupted one of the same `batch_size`. With another batch size kernels
+    round differently, and a latent that is equally near to two codes may take the other one.
     """
 
     meta: TokenMeta
@@ -187,5 +187,5 @@ def finish(job: Job, folder: Path) -> None:
                 os.fsync(file.fileno())
                 hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     write_json(folder / "meta.json", asdict(replace(job.meta, sha256=hashes)))
-    for path in (folder / "state.json", *folder.glob(".*.json.*")):  # and what a kill within write_json has left
+    for path in (folder / "state.json", *folder.glob(".*.json.*")):  # and what a kill within write_json left
         path.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def view_names(num_views: int | None, flip: bool) -> list[str]:
 
 
 def plain_experiment(experiment: Experiment, data: str, given: dict[str, Any]) -> Experiment:
-    """The experiment with whole, not augmented images of the data set `data`; `given` are the user's data options."""
+    """The experiment on whole images, without augmentation, of the data set `data`; `given` are the user's options."""
     experiment = resolve_data(experiment, data)
     whole = type(experiment.data)()
     return plain(experiment, **({"train_size": whole.train_size, "val_size": whole.val_size} | given))

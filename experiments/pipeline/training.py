@@ -55,10 +55,10 @@ def train(
 
     What it stands on is trained first, where its checkpoint is not there.
 
-    Returns the record, also found at <runtime.output_dir>/records/<digest>.<data_id>.json. A finished run is not
-    trained again, unless its checkpoint is needed and gone. While another run trains there this one `waits`, and then
-    goes on where it was, or raises ValueError. Several processes have been joined before (`join`); they return the same
-    record, and rank 0 has written it.
+    Returns the record, which is also written to <runtime.output_dir>/records/<digest>.<data_id>.json. A finished run is
+    not trained again, unless its checkpoint is needed and gone. While another run trains there this one `waits`, and
+    then continues its work, or raises ValueError. Several processes have been joined before (`join`); all return the
+    same record, which rank 0 writes.
     """
     quiet()
     check_devices(experiment)
@@ -92,7 +92,7 @@ def train_alone(
     experiment: Experiment, inputs: Inputs, name: str, folder: Path, path: Path, callbacks: Sequence[Callback] = ()
 ) -> Record:
     """`train`, where no other process does the same; the record is written to `path`."""
-    made_on = environment()  # the code that runs, not what is committed meanwhile
+    made_on = environment()  # the code that runs, not what is committed in the meantime
     checkpoints, output_dir = folder / "checkpoints", Path(experiment.runtime.output_dir)
     with main_first():
         resumed = resume_point(checkpoints, experiment, inputs)

@@ -1,4 +1,4 @@
-"""What an experiment stands on: where the models below it are, trained; nothing here trains them."""
+"""Finds the trained models that an experiment stands on; nothing here trains them."""
 
 import shlex
 from dataclasses import replace
@@ -16,7 +16,7 @@ from lightning_modules.tokenizer import Tokenizer
 
 
 def run_dir(experiment: Experiment, name: str) -> Path:
-    """Where the run is trained: `experiments.runtime.records.run_dir` in its own `output_dir`, on the images there."""
+    """Where the run is trained: `experiments.runtime.records.run_dir` of its own `output_dir` and images."""
     return records.run_dir(Path(experiment.runtime.output_dir), name, experiment, inputs_of(experiment).data_id)
 
 
@@ -43,7 +43,7 @@ class Below(NamedTuple):
 
 
 def restore_below(experiment: Experiment, tokenizer: str | None = None) -> Below | None:
-    """The models below, of their checkpoints; None where there are none. `tokenizer`: of this checkpoint instead.
+    """The models below, from their checkpoints; None where there are none. `tokenizer`: the checkpoint to take instead.
 
     Raises ValueError, which names the command that trains it, when one is not there.
     """

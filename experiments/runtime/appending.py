@@ -18,9 +18,9 @@ def append(
 ) -> None:
     """Writes `batches`, arrays (B, ...) of one image a row, to the file `path` from byte `start` on.
 
-    What lies there after `start` was written after the last save, and is dropped. `save(number of images)` is called
-    when the rows of so many of `total` images are on the disk; `done` are there already. Raises Stopped after a signal,
-    when what is done has been saved.
+    Bytes after `start` were written after the last save, and are dropped. `save(number of images)` is called when the
+    rows of that many of `total` images are on the disk; `done` are there already. Raises Stopped after a signal, once
+    the work done is saved.
     """
     saved = time.monotonic()
     with StopRequest() as stop, open(path, "ab") as file, progress("image", total, done) as show:

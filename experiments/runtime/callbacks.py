@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class InCheckpoint(Callback):
-    """Puts entries, of plain containers, into every checkpoint: of what experiment and images it is."""
+    """Callback: puts entries, of plain containers, into every checkpoint; they say of which experiment and images."""
 
     def __init__(self, **entries: Any) -> None:
         self.entries = entries

@@ -7,12 +7,12 @@ import torch
 
 from lightning_modules.archives import check_sums
 
-CHECKPOINT_FORMAT = 1  # of files without this entry too
-PARTS = ("experiment", "state_dict")  # of every checkpoint of ours
+CHECKPOINT_FORMAT = 1  # also of files without this entry
+PARTS = ("experiment", "state_dict")  # of every checkpoint of this suite
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The checkpoint's plain content. Raises ValueError that names the file for anything but one of ours."""
+    """The checkpoint's plain content. Raises ValueError that names the file for anything but a whole checkpoint."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such checkpoint; a run keeps its own in RUN_DIR/checkpoints/")
     try:

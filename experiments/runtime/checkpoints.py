@@ -1,4 +1,4 @@
-"""When and how a run is saved, so that it can be killed at any moment and go on as if it had not been."""
+"""When and how a run is saved, so that a run killed at any moment continues as if it had not been stopped."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ SAVE_SHARE = 0.05  # of the time, at most, is spent on saving: large models are 
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning writes to the system's temporary folder, and moves: a copy, not a rename, to another file system."""
+    """Writes beside the target and renames. Lightning moves from the temporary folder, which may copy, not rename."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises OSError that names the file; the one before it is kept."""
@@ -30,11 +30,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class ResumePoints(Checkpoint):
-    """Keeps last.ckpt: every so many steps, when SAVE_SECONDS have gone by, before a validation, and at a request to
+    """Writes last.ckpt: every so many steps, when SAVE_SECONDS have passed, before a validation, and at a request to
     stop, which ends the run.
 
-    Only after a whole optimizer step. Saved before a validation, a run goes on with that validation. At the last step
-    nothing is saved: final.ckpt follows.
+    It saves only after a whole optimizer step. A run that was saved before a validation continues with that validation.
+    At the last step nothing is saved: final.ckpt follows.
 
     Args:
         folder: of the checkpoints.

@@ -1,4 +1,4 @@
-"""Which version of the code made a record: its behaviour, not its files.
+"""The version of the code that made a record: its behaviour, not its files.
 
 `CODE` is the digest of the golden numbers (tests/golden/*.json), kept here because a wheel has no tests. Code that
 reproduces them is the same version, whatever has moved; `GOLDEN=write python -m pytest tests/golden` writes it anew.
@@ -15,12 +15,12 @@ FOLDERS = ("lightning_modules", "datamodules", "experiments")  # where a change 
 
 
 def is_changed(root: Path = ROOT) -> bool:
-    """Whether files differ from the commit, so that golden numbers may not be those of the code that runs."""
+    """Whether files differ from the commit, so that the running code may have other golden numbers."""
     return bool(git("status", "--porcelain", "--untracked-files=no", "--", *FOLDERS, root=root))
 
 
 def of_record(record: dict[str, Any]) -> str:
-    """Of the code that made the record; "" where that cannot be told: changes that were not committed."""
+    """The version of the code that made the record; "" where changes were not committed, so that it is unknown."""
     environment = record.get("environment", {})
     return "" if environment.get("dirty") else str(environment.get("code", ""))
 

@@ -16,7 +16,7 @@ def user_errors() -> Iterator[None]:
     and exit status 1, SIGINT and SIGTERM into one line and status 130 and 143; anything else is a defect and keeps its
     traceback.
 
-    Of several processes rank 0 speaks; another one only of what it alone may have met, such as a full disk.
+    Of several processes rank 0 prints; another one only prints what it alone may have met, such as a full disk.
     """
     try:
         with StopSignals():
@@ -43,8 +43,8 @@ def user_errors() -> Iterator[None]:
 
 
 def first_words() -> str:
-    """ "rank 3: ", and nothing for rank 0 or a process alone."""
-    utilities = sys.modules.get("lightning.pytorch.utilities")  # a process that has not needed it yet is alone
+    """ "rank 3: ", and nothing for rank 0 or a single process."""
+    utilities = sys.modules.get("lightning.pytorch.utilities")  # a process that has not imported it is a single one
     zero_only = getattr(utilities, "rank_zero_only", None)
     rank = getattr(zero_only, "rank", None)  # of torchrun's or SLURM's environment until the processes are joined
     return f"rank {rank}: " if rank else ""

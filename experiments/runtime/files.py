@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a kill or on a full disk, and made by one process at a time."""
+"""Files that are whole or absent, also after a kill or on a full disk, and made by one process at a time."""
 
 import errno
 import fcntl
@@ -24,8 +24,8 @@ def replacing(path: Path, concurrent_writers: bool = False) -> Iterator[BinaryIO
     """A file to write that becomes `path` at the end of the context.
 
     Written beside `path` and renamed, never moved from another file system: that would be a copy, which a kill leaves
-    half done. Without concurrent writers a kill may leave PATH.partial, which the next one overwrites. An error leaves
-    what was there before. Raises OSError that names `path` when it cannot be written.
+    half done. Without concurrent writers a kill may leave PATH.partial, which the next writer overwrites. An error
+    leaves the old file. Raises OSError that names `path` when it cannot be written.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}" if concurrent_writers else path.name + PARTIAL)
     try:
@@ -63,7 +63,7 @@ def require_writable(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for it or stop it") -> Iterator[None]:
-    """Held by one process, which notes itself in the file `path`; others wait for it, and say so.
+    """A lock of one process, which writes its number into the file `path`; others wait for it, and say so.
 
     The process may enter again. Ranks but the first pass: they come after it (`main_first`); and so does a process that
     it starts with the environment `inherited`. A POSIX record lock, which the kernel drops with its

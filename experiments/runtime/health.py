@@ -1,4 +1,4 @@
-"""What guards a run and what it takes: finite weights, the last good checkpoint, peak memory, the machine's memory."""
+"""Health of a run: finite weights, the last good checkpoint, peak memory, and the memory of the machine."""
 
 import os
 import resource
@@ -19,7 +19,7 @@ from lightning_modules.finite import ADVICE, first_not_finite
 
 
 class FiniteWeights(Callback):
-    """Weights that are not finite are neither saved nor validated: every checkpoint is one to go on from."""
+    """Callback: neither saves nor validates weights that are not finite, so every checkpoint can be continued."""
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.check(trainer, module)
@@ -51,7 +51,7 @@ def naming_last_checkpoint(checkpoints: Path) -> Iterator[None]:
 
 
 def reset_peak_memory() -> None:
-    """From here on `peak_memory_bytes` counts anew, so that a run in a sweep is not charged for those before it."""
+    """Starts `peak_memory_bytes` anew, so that a run of a sweep does not count the peaks of earlier runs."""
     with suppress(OSError):  # not Linux, or not allowed: then the peak is that of the process
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():

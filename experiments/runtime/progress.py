@@ -1,4 +1,4 @@
-"""How far a training, or other long work, is: a bar on a terminal, now and then a line in a log."""
+"""Progress of a training or other long work: a bar on a terminal, a line every few seconds in a log."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ SECONDS = 10.0  # between two lines
 
 @contextmanager
 def progress(unit: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Call it with how many more are done; nothing is shown for work of a few seconds."""
+    """A function to call with how many more are done; for work of a few seconds it shows nothing."""
     if sys.stderr.isatty():
         with tqdm(total=total, initial=done, unit=f" {unit}s", unit_scale=True, delay=5) as bar:
             yield lambda more: bar.update(more) and None
@@ -90,7 +90,7 @@ class TimeLeft(RichProgressBar):
 
 
 class ProgressLines(Callback):
-    """A plain line now and then, for logs: step, loss, speed, time left; in a long validation batches instead."""
+    """A plain line every few seconds, for logs: step, loss, speed, time left; in a long validation its batches."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self.interval, self.last, self.start, self.first_step = seconds, 0.0, 0.0, 0

@@ -11,9 +11,10 @@ from lightning.pytorch.callbacks import Callback
 
 
 class RandomState(Callback):
-    """Keeps all random numbers in checkpoints: flips, dropout and re-seeded codes go on as if never stopped.
+    """Callback: keeps the state of all random numbers in checkpoints: flips, dropout and re-seeded codes go on as if
+    never stopped.
 
-    Each rank has its own again, where there are as many as before; else all go on with the first one's.
+    Each rank gets its own state back where there are as many ranks as before; else all get rank 0's.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Puts back what `random_state` gave; the GPUs' where there are as many. Older checkpoints have torch's alone."""
+    """Restores what `random_state` gave; GPUs' states where there are as many. Older checkpoints have only torch's."""
     torch.set_rng_state(state["cpu"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,4 +1,4 @@
-"""One run on several processes: how they are started and joined, and what one of them does for all.
+"""One run on several processes: how they are started and joined, and what rank 0 does for all of them.
 
 `torchrun` and SLURM's `srun` start the processes themselves and say how many there are; with `runtime.devices=2` alone
 this process starts the others. Either way each of them runs the same command. docs/distributed.md shows all three.
@@ -77,7 +77,7 @@ def num_devices(runtime: RuntimeConfig) -> int:
 
 
 def check_accelerator(runtime: RuntimeConfig) -> None:
-    """Raises ValueError for an accelerator that is unknown, or that this machine has not."""
+    """Raises ValueError for an accelerator that is unknown, or that this machine does not have."""
     name = runtime.accelerator
     if name not in ACCELERATORS:
         raise ValueError(f"runtime.accelerator='{name}' is none of {', '.join(ACCELERATORS)}")
@@ -142,7 +142,7 @@ def build_strategy(experiment: Experiment) -> Strategy | str:
 
 
 def join(experiment: Experiment) -> None:
-    """Starts the other processes where nobody has, and waits until all are there. Alone it does nothing.
+    """Starts the other processes unless torchrun or srun has, and waits until all are there. Alone it does nothing.
 
     Raises ValueError for a configuration that this number of devices cannot run.
     """

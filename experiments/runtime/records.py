@@ -51,12 +51,12 @@ def run_dir(output_dir: Path, name: str, experiment: Identified, data_id: str) -
 
 
 def images_id(data_id: str) -> str:
-    """Of a run's data id that of its images alone, which the rows of a table have in common."""
+    """The part of a run's data id that names its images, which the rows of a table have in common."""
     return data_id.partition("+")[0]
 
 
 def data_name(data_id: str) -> str:
-    """The images' name without fingerprint, for captions and file names: cifar10-export of cifar10-export-1a2b3c4d."""
+    """A data id without its fingerprint, for captions and file names: cifar10-export of cifar10-export-1a2b3c4d."""
     return re.sub("-[0-9a-f]{8}$", "", images_id(data_id))
 
 
@@ -91,7 +91,7 @@ def read_record(path: Path) -> Record:
 
 
 def find_records(experiment: Identified, directories: Sequence[Path]) -> dict[str, Record]:
-    """The finished records of this very experiment, by data id; the first directory that has one wins."""
+    """The finished records of this experiment, by data id; the first directory that has one wins."""
     found: dict[str, Record] = {}
     for directory in directories:
         for path in sorted(directory.glob(f"{experiment.digest()}.*.json")):

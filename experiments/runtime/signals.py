@@ -79,7 +79,7 @@ class StopRequest(StopSignals):
     ) -> None:
         super().__exit__(kind, error, trace)
         if kind is None:
-            self.check()  # a signal behind the last moment to ask
+            self.check()  # a signal after the last call of `check`
 
     def check(self, saved: str = "") -> None:
         """Raises Stopped when a signal has come."""

@@ -82,7 +82,7 @@ def log_hyperparameters(trainer: L.Trainer, experiment: Experiment, metrics: dic
 
 
 def quiet() -> None:
-    """Leaves out what Lightning and torch say at every start and no one can act on."""
+    """Silences messages that Lightning and torch print at every start and that need no action."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # Both optimizers follow one schedule; the discriminator's rests until its start step.

@@ -63,7 +63,7 @@ def adaptive_weight(
 ) -> Tensor:
     """|grad of reconstruction loss| / (|grad of adversarial loss| + 1e-4) at the decoder's last layer.
 
-    Multiplying the adversarial loss by it gives both losses gradients of one size there (Esser et al. 2021,
+    Multiplying the adversarial loss by it gives both losses gradients of the same size there (Esser et al. 2021,
     equation 7, with taming's constants). Of the global batch: the ranks' gradients are averaged.
     Detached, in [0, `max_weight`]; the graphs are kept.
     """

@@ -32,7 +32,7 @@ class LossConfig:
     r1_every: int = 16
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be."""
+        """Raises ValueError, with the key relative to this section, for a name or weight that cannot be."""
         not_negative(self)
         one_of(self, "perceptual_network", PERCEPTUAL_NETWORKS)
         one_of(self, "adversarial_loss", ADVERSARIAL_LOSSES)

@@ -1,6 +1,6 @@
 """Perceptual losses: distances of images as a frozen pretrained network sees them.
 
-Letters: B images, H x W pixels, C_i x h_i x w_i feature maps of stage i.
+Shapes: B images, H x W pixels, C_i x h_i x w_i feature maps of stage i.
 """
 
 import warnings

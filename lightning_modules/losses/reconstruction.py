@@ -1,6 +1,6 @@
 """Pixel losses of (reconstruction, image).
 
-Letters: B images, H x W pixels.
+Shapes: B images, H x W pixels.
 """
 
 import math

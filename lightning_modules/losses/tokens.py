@@ -1,6 +1,6 @@
 """Negative log-likelihood of tokens under a large vocabulary, without the logits of all of them at once.
 
-Letters: N tokens of a batch, D width, V vocabulary, C tokens of a chunk.
+Shapes: N tokens of a batch, D width, V vocabulary, C tokens of a chunk.
 """
 
 from typing import Any, NamedTuple

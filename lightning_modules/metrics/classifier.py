@@ -1,6 +1,6 @@
 """Classifiers for rejection sampling (paper A, Table 6): which generated images look most like their class.
 
-Letters: B images, N training images, H x W pixels, D features, C classes.
+Shapes: B images, N training images, H x W pixels, D features, C classes.
 """
 
 from typing import Any

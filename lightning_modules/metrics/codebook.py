@@ -1,6 +1,6 @@
 """How much of a codebook is used. Definitions differ between papers; each metric here says which one it is.
 
-Letters: B images, h x w tokens, K codes.
+Shapes: B images, h x w tokens, K codes.
 """
 
 from typing import Any
@@ -104,8 +104,8 @@ class BatchUsage(Metric):
         places = (first + torch.arange(len(indices))) * world_size() + rank()  # (B,) in the data set
         self.num_images = self.num_images + len(indices)
         for group, size in zip(*torch.unique_consecutive(places // self.batch_images, return_counts=True), strict=True):
-            some, indices = indices.tensor_split([int(size)])
-            used = (count_codes(some, self.codebook_size) > 0)[None]  # (1, K)
+            members, indices = indices.tensor_split([int(size)])
+            used = (count_codes(members, self.codebook_size) > 0)[None]  # (1, K)
             if self.group and int(self.group[-1]) == int(group):
                 self.used[-1] = self.used[-1] | used
             else:

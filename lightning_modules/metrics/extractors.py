@@ -1,6 +1,6 @@
 """The networks that FID, IS, KID and precision/recall stand on. Numbers of two extractors never compare.
 
-Letters: B images, H x W pixels, D features, C classes.
+Shapes: B images, H x W pixels, D features, C classes.
 """
 
 from abc import ABC, abstractmethod

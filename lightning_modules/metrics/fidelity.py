@@ -1,6 +1,6 @@
 """FID, Inception Score, KID, precision and recall, streamed: images are not kept.
 
-Letters: B images of one update, N images in all, H x W pixels, D features, C classes.
+Shapes: B images of one update, N images in all, H x W pixels, D features, C classes.
 """
 
 import os
@@ -130,7 +130,7 @@ class Fidelity(Metric):
         self._computed = None
 
     def real_images(self) -> RealImages:
-        """Those that were given, else those of the updates."""
+        """The ones of `set_real`, else those of the updates."""
         if self._given_real is not None:
             return self._given_real
         if len(self.real) == 0:

@@ -1,6 +1,6 @@
 """FID, IS, precision and recall of generated images, streamed: features are kept, images are not.
 
-Letters: B images a batch, N images in all, D features, C classes of the extractor, T tokens.
+Shapes: B images a batch, N images in all, D features, C classes of the extractor, T tokens.
 """
 
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ class GenerationConfig:
     batch_size: int = no_identity(64)  # changes no number, only speed and memory
     seed: int = 0
     reference: str = "train"
-    num_reference: int = 0  # the first so many reference images, class-balanced; 0 = all
+    num_reference: int = 0  # only this many reference images, the first ones, class-balanced; 0 = all
     acceptance: list[float] = field(default_factory=list)
     classifier: str = "auto"  # auto | timm:NAME (A: timm:resnet101.tv_in1k) | efficientnet-lite0 with a trained head
     extractor: str = "auto"
@@ -139,7 +139,7 @@ class GenerationMetrics(nn.Module):
         return values
 
     def protocols(self, sampling: str) -> dict[str, str]:
-        """How each number of the last `measure` was made."""
+        """How each number of the last `measure` was made: name -> protocol id."""
         config = self.config
         reference = f"generated-vs-{config.reference}{self.num_reference}"
         ids = {}

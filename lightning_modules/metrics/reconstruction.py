@@ -1,6 +1,6 @@
 """Metrics of a reconstruction against its own image.
 
-Letters: B images, H x W pixels, M metrics.
+Shapes: B images, H x W pixels, M metrics.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """All validation metrics of a tokenizer, under the names that logs, records and tables use.
 
-Letters: B images, H x W pixels, h x w tokens, K codes.
+Shapes: B images, H x W pixels, h x w tokens, K codes.
 """
 
 from collections.abc import Iterable
@@ -89,7 +89,7 @@ class TokenizerMetrics(nn.Module):
         self.has_reference = True
 
     def num_wanted(self, batch_size: int) -> int:
-        """How many images of the next batch are to be reconstructed; the tokens of all are counted."""
+        """How many images of the next batch are to be reconstructed; tokens are counted over all of its images."""
         wanted = len(
             range(distributed.rank(), self.limit, distributed.world_size())
         )  # of the first `limit`, this process's
@@ -137,7 +137,7 @@ class TokenizerMetrics(nn.Module):
         return values
 
     def protocols(self) -> dict[str, str]:
-        """How each number of the last `compute` was made."""
+        """How each number of the last `compute` was measured: name -> protocol id."""
         n, measured = f"n{self.num_counted}", f"n{self.num_measured}"
         ids = {
             "usage/val": f"usage/once-in-val/{n}",

@@ -2,7 +2,7 @@
 
 torch's SyncBatchNorm does not run on CPUs, and its gradient cannot be differentiated again, as R1 does.
 
-Letters: B samples of this rank, C channels, h w a feature map.
+Shapes: B samples of this rank, C channels, h w a feature map.
 """
 
 import torch

@@ -47,7 +47,7 @@ class GPTConfig:
     bias: bool = True  # of the linear layers in the blocks; A does not say. The head has none
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be."""
+        """Raises ValueError, with the key relative to this section, for a name or size that cannot be."""
         self.resolved()
         if self.positions not in ("1d", "2d"):
             raise ValueError(f"positions={self.positions!r} is neither '1d' nor '2d'")
@@ -199,11 +199,11 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
         """Tokens (B, s) int64 -> last hidden states (B, 1 + s, D); slot t has seen tokens before t and predicts t.
 
-        Training feeds `tokens[:, :-1]`: all T predictions, and no slot whose prediction nobody needs.
+        Training feeds `tokens[:, :-1]`: that gives all T predictions, and no slot without a target.
 
         Raises:
             ValueError: more than T tokens, or not one label an image.
-            IndexError: a token or label out of range, from torch and on a CPU alone: whoever reads tokens checks them.
+            IndexError: a token or label is out of range; on a CPU only, so check tokens where they are read.
         """
         x = self.dropout(self.embed(tokens, labels))
         for block in self.blocks:

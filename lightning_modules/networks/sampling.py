@@ -1,6 +1,6 @@
 """Images out of a `GPT`, token by token.
 
-Letters: B batch, R rows of the network (B, or 2 B with guidance), T tokens of an image, V vocabulary.
+Shapes: B batch, R rows of the network (B, or 2 B with guidance), T tokens of an image, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class SamplingConfig:
     guidance_scale: float = 1.0  # s in logits_u + s * (logits_c - logits_u); 1: none. Needs training with `no_class`
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be."""
+        """Raises ValueError, with the key relative to this section, for a number out of range."""
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} must be above 0; for the most likely token set top_k=1")
         if self.top_k < 0:

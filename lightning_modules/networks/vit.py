@@ -194,7 +194,7 @@ class ViTEncoder(Encoder):
 
 
 class ViTDecoder(Decoder):
-    """Latents (B, h, w, D) to an image (B, out_channels, H, W), unbounded: a sigmoid is up to the loss.
+    """Latents (B, h, w, D) to an image (B, out_channels, H, W), unbounded: a sigmoid, if any, is part of the loss.
 
     Raises:
         ValueError: a value of `config` is unknown, or `image_size` is not divisible by the patch size.

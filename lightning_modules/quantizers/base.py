@@ -1,6 +1,6 @@
 """What every quantizer shares: its configuration, its output, and the two-term VQ loss.
 
-Letters: K codes of d dimensions; latents come as (..., d), channels last.
+Shapes: K codes of d dimensions; latents come as (..., d), channels last.
 """
 
 from abc import ABC, abstractmethod

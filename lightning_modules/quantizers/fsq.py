@@ -1,7 +1,7 @@
 """FSQ, finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505): each dimension is bounded and rounded.
 
 The codebook is the grid of all combinations, so there is nothing to learn, to search or to collapse, and no loss.
-Letters: L levels of a dimension, K = the product of all L, d their number.
+Shapes: L levels of a dimension, K = the product of all L, d their number.
 """
 
 from dataclasses import dataclass, field

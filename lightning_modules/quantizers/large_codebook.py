@@ -3,7 +3,7 @@
 Table and projector are those of `ProjectedCodebook`; this file adds how the features are loaded, and the projector's
 first scale.
 
-Letters: K codes of d dimensions; C features of a row of the table; N latents.
+Shapes: K codes of d dimensions; C features of a row of the table; N latents.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class CodebookSource:
     (B-Table 9); empty = the training images.
     """
 
-    path: str = place()  # a run is known by the table in the file
+    path: str = place()  # a run is identified by the table in the file
     encoder: str = "timm:vit_large_patch14_clip_224.openai"  # or efficientnet-lite0, which needs no hub
     encoder_image_size: int = 224  # pixels fed to the encoder
     stage: int = 0  # 0: the last feature map, n: the n-th stage (EfficientNet-Lite0: 112 channels at 4)

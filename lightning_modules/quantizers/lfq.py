@@ -1,6 +1,6 @@
 """LFQ, lookup-free quantization (MAGVIT-v2, Yu et al. 2023, arXiv 2310.05737, section 3.1): the sign of each dimension.
 
-The codebook is {-1, 1}^d, K = 2^d. The entropy loss keeps the codes in use. Letters: N latents, d bits.
+The codebook is {-1, 1}^d, K = 2^d. The entropy loss keeps the codes in use. Shapes: N latents, d bits.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ Only the projector, a linear layer C -> d, is trained; it moves all K codes toge
 of updates. The codes that a latent is compared with are computed anew each step; gradients reach the projector through
 the rows that were chosen, as in the official codes of VQGAN-LC and SimVQ.
 
-Letters: K codes of d dimensions; C features of a row of the table.
+Shapes: K codes of d dimensions; C features of a row of the table.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Images are known by their contents: no place, name of a folder or time of a file counts, and every pixel does."""
+"""Images are identified by their contents: no place, folder name or file time counts, and every pixel does."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What one process and each of two do in the tests of this folder; run by torchrun, or called in the test's process.
+"""The runs that the tests of this folder compare: by one process, called in the test's own, or by two of torchrun.
 
     torchrun --standalone --nproc-per-node 2 tests/distributed/cases.py FOLDER [CASE ...]
 

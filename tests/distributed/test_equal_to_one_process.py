@@ -1,4 +1,4 @@
-"""Two CPU processes (gloo) against one with the same global batch and seed: what `cases.py` leaves behind.
+"""Two CPU processes (gloo) against one with the same global batch and seed: the files that `cases.py` writes.
 
 Tolerances. Sums over images are added in another order, and kernels round by batch size, so nothing but codes and
 counts can be bit-equal: after five steps losses and metrics agree to 1e-4, gradients and weights to 1e-3 of their
@@ -87,12 +87,12 @@ def test_two_processes_train_the_tokenizer_that_one_trains(results: Results, nam
     assert_equal(second["weights"], first["weights"])
     assert first["losses"] == second["losses"], "what is logged is of the global batch"
     assert len(first["losses"]) == len(alone["losses"]) >= 3
-    for ours, theirs in zip(first["losses"], alone["losses"], strict=True):
-        assert_close(ours, theirs, VALUES)
-    for ours, theirs in zip(first["codes"], alone["codes"], strict=True):
-        assert torch.equal(ours, theirs), "the same codes as often"
-    for ours, theirs in zip(first["gradients"], alone["gradients"], strict=True):
-        assert_close(ours, theirs, TENSORS)
+    for actual, expected in zip(first["losses"], alone["losses"], strict=True):
+        assert_close(actual, expected, VALUES)
+    for actual, expected in zip(first["codes"], alone["codes"], strict=True):
+        assert torch.equal(actual, expected), "the same codes as often"
+    for actual, expected in zip(first["gradients"], alone["gradients"], strict=True):
+        assert_close(actual, expected, TENSORS)
     assert_close(first["weights"], alone["weights"], TENSORS)
     assert first["metrics"] == second["metrics"]
     assert_metrics_close(first["metrics"], alone["metrics"])
@@ -124,8 +124,8 @@ def test_accumulation_equals_the_larger_batch(results: Results, name: str) -> No
     first, _, alone = results[name]
     whole = results[f"{name}_not"][2]
     for run in (first, alone):
-        for ours, theirs in zip(run["gradients"], whole["gradients"], strict=True):
-            assert_close(ours, theirs, TENSORS)
+        for actual, expected in zip(run["gradients"], whole["gradients"], strict=True):
+            assert_close(actual, expected, TENSORS)
         assert_close(run["weights"], whole["weights"], TENSORS)
         assert_metrics_close(run["metrics"], whole["metrics"])
 
@@ -134,10 +134,10 @@ def test_accumulation_equals_the_larger_batch(results: Results, name: str) -> No
 def test_two_processes_train_the_transformer_that_one_trains(results: Results, name: str) -> None:
     first, second, alone = results[name]
     assert first["losses"] == second["losses"]
-    for ours, theirs in zip(first["losses"], alone["losses"], strict=True):
-        assert_close(ours, theirs, VALUES)
-    for ours, theirs in zip(first["gradients"], alone["gradients"], strict=True):
-        assert_close(ours, theirs, TENSORS)
+    for actual, expected in zip(first["losses"], alone["losses"], strict=True):
+        assert_close(actual, expected, VALUES)
+    for actual, expected in zip(first["gradients"], alone["gradients"], strict=True):
+        assert_close(actual, expected, TENSORS)
     assert_close(first["weights"], alone["weights"], TENSORS)
     assert first["record"]["metrics"] == second["record"]["metrics"]
     assert_close(first["record"]["metrics"], alone["record"]["metrics"], 1e-2)

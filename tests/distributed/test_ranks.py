@@ -98,18 +98,18 @@ def test_the_model_below_must_be_shared_out_too(alone: None, tiny: TinyExperimen
 
 def test_batch_norm_of_one_process_is_torchs() -> None:
     torch.manual_seed(0)
-    ours, theirs, x = BatchNorm2d(3), torch.nn.BatchNorm2d(3), torch.randn(4, 3, 5, 5)
-    assert torch.equal(ours(x), theirs(x)) and torch.equal(ours.running_var, theirs.running_var)  # type: ignore[arg-type]
-    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    layer, reference, x = BatchNorm2d(3), torch.nn.BatchNorm2d(3), torch.randn(4, 3, 5, 5)
+    assert torch.equal(layer(x), reference(x)) and torch.equal(layer.running_var, reference.running_var)  # type: ignore[arg-type]
+    assert torch.equal(layer.eval()(x), reference.eval()(x))
 
 
 def test_batch_norm_by_hand_is_torchs() -> None:
     """The formula that several processes use, on the whole batch; also differentiated twice."""
     torch.manual_seed(0)
-    ours, theirs = BatchNorm2d(3).double(), torch.nn.BatchNorm2d(3).double()
+    layer, reference = BatchNorm2d(3).double(), torch.nn.BatchNorm2d(3).double()
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64, requires_grad=True)
     results = []
-    for norm, y in ((ours, ours.normalise(x)), (theirs, theirs(x))):
+    for norm, y in ((layer, layer.normalise(x)), (reference, reference(x))):
         (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
         (second,) = torch.autograd.grad(first.square().sum(), x)
         results.append((y, first, second, norm.running_mean, norm.running_var, norm.num_batches_tracked))

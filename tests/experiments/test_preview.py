@@ -203,8 +203,8 @@ def test_memory_of_a_vim(tiny: TinyExperiment) -> None:
 def test_transformers_of_the_papers(recipe: str, override: str, source: str) -> None:
     experiment = load_experiment(FOLDER / f"{recipe}.yaml", [override])
     (printed,) = paper_counts(experiment)
-    ours = sum(count_cost(experiment).parameters.values())
-    assert printed.source == source and printed.is_explained(ours) and abs(printed.difference(ours)) < 0.3
+    counted = sum(count_cost(experiment).parameters.values())
+    assert printed.source == source and printed.is_explained(counted) and abs(printed.difference(counted)) < 0.3
 
 
 # ---- the command

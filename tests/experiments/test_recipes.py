@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 ALL = sorted(FOLDER.glob("*.yaml"))
 RECIPES = [path for path in ALL if "upstream:" not in path.read_text()]  # of tokenizers
 DOWNSTREAM = [path for path in ALL if path not in RECIPES]
-TRAINED = [path for path in RECIPES if path.stem.endswith("_cifar10")]  # of the others: tests/experiments/stage2
+TRAINED = [path for path in RECIPES if path.stem.endswith("_cifar10")]  # stage 2's are in tests/experiments/pipeline
 PAPER_SCALE = [path for path in ALL if path.stem.endswith(("_imagenet", "_ffhq", "_celebahq"))]
 BUILT = [path for path in PAPER_SCALE if path in RECIPES]
 
@@ -186,7 +186,7 @@ def build_downstream(experiment: Experiment) -> Any:
 
 @pytest.mark.parametrize("scale", ["quick", "reduced", "paper"])
 def test_the_probes_of_table_7_stand_on_what_the_paper_says(scale: str) -> None:
-    """No tokenizer of theirs had the perceptual loss; VIM-Base was trained with dropout, VIM-Large without."""
+    """None of A's tokenizers there had the perceptual loss; VIM-Base was trained with dropout, VIM-Large without."""
     (table,) = load_grid(FOLDER.parent / "sweeps/vit_vqgan/table7.yaml", scale).tables
     rows = [row for row in table.rows if row.runs]
     assert len(rows) == {"quick": 1, "reduced": 2, "paper": 3}[scale]

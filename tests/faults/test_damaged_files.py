@@ -78,7 +78,7 @@ def test_a_damaged_record(tiny: TinyExperiment, tmp_path: Path) -> None:
     path = record_path(tmp_path, experiment, "shapes")
     record = {"format": 1, "config": experiment.identity(), "data_id": "shapes", "environment": {"commit": "abc"}}
     write_json(path, record | {"metrics": {"rfid": 12.5, "psnr": 20.0}, "protocols": {"rfid": "a", "psnr": "b"}})
-    seen = {"refused": 0, "ours": 0, "other": 0}
+    seen = {"refused": 0, "same": 0, "other": 0}
     whole = path.read_bytes()
     for content in damaged(whole, 300):
         path.write_bytes(content)
@@ -89,7 +89,7 @@ def test_a_damaged_record(tiny: TinyExperiment, tmp_path: Path) -> None:
             seen["refused"] += 1
         else:
             assert all(isinstance(found[key], kind) for key, kind in KINDS.items())
-            seen["ours" if same_experiment(found, experiment) else "other"] += 1
+            seen["same" if same_experiment(found, experiment) else "other"] += 1
             assert len(find_records(experiment, [tmp_path])) <= 1
     assert seen["refused"] > 200 and seen["other"] > 0
 

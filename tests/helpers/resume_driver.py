@@ -1,4 +1,4 @@
-"""Runs our commands in forks of one process that has imported everything: killing them costs nothing.
+"""Runs the suite's commands in forks of one process that has imported everything: killing them costs nothing.
 
 Reads jobs from stdin, a JSON object a line, and answers each with a line; see `resume_cases.Driver`.
 """

@@ -1,4 +1,4 @@
-"""What Lightning does, of which each workaround takes care: a test fails once Lightning no longer needs it."""
+"""The behaviour of Lightning that each workaround corrects: a test fails once Lightning no longer needs it."""
 
 from pathlib import Path
 from typing import Any

@@ -71,9 +71,9 @@ def test_some_blocks_are_rows_of_all_and_later_ones_are_not_run() -> None:
     gpt, batch = transformer(), images()
     whole = BlockFeatures(gpt, [])(batch)
     gpt.blocks[2].register_forward_hook(lambda *_: pytest.fail("block 3 is not asked for"))
-    some = BlockFeatures(gpt, [2, 1])
-    assert some.blocks == [1, 2]
-    assert torch.equal(some(batch), whole[:2])
+    selected = BlockFeatures(gpt, [2, 1])
+    assert selected.blocks == [1, 2]
+    assert torch.equal(selected(batch), whole[:2])
     assert torch.equal(BlockFeatures(gpt, [2])(batch), whole[1:2])
 
 

@@ -137,7 +137,7 @@ def test_logit_laplace_trains_and_its_image_is_the_mean(build: Any, model: str) 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_one_generator_forward_and_one_count_a_step(build: Any, accumulate: int) -> None:
-    """With two optimizers stepping, Lightning's own count would be twice ours."""
+    """With two optimizers stepping, Lightning's own count would be twice the number of steps."""
     module = build("vqgan", GAN, f"model.optimizer.accumulate={accumulate}")
     calls = {"encoder": 0, "decoder": 0}
     for name in calls:

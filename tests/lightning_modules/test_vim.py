@@ -180,9 +180,9 @@ def test_an_image_depends_on_its_number_alone(tiny: TinyExperiment) -> None:
     for size in (1, 5):
         for first in range(0, 13, size):
             ids = list(range(first, min(13, first + size)))
-            some = module.sample(ids, seed=3)
-            assert torch.equal(some[1], tokens[ids])
-            torch.testing.assert_close(some[0], images[ids], rtol=0, atol=1e-5)
+            few = module.sample(ids, seed=3)
+            assert torch.equal(few[1], tokens[ids])
+            torch.testing.assert_close(few[0], images[ids], rtol=0, atol=1e-5)
     assert not torch.equal(module.sample([0], seed=4)[1], tokens[:1])
     assert not torch.equal(module.sample([0], 3, torch.tensor([5]))[1], tokens[:1])
     numbers = [number for batch in fake_rank(module, 0, 1) for number in batch[0]]
@@ -202,7 +202,7 @@ def fake_rank(module: VIM, rank: int, world_size: int) -> list[tuple[list[int], 
         module._trainer = None
 
 
-# ---- what is lent
+# ---- tokenizer and classifier
 
 
 def test_what_is_lent_stays_out_of_the_module(tiny: TinyExperiment) -> None:

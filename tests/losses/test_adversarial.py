@@ -34,7 +34,7 @@ def test_losses_equal_enhancing_transformers() -> None:
 def test_r1_penalty_equals_enhancing_transformers() -> None:
     io = load_io("enhancing_stylegan_discriminator")
     images = io["image"].requires_grad_()
-    # A discriminator that is linear in each image and has the recorded gradient stands in for theirs.
+    # A discriminator that is linear in each image and has the recorded gradient stands in for the public one.
     logits = (images * io["grad_image"]).sum(dim=(1, 2, 3))
     torch.testing.assert_close(r1_penalty(logits, images), io["r1_penalty"])
 

@@ -29,7 +29,7 @@ class Images(TensorDataset):
 
 
 class RegisteredEfficientNet(FeatureExtractorBase):
-    """Our extractor in torch-fidelity's own registry, so that its whole pipeline can be run beside ours."""
+    """This suite's extractor in torch-fidelity's registry, so that torch-fidelity's whole pipeline can be compared."""
 
     def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
         super().__init__(name, features_list)

@@ -38,11 +38,11 @@ def batch(size: int = 2) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def taming() -> tuple[GPT, dict[str, Tensor]]:
-    """Their GPT as ours: their first token is our class, as in their class-conditional model."""
-    theirs = load_meta("taming_gpt")["constructor"]
-    vocabulary, width = theirs["vocab_size"], theirs["n_embd"]
-    config = GPTConfig(dims=[theirs["n_layer"], theirs["n_head"], width, 4 * width], positions="1d", dropout=0.0)
-    model = GPT(config, vocabulary, (1, theirs["block_size"] - 1), num_classes=vocabulary)
+    """taming's minGPT as a `GPT`: its first token is the class, as in taming's class-conditional model."""
+    public = load_meta("taming_gpt")["constructor"]
+    vocabulary, width = public["vocab_size"], public["n_embd"]
+    config = GPTConfig(dims=[public["n_layer"], public["n_head"], width, 4 * width], positions="1d", dropout=0.0)
+    model = GPT(config, vocabulary, (1, public["block_size"] - 1), num_classes=vocabulary)
     weights = load_weights("taming_gpt")
     model.load_state_dict(taming_gpt_state(weights, vocabulary, num_classes=vocabulary))
     return model.eval(), load_io("taming_gpt")

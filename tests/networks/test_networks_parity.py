@@ -1,7 +1,7 @@
 """Same weights, same numbers: the discriminators against stored outputs of the public implementations.
 
-Each key function maps one of their state-dict names to ours; loading is strict on both sides. Encoders and decoders are
-in tests/experiments/importers/test_import_parity.py: their weights come through the importer.
+Each key function maps a public state-dict key to this suite's; loading is strict on both sides. The weights of encoders
+and decoders come through the importer: see tests/experiments/importers/test_import_parity.py.
 """
 
 import re
@@ -21,7 +21,7 @@ def load(name: str) -> tuple[dict, Tensors, Tensors]:
 
 
 def load_mapped(network: nn.Module, weights: Tensors, prefix: str, key: Callable[[str], str]) -> nn.Module:
-    """Loads the weights below `prefix` under our names; no name may be left over on either side."""
+    """Loads the weights below `prefix` under this suite's names; no name may be left over on either side."""
     state = {key(name.removeprefix(prefix)): w for name, w in weights.items() if name.startswith(prefix)}
     network.load_state_dict(state)
     return network.eval()

@@ -1,6 +1,6 @@
 """FSQ and LFQ, whose codebooks are implicit: numbers by hand, formulas written out, and a public implementation.
 
-What holds for every quantizer is in test_quantizers.py. Letters: N latents of d dimensions, K codes, L levels.
+What holds for every quantizer is in test_quantizers.py. Shapes: N latents of d dimensions, K codes, L levels.
 """
 
 import itertools
@@ -89,9 +89,9 @@ def test_fsq_equals_the_public_one(levels: list[int]) -> None:
     assert torch.equal(output.indices[clear], indices.long()[clear])
     assert torch.equal(output.quantized[clear], codes[clear])
     upstream = random(1, 500, len(levels), seed=1)
-    (ours,) = torch.autograd.grad((output.quantized * upstream).sum(), z)
-    (theirs,) = torch.autograd.grad((codes * upstream).sum(), z)
-    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+    (actual,) = torch.autograd.grad((output.quantized * upstream).sum(), z)
+    (expected,) = torch.autograd.grad((codes * upstream).sum(), z)
+    torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
 
 
 # ---- LFQ
@@ -122,8 +122,8 @@ def dense_entropies(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("temperature", [0.7, 4.0])
 def test_lfq_entropies_are_exact_and_so_are_their_gradients(bits: int, temperature: float) -> None:
     z = (random(40, bits) + 0.3).double().requires_grad_()
-    ours, dense = lfq(bits, temperature=temperature).entropies(z), dense_entropies(z, temperature)
-    for a, b in zip(ours, dense, strict=True):
+    entropies, dense = lfq(bits, temperature=temperature).entropies(z), dense_entropies(z, temperature)
+    for a, b in zip(entropies, dense, strict=True):
         torch.testing.assert_close(a, b)
         (actual,), (expected,) = (torch.autograd.grad(term, z, retain_graph=True) for term in (a, b))
         torch.testing.assert_close(actual, expected)
@@ -183,11 +183,11 @@ def test_lfq_equals_the_public_one() -> None:
     assert torch.equal(quantizer.codebook(), public.codebook.flip(1))
     z = random(1, 60, bits).requires_grad_()
     output = quantizer(z)
-    theirs = public(z.flip(-1), inv_temperature=1 / temperature)
-    assert torch.equal(output.indices, theirs.indices.long())
-    torch.testing.assert_close(output.quantized, theirs.quantized.flip(-1))
-    torch.testing.assert_close(output.loss, theirs.entropy_aux_loss)
+    expected = public(z.flip(-1), inv_temperature=1 / temperature)
+    assert torch.equal(output.indices, expected.indices.long())
+    torch.testing.assert_close(output.quantized, expected.quantized.flip(-1))
+    torch.testing.assert_close(output.loss, expected.entropy_aux_loss)
     upstream = random(1, 60, bits, seed=1)
     (a,) = torch.autograd.grad((output.quantized * upstream).sum() + output.loss, z)
-    (b,) = torch.autograd.grad((theirs.quantized.flip(-1) * upstream).sum() + theirs.entropy_aux_loss, z)
+    (b,) = torch.autograd.grad((expected.quantized.flip(-1) * upstream).sum() + expected.entropy_aux_loss, z)
     torch.testing.assert_close(a, b)

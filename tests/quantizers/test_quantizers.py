@@ -1,6 +1,6 @@
 """Gradients, losses, averages and look-up of every quantizer, against formulas written out here.
 
-Letters: N latents of d dimensions, K codes, C feature dimensions.
+Shapes: N latents of d dimensions, K codes, C feature dimensions.
 """
 
 import math
@@ -496,7 +496,7 @@ def test_large_codebook_equals_vqgan_lc() -> None:
     quantizer.fill(table)
     quantizer.is_matched = True
     names = {"projector.weight": "codebook_projection.weight", "projector.bias": "codebook_projection.bias"}
-    quantizer.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()}, strict=False)
+    quantizer.load_state_dict({key: weights[public] for key, public in names.items()}, strict=False)
     torch.testing.assert_close(quantizer.codebook(), io["projected_codebook"], atol=1e-6, rtol=1e-5)
     check_against(io, quantizer, "", "loss", channels_first=True)
     for name in ("weight", "bias"):
@@ -517,8 +517,8 @@ def test_vq_equals_taming(variant: str, commitment: float, codebook: float) -> N
 def test_factorized_equals_enhancing() -> None:
     """Values, loss and gradients; 0.25 and 1.0 are the defaults.
 
-    Departs on one path: theirs hands the gradient of the normalised code to the latents as they were before
-    normalisation, ours to the normalised ones, as the chain rule has it. So theirs is the loss's gradient plus W.
+    Departs on one path: the public code hands the gradient of the normalised code to the latents before normalisation,
+    this suite to the normalised ones, as the chain rule has it. So the public gradient is the loss's gradient plus W.
     """
     weights, io = load_weights("enhancing_vit"), load_io("enhancing_vit")
     codes = weights["quantizer.embedding.weight"]

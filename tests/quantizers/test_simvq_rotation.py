@@ -1,6 +1,6 @@
 """SimVQ and the rotation trick against formulas and a public implementation; two processes with the same codes.
 
-What holds for every quantizer is in test_quantizers.py. Letters: N latents of d dimensions, K codes.
+What holds for every quantizer is in test_quantizers.py. Shapes: N latents of d dimensions, K codes.
 """
 
 from pathlib import Path
@@ -58,9 +58,9 @@ def test_simvq_equals_the_public_one() -> None:
     assert torch.equal(output.indices, indices) and len(indices.unique()) > 20
     torch.testing.assert_close(output.quantized, quantized)
     torch.testing.assert_close(output.loss, loss)
-    ours = torch.autograd.grad((output.quantized * upstream).sum() + output.loss, [z, quantizer.projector.weight])
-    theirs = torch.autograd.grad((quantized * upstream).sum() + loss, [z, public.code_transform.weight])
-    torch.testing.assert_close(ours, theirs)
+    actual = torch.autograd.grad((output.quantized * upstream).sum() + output.loss, [z, quantizer.projector.weight])
+    expected = torch.autograd.grad((quantized * upstream).sum() + loss, [z, public.code_transform.weight])
+    torch.testing.assert_close(actual, expected)
 
 
 def test_simvq_sizes_are_checked_before_the_table_is_drawn() -> None:
@@ -111,10 +111,10 @@ def test_rotation_differs_from_vq_in_the_gradient_alone() -> None:
 
 def test_rotation_equals_the_public_one() -> None:
     z, codes, upstream = random(50, 8).requires_grad_(), random(50, 8, seed=1), random(50, 8, seed=2)
-    ours, theirs = rotate(z, codes), rotate_to(z, codes)
-    torch.testing.assert_close(ours, codes, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    gradients = [torch.autograd.grad((rotated * upstream).sum(), z)[0] for rotated in (ours, theirs)]
+    actual, expected = rotate(z, codes), rotate_to(z, codes)
+    torch.testing.assert_close(actual, codes, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad((rotated * upstream).sum(), z)[0] for rotated in (actual, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own on loopback, from Debian's package or from a wheel."""
+"""A temporary PostgreSQL server on loopback, from Debian's package or from a wheel."""
 
 import getpass
 import importlib.util

@@ -124,20 +124,20 @@ def test_four_workers_train_each_cell_once_and_one_that_is_killed_costs_little(m
     assert states(machines) == ["COMPLETE"] * len(sizes) + ["FAIL"]
     assert sorted(records(machines.out)) == sizes
 
-    # The numbers are those of a run that nobody killed.
+    # The numbers are those of a run that was never killed.
     machines.join(machines.start("alone", out=machines.folder / "other", url="journal"))
     for size, record in records(machines.folder / "other").items():
         assert record["metrics"] == records(machines.out)[size]["metrics"]
 
-    # And nobody has told the password.
+    # And the password is in no file.
     texts = [path for path in machines.folder.rglob("*") if path.is_file() and "looker" not in path.parts]
     assert len(texts) > 10
     assert not [path for path in texts if PASSWORD.encode() in path.read_bytes()]
 
 
 def test_machines_that_share_no_disk(machines: Machines) -> None:
-    """A's first cell is known to B without training it again. A then stops for longer than the grace period: B takes
-    its cell over, and A, which comes back and finishes it too, does no harm."""
+    """B sees A's first cell without training it again. A then stops for longer than the grace period: B takes its cell
+    over, and A, which comes back and finishes it too, does no harm."""
     write_sweep(machines.folder, [8])
     machines.join(machines.start("first", out=machines.folder / "a", machine="a"))
     write_sweep(machines.folder, [8, 16])
@@ -238,7 +238,7 @@ def fill(url: str, folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
 
 
 def test_records_are_found_by_what_they_are_of(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record in the database that is of another configuration is not taken for ours."""
+    """A record in the database that is of another configuration is not taken."""
     sweep = write_sweep(machines.folder, [8])
     monkeypatch.setattr(grid_module, "EXPERIMENTS", machines.folder)
     (run,) = load_grid(sweep, "reduced", "", ["data.name=shapes"]).runs

@@ -1,4 +1,4 @@
-"""A search tries values, learns from them, ends what is hopeless, and goes on where it was stopped."""
+"""A search tries values, learns from them, prunes hopeless trials, and continues where it was stopped."""
 
 from pathlib import Path
 from typing import Any

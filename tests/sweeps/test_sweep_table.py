@@ -98,9 +98,9 @@ def test_a_spread_has_the_decimals_of_its_mean(mean: float, std: float | None, f
 @pytest.mark.parametrize("protocol", ["rfid/efficientnet-lite0@64px/n1", "training/cpu"])
 def test_no_difference_on_another_scale_than_the_papers(sweep_file: Path, protocol: str) -> None:
     grid = load_grid(sweep_file, "quick")
-    ours = record(METRICS)
-    ours["protocols"] = ours["protocols"] | {"usage/epoch": protocol}
-    sheet, _ = sheet_of(grid, {grid.runs[0].digest: ours})
+    changed = record(METRICS)
+    changed["protocols"] = changed["protocols"] | {"usage/epoch": protocol}
+    sheet, _ = sheet_of(grid, {grid.runs[0].digest: changed})
     assert dict(sheet.groups)["util %"] == ["paper", "ours"] and dict(sheet.groups)["SSIM %"][-1] == "diff"
     assert sheet.body[1][2:5] == ["3.5", "80.2", "52.4"]
 
@@ -193,7 +193,7 @@ def test_a_row_that_is_set_apart_has_a_rule_above_it(sweep_file: Path) -> None:
 
 
 def figure_of(sweep_file: Path, monkeypatch: pytest.MonkeyPatch, plot: str, records: list[dict]) -> Figure:
-    """The picture of the rows VQ 16 and VQ 32, with `records` as theirs."""
+    """The picture of the rows VQ 16 and VQ 32, made of `records`."""
     sweep_file.write_text(SWEEP.replace("{kind: rows, x: K, line: quantizer, metrics: [usage/epoch]}", plot))
     grid, figures = load_grid(sweep_file, "quick"), []
     runs = [row.runs[0].digest for row in grid.tables[0].rows[1:]]

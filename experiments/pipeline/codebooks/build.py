@@ -117,7 +117,7 @@ def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     with sole_worker(experiment, path):
-        if path.is_file() and not path_exists:  # another worker has made it meanwhile
+        if path.is_file() and not path_exists:  # another worker has made it in the meantime
             return
         require_space(path.parent, 4 * K * config.feature_dim * 4, "the codebook, with two saved states on the way,")
         work = f"{codebook_path(experiment, data_id).name} {tuple(features.shape)}"

@@ -6,7 +6,7 @@ A folder of features holds
     labels.npy      (N,) int64, the class of each feature's image
     metadata.json   what they are of, and how many images are done
 
-While it is made it is called NAME.partial; a build that was killed goes on behind the images that metadata.json counts.
+While it is made it is called NAME.partial; a killed build continues after the images that metadata.json counts.
 float32 and not float16, which would halve the disk: codes stay the encoder's very features, and the published
 codebooks what they are.
 
@@ -41,7 +41,7 @@ Check = Callable[[tuple[int, int], np.ndarray], None]
 
 
 def large_codebook(experiment: Experiment) -> LargeCodebookConfig:
-    """Raises ValueError when the recipe has another quantizer, or no known way to make its codebook."""
+    """The quantizer's options. Raises ValueError for another quantizer, or an unknown way to make its codebook."""
     config = experiment.tokenizer.quantizer
     if not isinstance(config, LargeCodebookConfig):
         raise ValueError(f"model.quantizer.name={config.name}: only large_codebook has a codebook file")
@@ -75,7 +75,7 @@ def features_folder(experiment: Experiment, data_id: str) -> Path:
 
 
 def sole_worker(experiment: Experiment, path: Path) -> AbstractContextManager[None]:
-    """Held by the one worker that makes `path`; the others wait, and then find it made."""
+    """Within this context one worker makes `path`; the others wait until it is there."""
     folder = Path(experiment.runtime.output_dir) / "codebooks" / ".locks"
     return locked(folder / path.name, "is making it")
 

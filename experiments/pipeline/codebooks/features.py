@@ -69,7 +69,7 @@ def open_array(path: Path, dtype: type, ndim: int) -> np.memmap:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raises ValueError when the disk of `folder` has not `needed` bytes free."""
+    """Raises ValueError when the disk of `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(

@@ -33,7 +33,7 @@ Part = tuple[np.ndarray, int]  # row numbers (n,) and k
 
 @dataclass
 class State:
-    """How far a selection is: all that is needed to go on from there to the same result."""
+    """The progress of a selection: all that is needed to continue to the same result."""
 
     identity: str
     generator: Tensor  # of random numbers

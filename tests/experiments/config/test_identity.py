@@ -1,4 +1,4 @@
-"""What decides numbers is another run; what does not is the same one, and a difference is named."""
+"""Keys that decide numbers make another run, other keys the same one; a refusal names the keys and both values."""
 
 import dataclasses
 import json

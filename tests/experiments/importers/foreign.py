@@ -67,8 +67,8 @@ def as_llamagen(state: Tensors) -> Tensors:
     ]
     renamed = {}
     for key, value in state.items():
-        for ours, theirs in rules:
-            key = key.replace(ours, theirs)
+        for old, new in rules:
+            key = key.replace(old, new)
         renamed[key] = value
     del renamed["loss.discriminator.main.0.weight"]
     return renamed | {"quantize.codebook_used": torch.zeros(65536)}

@@ -163,18 +163,20 @@ def test_the_folded_pixel_range_is_exact() -> None:
         "decoder.to_pixel.1.bias": torch.randn(3).double(),
     }
 
-    def ours(key: str) -> Tensor:
+    def converted(key: str) -> Tensor:
         weight = FAMILIES["enhancing"].weight(key, TokenizerConfig())
         assert weight is not None
-        return weight.make(*(weights[theirs] for theirs in weight.keys))
+        return weight.make(*(weights[public] for public in weight.keys))
 
-    theirs = list(weights.values())
+    public = list(weights.values())
     x = torch.rand(2, 3, 16, 16).double()  # in [0, 1]
-    embedding = F.conv2d(2 * x - 1, ours("encoder.patch_embedding.weight"), ours("encoder.patch_embedding.bias"), patch)
-    torch.testing.assert_close(embedding, F.conv2d(x, theirs[0], theirs[1], patch), atol=1e-12, rtol=1e-12)
+    embedding = F.conv2d(
+        2 * x - 1, converted("encoder.patch_embedding.weight"), converted("encoder.patch_embedding.bias"), patch
+    )
+    torch.testing.assert_close(embedding, F.conv2d(x, public[0], public[1], patch), atol=1e-12, rtol=1e-12)
     y = torch.randn(2, width, 2, 2).double()
-    pixels = F.conv_transpose2d(y, ours("decoder.pixels.weight"), ours("decoder.pixels.bias"), patch)
-    torch.testing.assert_close((pixels + 1) / 2, F.conv_transpose2d(y, theirs[2], theirs[3], patch), atol=1e-12, rtol=0)
+    pixels = F.conv_transpose2d(y, converted("decoder.pixels.weight"), converted("decoder.pixels.bias"), patch)
+    torch.testing.assert_close((pixels + 1) / 2, F.conv_transpose2d(y, public[2], public[3], patch), atol=1e-12, rtol=0)
 
 
 def test_a_mistake_is_one_line(

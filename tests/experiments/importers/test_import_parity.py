@@ -87,7 +87,7 @@ def test_vqgan_lc_quantizer() -> None:
     for key in quantizer.state_dict():
         weight = FAMILIES["vqgan-lc"].weight(f"quantizer.{key}", TokenizerConfig())
         assert weight is not None
-        state[key] = weight.make(*(weights.pop(theirs) for theirs in weight.keys))
+        state[key] = weight.make(*(weights.pop(public) for public in weight.keys))
     assert not weights
     quantizer.load_state_dict(state)
     output = quantizer(io["latents"].movedim(1, -1))  # in training mode: imported, it must not be rescaled
@@ -117,11 +117,11 @@ def test_every_key_of_a_published_model_is_accounted_for(path: Path) -> None:
     family, tensors = family_of(path), manifest(path)
     experiment, state = convert(family, tensors)
     with torch.device("meta"):
-        ours = build_model(experiment).state_dict()
-    assert {k: x.shape for k, x in state.items()} == {k: x.shape for k, x in ours.items()}
+        own = build_model(experiment).state_dict()
+    assert {k: x.shape for k, x in state.items()} == {k: x.shape for k, x in own.items()}
 
     used = set()
-    for key in ours:
+    for key in own:
         weight = FAMILIES[family].weight(key, experiment.model)
         assert weight is not None
         used |= set(weight.keys)
@@ -134,29 +134,29 @@ def test_every_key_of_a_published_model_is_accounted_for(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_the_published_model_is_inferred(path: Path) -> None:
-    theirs = json.loads(path.read_text())["constructor"]
+    public = json.loads(path.read_text())["constructor"]
     family = family_of(path)
     model = convert(family, manifest(path))[0].model
     backbone = vars(model.backbone)
     if family == "enhancing":
         for part in ("encoder", "decoder"):
-            wanted = [theirs[part][name] for name in ("depth", "heads", "dim", "mlp_dim")]
+            wanted = [public[part][name] for name in ("depth", "heads", "dim", "mlp_dim")]
             assert backbone[f"{part}_dims"] == wanted
-        assert backbone["patch_size"] == theirs["patch_size"]
-        assert (model.codebook_size, model.code_dim) == (8192, theirs["quantizer"]["embed_dim"])
+        assert backbone["patch_size"] == public["patch_size"]
+        assert (model.codebook_size, model.code_dim) == (8192, public["quantizer"]["embed_dim"])
         return
     if family == "llamagen":
-        assert backbone["channel_multipliers"] == theirs["encoder_ch_mult"]
-        assert backbone["attention_resolutions"] == [256 >> (len(theirs["encoder_ch_mult"]) - 1)]
+        assert backbone["channel_multipliers"] == public["encoder_ch_mult"]
+        assert backbone["attention_resolutions"] == [256 >> (len(public["encoder_ch_mult"]) - 1)]
         assert (model.codebook_size, model.code_dim) == (16384, 8)
         return
-    dd = theirs["ddconfig"]
+    dd = public["ddconfig"]
     names = {"channels": "ch", "channel_multipliers": "ch_mult", "num_res_blocks": "num_res_blocks"}
-    assert all(backbone[ours] == dd[name] for ours, name in names.items())
+    assert all(backbone[own] == dd[name] for own, name in names.items())
     assert backbone["latent_channels"] == dd["z_channels"]
     reached = [256 >> level for level in range(len(dd["ch_mult"]))]
     assert backbone["attention_resolutions"] == [size for size in reached if size in dd["attn_resolutions"]]
-    size, dim = theirs.get("n_embed"), theirs["embed_dim"]
+    size, dim = public.get("n_embed"), public["embed_dim"]
     if family == "vqgan-lc":
-        size, dim = theirs["args"]["n_vision_words"], theirs["args"]["embed_dim"]
+        size, dim = public["args"]["n_vision_words"], public["args"]["embed_dim"]
     assert (model.codebook_size, model.code_dim) == (size, dim)

@@ -110,8 +110,8 @@ def test_a_timm_model_sees_images_as_timm_shows_them(monkeypatch: pytest.MonkeyP
     small = torch.rand(1, 3, 20, 20, generator=generator)
     image = (torch.nn.functional.interpolate(small, (200, 200), mode="bicubic").clamp(0, 1) * 255).round()
     options: dict[str, Any] = timm.data.resolve_model_data_config(encoder.network)
-    theirs = timm.data.create_transform(**options)(Image.fromarray(image[0].permute(1, 2, 0).byte().numpy()))
-    ours: Tensor = encoder.preprocess(image / 127.5 - 1)
-    assert ours.shape == (1, 3, 224, 224)
-    assert (ours[0] - theirs).abs().max() < 0.05, "PIL rounds to whole numbers"
+    expected = timm.data.create_transform(**options)(Image.fromarray(image[0].permute(1, 2, 0).byte().numpy()))
+    actual: Tensor = encoder.preprocess(image / 127.5 - 1)
+    assert actual.shape == (1, 3, 224, 224)
+    assert (actual[0] - expected).abs().max() < 0.05, "PIL rounds to whole numbers"
     assert encoder.pool_and_logits(image / 127.5 - 1)[1].shape == (1, 1000)

@@ -1,4 +1,4 @@
-"""A run is known by the contents of what it reads: images, a codebook's own images or table, the model below."""
+"""A run is identified by the contents of what it reads: images, its codebook's images or table, the model below."""
 
 import shutil
 from collections.abc import Callable

@@ -48,7 +48,7 @@ def test_a_stopped_command_goes_on(
         }
         for split in SPLITS:
             with open(tokens_path(out, split), "ab") as file:
-                file.write(b"half a batch")  # what a kill may leave behind the state
+                file.write(b"half a batch")  # what a kill may leave after the state
         calls.clear()
         patch.setattr(token_writer, "encode_batch", lambda *a: calls.append(1) or encode_batch(*a))
         with pytest.raises(ValueError, match=r"no meta\.json, its tokens are half written"):

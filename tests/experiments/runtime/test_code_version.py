@@ -1,4 +1,4 @@
-"""Code that behaves alike is one version; the rest is told as it is."""
+"""Code that behaves the same is one version; where the version is unknown, the record says so."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Memory and time are known: peaks of one run, limits of containers, and the time that is left."""
+"""Memory and time: the peaks of one run, the limits of containers, and the time that is left."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, again and again, ends bit for bit where one ends that was never stopped."""
+"""A run that is killed at any moments ends with the same bits as a run that was never stopped."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +64,7 @@ def curve(folder: Path, tag: str) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars(tag)}
 
 
-# 16 images in batches of 4: four steps an epoch. Checkpoints behind steps 2, 3 (a validation of three batches follows),
+# 16 images in batches of 4: four steps an epoch. Checkpoints after steps 2, 3 (a validation of three batches follows),
 # 4, 6 (again), 8 and 9 (again).
 STEPS = ["trainer.max_steps=9", "trainer.checkpoint_every=2", "trainer.validate_every=3", "data.flip=true"]
 STEPS += ["data.val_batch_size=5"]
@@ -75,13 +75,13 @@ def test_killed_everywhere(driver: Driver, tiny: TinyExperiment, tmp_path: Path)
     game = "model.loss={adversarial: 0.1, discriminator_start: 2, adversarial_start: 4, perceptual: 1}"
     runs = Runs(driver, tiny("vqgan", *STEPS, game), tmp_path)
     runs.killed(f"{TOKENIZER}.training_step", 2, "kill")  # nothing saved yet
-    runs.killed(f"{TOKENIZER}.validation_step", 2, "kill")  # behind step 3
+    runs.killed(f"{TOKENIZER}.validation_step", 2, "kill")  # after step 3
     runs.killed(f"{TOKENIZER}.validation_step", 1, "kill")  # where it goes on
-    runs.killed("half a save", 1)  # behind step 4, an epoch's end
+    runs.killed("half a save", 1)  # after step 4, an epoch's end
     assert (tmp_path / "killed/checkpoints/last.ckpt.partial").is_file()
-    runs.killed(f"{TOKENIZER}.training_step", 3, "kill")  # behind step 5: it begins at 3
+    runs.killed(f"{TOKENIZER}.training_step", 3, "kill")  # after step 5: it begins at 3
     runs.killed("experiments.runtime.files:os.replace", 1, "kill")  # step 6 is written, but not in its place
-    runs.killed(f"{TOKENIZER}.training_step", 5, "kill")  # behind 8 and its checkpoint
+    runs.killed(f"{TOKENIZER}.training_step", 5, "kill")  # after 8 and its checkpoint
     runs.killed(f"{TOKENIZER}.on_validation_epoch_end", 1, "kill")  # of step 9, before final.ckpt
     runs.killed("half a save", 1)  # final.ckpt
     runs.killed(f"{TOKENIZER}.validation_step", 2, "kill")  # of the evaluation
@@ -104,8 +104,8 @@ def test_killed_everywhere(driver: Driver, tiny: TinyExperiment, tmp_path: Path)
 )
 def test_every_tokenizer(driver: Driver, tiny: TinyExperiment, tmp_path: Path, name: str, options: list[str]) -> None:
     runs = Runs(driver, tiny(name, *STEPS, *options), tmp_path)
-    runs.killed(f"{TOKENIZER}.validation_step", 2, "kill")  # behind step 3
-    runs.killed(f"{TOKENIZER}.training_step", 5, "kill")  # behind step 7, in the next epoch
+    runs.killed(f"{TOKENIZER}.validation_step", 2, "kill")  # after step 3
+    runs.killed(f"{TOKENIZER}.training_step", 5, "kill")  # after step 7, in the next epoch
     runs.killed(f"{TOKENIZER}.on_validation_epoch_end", 1, "kill")  # of step 9, the last
     runs.finish()
 
@@ -130,9 +130,9 @@ def test_stage_two(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> None
     ]
     options += ["model.label_dropout=0.3", "model.keep_tokens=0.8", "data.flip=true", "model.optimizer.warmup_steps=3"]
     runs = Runs(driver, tiny_vim(tiny, *options), tmp_path)
-    runs.killed(f"{VIM}.training_step", 4, "kill")  # behind step 3, in the first epoch
+    runs.killed(f"{VIM}.training_step", 4, "kill")  # after step 3, in the first epoch
     runs.killed(f"{VIM}.sample", 2, "kill")  # of the images of step 5's validation
-    runs.killed("half a save", 1)  # behind 6
+    runs.killed("half a save", 1)  # after 6
     runs.finish()
     assert curve(tmp_path / "killed", "fid") == curve(tmp_path / "straight", "fid")
 
@@ -149,9 +149,9 @@ def test_a_probe(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> None:
         "upstream": {"recipe": "vqgan_cifar10.yaml", **below.identity()},
     }
     runs = Runs(driver, parse(merge(values, from_dotlist([])), "probe"), tmp_path)
-    runs.killed(f"{PROBE}.validation_step", 4, "kill")  # behind step 3, with the second loader
-    runs.killed(f"{PROBE}.training_step", 3, "kill")  # behind 5
-    runs.killed(f"{PROBE}.on_validation_epoch_end", 2, "kill")  # behind 6 and its checkpoint
+    runs.killed(f"{PROBE}.validation_step", 4, "kill")  # after step 3, with the second loader
+    runs.killed(f"{PROBE}.training_step", 3, "kill")  # after 5
+    runs.killed(f"{PROBE}.on_validation_epoch_end", 2, "kill")  # after 6 and its checkpoint
     runs.finish()
 
 

@@ -131,7 +131,7 @@ def test_a_finished_run_can_be_made_longer(tiny: TinyExperiment, tmp_path: Path)
 
 
 def test_the_first_epochs_usage_is_in_its_last_checkpoint(tiny: TinyExperiment, tmp_path: Path) -> None:
-    """A run that goes on from there has nothing to train, and still knows it."""
+    """A run that continues from there has nothing to train, and still has that usage."""
     experiment = tiny("vqgan", "trainer.max_steps=3", "trainer.validate_every=3")
     straight = fit(experiment, tmp_path / "a")
     last = load_checkpoint(tmp_path / "a/checkpoints/last.ckpt")

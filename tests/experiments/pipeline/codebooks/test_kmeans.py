@@ -90,14 +90,14 @@ def test_inertia_is_that_of_faiss_from_the_same_seeds(tmp_path: Path) -> None:
     z = blobs(4000, 16, 40)
     source = CodebookSource(iterations=8, seed=1)
     state = new_state("x", source.seed)
-    ours = make_table(on_disk(tmp_path, z), whole(len(z), 40), source, state, CPU)
+    table = make_table(on_disk(tmp_path, z), whole(len(z), 40), source, state, CPU)
     assert state.reseeded == 0, "else the two start empty clusters again in different places"
     seeds = z[torch.randperm(len(z), generator=torch.Generator().manual_seed(1))[:40]]
-    theirs = faiss.Kmeans(16, 40, niter=8, min_points_per_centroid=1, max_points_per_centroid=len(z))
-    theirs.train(z.numpy(), init_centroids=seeds.numpy())
-    assert inertia(z, ours) == pytest.approx(inertia(z, torch.from_numpy(theirs.centroids)), rel=1e-3)
-    assert inertia(z, ours) < 0.9 * inertia(z, seeds)
-    torch.testing.assert_close(ours, torch.from_numpy(theirs.centroids), rtol=1e-3, atol=1e-3)
+    clusters = faiss.Kmeans(16, 40, niter=8, min_points_per_centroid=1, max_points_per_centroid=len(z))
+    clusters.train(z.numpy(), init_centroids=seeds.numpy())
+    assert inertia(z, table) == pytest.approx(inertia(z, torch.from_numpy(clusters.centroids)), rel=1e-3)
+    assert inertia(z, table) < 0.9 * inertia(z, seeds)
+    torch.testing.assert_close(table, torch.from_numpy(clusters.centroids), rtol=1e-3, atol=1e-3)
 
 
 def test_one_pass_is_the_mean_of_each_cluster_and_counts_the_inertia(tmp_path: Path) -> None:
