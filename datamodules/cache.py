@@ -44,8 +44,10 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 
 def read(folder: Path, name: str) -> Arrays | None:
-    """What `write` has kept last, None where there is nothing whole."""
-    return next((arrays for path in _candidates(folder, name) if (arrays := _read(path)) is not None), None)
+    """What `write` has kept last, None where there is nothing whole: the folder may have become read-only meanwhile."""
+    kept = [path for path in _candidates(folder, name) if path.is_file()]
+    kept.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return next((arrays for path in kept if (arrays := _read(path)) is not None), None)
 
 
 def write(folder: Path, name: str, arrays: Arrays) -> None:

@@ -1,7 +1,9 @@
 """Images are known by what they are: a digest of the contents and relative paths of the files of a split.
 
 What was read once is kept in a file (`datamodules/cache.py` says where) with each image's size and times, and is not
-read again while these stay: a later start costs one stat a file.
+read again while these stay: a later start costs one stat a file. What cannot be told is another content of the same
+size and times, also that of the last change of any kind, which no ordinary program sets back: in a disk image that was
+made anew, or where files that were written in one tick of the clock have changed places.
 """
 
 import hashlib
@@ -51,7 +53,10 @@ def times_and_sizes(paths: Sequence[str]) -> np.ndarray:
     """(N, 3) int64: bytes, time of modification and of the last change of any kind in ns."""
     stats = np.empty((len(paths), 3), np.int64)
     for row, path in enumerate(paths):
-        info = os.stat(path)
+        try:
+            info = os.stat(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: a link to a file that is not there; delete it or put it right") from None
         stats[row] = info.st_size, info.st_mtime_ns, info.st_ctime_ns
     return stats
 
