@@ -114,10 +114,10 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
 
     Tokens are those of its training where they still are, else the validation images are encoded now. Trains nothing.
     """
+    below = lend(experiment, module, tokenizer)  # may not be there; the classifier takes longer
     images, classifier = gather(experiment)
     if classifier is not None:
         module.use_classifier(classifier)
-    below = lend(experiment, module, tokenizer)
     if below is None or experiment.model.inputs == "images":
         return Prepared(module, images, images)
     job = token_job(experiment, below, images)
@@ -129,7 +129,7 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
 
 def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below | None:
     """Gives a restored module its tokenizer. Raises ValueError: it is not there, or not the one of the training."""
-    below = restore_below(experiment, path)
+    below = restore_below(experiment, path, module.upstream_data_id)
     if below is not None:
         try:
             module.use_tokenizer(below.tokenizer, below.tokenizer_digest)
