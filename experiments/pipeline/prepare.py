@@ -11,6 +11,7 @@ import lightning as L
 from torch.utils.data import Subset
 
 from datamodules import HeldOutDataModule, ImageDataModule, TokensConfig, TokensDataModule
+from datamodules.base import require_full_batch
 from datamodules.tokens import TokenDataset
 from datamodules.views import ViewDataset
 from experiments.config.experiment import Experiment
@@ -46,6 +47,8 @@ def gather(experiment: Experiment) -> Needs:
     model = experiment.model
     with main_first():  # caches, the classifier's head
         images = build_data(plain(experiment) if experiment.upstream else experiment)
+        views = len(view_names(None, experiment.data.flip)) if experiment.reads_kept_tokens else 1
+        require_full_batch(views * len(images.train_set), experiment.data.batch_size)  # type: ignore[arg-type]
         if model.heldout:
             check_heldout(model, images)
         classifier = classifier_for(model.classifier, experiment, images) if model.classifier else None

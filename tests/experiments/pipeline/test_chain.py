@@ -59,6 +59,17 @@ def test_the_folder_of_a_run_tells_codebook_size_and_seed(tiny: TinyExperiment) 
     assert run_dir(experiment.upstream, "vqgan").name == f"vqgan_k48_s0_{below}"
 
 
+def test_a_batch_larger_than_the_data_is_named_before_the_tokenizer_is_trained(
+    tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = fits(monkeypatch)
+    for flip, batch_size in (("false", 17), ("true", 33)):  # 16 images, in two views where they are flipped
+        experiment = tiny_vim(tiny, NO_IMAGES, f"data.flip={flip}", f"data.batch_size={batch_size}")
+        with pytest.raises(ValueError, match=f"do not fill one batch of data.batch_size={batch_size}"):
+            train(experiment, "vim", own_dir(experiment))
+    assert trained == []
+
+
 def test_only_what_is_missing_is_trained(
     tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
