@@ -110,6 +110,15 @@ class ArrayDataset(Dataset[Batch]):
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
 
 
+def require_full_batch(num_images: int, batch_size: int) -> None:
+    """Raises ValueError when there is not one full batch."""
+    require(
+        num_images >= batch_size,
+        f"{num_images} training images do not fill one batch of data.batch_size={batch_size}: "
+        "raise data.train_size or lower data.batch_size",
+    )
+
+
 def keep_batch(batch: Any) -> Any:
     """collate_fn for datasets whose ``__getitems__`` returns a finished batch."""
     return batch
@@ -144,6 +153,8 @@ class BatchDataModule(LightningDataModule, ABC):
         for key in ("batch_size", "val_batch_size"):
             if getattr(config, key) < 1:
                 raise ValueError(f"data.{key}={getattr(config, key)}: must be at least 1")
+        if num_workers < 0:
+            raise ValueError(f"runtime.num_workers={num_workers}: must be 0 (the run's own process loads) or more")
         self.config, self.num_workers, self.seed = config, num_workers, seed
         self.train_set: Dataset[Batch] | None = None
         self.val_set: Dataset[Batch] | None = None
@@ -225,11 +236,7 @@ class BatchDataModule(LightningDataModule, ABC):
         # calls set_epoch, and leaves a DistributedSampler (here also of one process) as it is.
         sampler = self.train_sampler(self.world_size, self.rank, self.seed << 20)
         size = len(sampler.dataset)  # type: ignore[arg-type]
-        if size < self.config.batch_size:
-            raise ValueError(
-                f"{size} training images do not fill one batch of data.batch_size={self.config.batch_size}: "
-                "raise data.train_size or lower data.batch_size"
-            )
+        require_full_batch(size, self.config.batch_size)
         return self._loader(self.train_set, sampler)
 
     def ordered_train_dataloader(self, first: int = 0) -> DataLoader[Batch]:

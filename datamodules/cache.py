@@ -44,8 +44,10 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 
 def read(folder: Path, name: str) -> Arrays | None:
-    """The arrays that `write` kept last; None where there is no undamaged file."""
-    return next((arrays for path in _candidates(folder, name) if (arrays := _read(path)) is not None), None)
+    """The arrays that `write` kept last; None where there is no undamaged file. The folder may be read-only by now."""
+    kept = [path for path in _candidates(folder, name) if path.is_file()]
+    kept.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return next((arrays for path in kept if (arrays := _read(path)) is not None), None)
 
 
 def write(folder: Path, name: str, arrays: Arrays) -> None:

@@ -1,7 +1,10 @@
 """Identifies the images of a split by a digest of the contents and relative paths of their files.
 
 The digest of each file is kept (`datamodules/cache.py` says where) with the file's size and times. A file is not read
-again while these stay the same, so that a later start costs one stat a file. Measured: docs/identity.md.
+again while these stay the same, so that a later start costs one stat a file. Measured: docs/identity.md. Other contents
+of the same size and times cannot be told, where the time of the last change of any kind, which no ordinary program sets
+back, is the same as well: in a disk image that was made anew, or where files that were written in one tick of the clock
+have changed places.
 """
 
 import hashlib
@@ -51,7 +54,10 @@ def times_and_sizes(paths: Sequence[str]) -> np.ndarray:
     """(N, 3) int64: bytes, time of modification and of the last change of any kind in ns."""
     stats = np.empty((len(paths), 3), np.int64)
     for row, path in enumerate(paths):
-        info = os.stat(path)
+        try:
+            info = os.stat(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: a link to a file that is not there; delete it or put it right") from None
         stats[row] = info.st_size, info.st_mtime_ns, info.st_ctime_ns
     return stats
 

@@ -108,9 +108,13 @@ class FolderDataModule(ImageDataModule):
     def fingerprints(self) -> dict[str, str]:
         """32 hex digits by split, see `fingerprint`."""
         return {
-            split: fingerprint(files.paths, folder := self.folder(split), self.cache_dir, f"{folder.name}.files.npz")
+            split: fingerprint(files.paths, self.folder(split), self.cache_dir, self.kept_name(split))
             for split, files in self.files.items()
         }
+
+    def kept_name(self, split: str) -> str:
+        """Of the file in `cache_dir` that keeps the fingerprints."""
+        return f"{self.folder(split).name}.files.npz"
 
     @property
     def data_id(self) -> str:

@@ -3,6 +3,7 @@
 Shapes: B images a batch, H = W = image_size.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,10 @@ class ImageFolderDataModule(FolderDataModule):
 
     def folder(self, split: str) -> Path:
         return self.data_dir / (self.config.train_folder if split == "train" else self.config.val_folder)
+
+    def kept_name(self, split: str) -> str:
+        """One of its own for train/images and for val/images."""
+        return os.path.relpath(self.folder(split), self.data_dir).replace(os.sep, "--") + ".files.npz"
 
     def list_files(self, split: str) -> ImageList:
         return list_images(self.folder(split), self.config.class_folders)

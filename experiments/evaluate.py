@@ -17,6 +17,7 @@ from experiments.pipeline.training import evaluate
 from experiments.pipeline.upstream import output_dir_of
 from experiments.runtime.errors import user_errors
 from experiments.runtime.ranks import check_accelerator
+from experiments.runtime.trainer import quiet
 
 
 def main() -> None:
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
+        quiet()
         output_dir = arguments.output_dir or output_dir_of(arguments.checkpoint)
         where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
         experiment, module = restore(arguments.checkpoint, merge(where, from_dotlist(arguments.overrides)))

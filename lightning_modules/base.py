@@ -109,6 +109,7 @@ class Module(L.LightningModule):
     """A LightningModule that can be trained, measured, shown, kept and counted by this suite."""
 
     config: Any
+    upstream_data_id: str = ""  # of a restored module: what the model below it was trained on
     layout: ClassVar[Layout] = {}  # TensorBoard's custom scalars
     progress_metric: ClassVar[str] = "loss/generator"  # in progress lines
 

@@ -168,6 +168,8 @@ class SearchSpec:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.space:
             raise ValueError("space: names no key to search")
+        if both := sorted(self.space.keys() & self.set.keys()):
+            raise ValueError(f"set, {both[0]}: is searched as well: leave out one of the two")
 
 
 SPECS = (SweepSpec, TableSpec, CellSpec, ColumnSpec, PlotSpec, ScaleSpec, SearchSpec, ParameterSpec)

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from experiments.config.compose import compose, parse
 from experiments.config.experiment import Experiment
 from experiments.config.identity import digest_of
-from experiments.config.values import from_dotlist
+from experiments.config.values import flatten, from_dotlist
 from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.training import train_apart as train
 from experiments.pipeline.upstream import run_dir
@@ -179,6 +179,8 @@ def say(trial: Trial | FrozenTrial, text: str) -> None:
 def load_search(path: Path, scale: str, overrides: Sequence[str]) -> tuple[SearchSpec, ExperimentOf]:
     """The search and what makes an experiment of parameters. Raises ValueError that names file and key."""
     spec, overlay = read_spec(path, SearchSpec), load_scale(scale)
+    if fixed := sorted(spec.space.keys() & flatten(from_dotlist(overrides)).keys()):
+        raise ValueError(f"{path}: {fixed[0]} is searched, so it cannot be set as well: leave out one of the two")
     name, files = f"{spec.experiment}_{overlay.experiments}", {}  # type: ignore[var-annotated]
 
     def experiment_of(params: dict[str, Any]) -> Experiment:
@@ -215,6 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_intermixed_args(arguments)
     with user_errors():
         check_worker_arguments(options)
+        if options.trials < 0:
+            raise ValueError(f"TRIALS={options.trials} must be at least 1")
         if options.as_worker:
             follow_parent()
         path, output_dir = Path(options.file), Path(options.output_dir)

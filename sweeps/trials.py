@@ -1,5 +1,6 @@
 """The trials of a search as a table and as Optuna's pictures."""
 
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def steps(trial: FrozenTrial) -> str:
 def draw(study: optuna.Study, spec: SearchSpec, out: Path) -> list[Path]:
     """The metric against each key, and the validations of each trial against the training step."""
     paths = []
-    with plt.style.context("default"):  # Optuna's pictures set a style for all that follow
+    with plt.style.context("default"), warnings.catch_warnings():  # Optuna's pictures set a style for all that follow
+        warnings.simplefilter("ignore")  # Optuna's words about a key with one value
         plt.switch_backend("agg")
         for name, axes in (
             ("slice", plot_slice(study, target_name=spec.metric)),

@@ -17,6 +17,7 @@ from experiments.config.experiment import MODULES, Experiment
 from lightning_modules.base import Setting, count
 from lightning_modules.networks import BACKBONES
 from lightning_modules.parts import Part
+from lightning_modules.tokenizer_config import TokenizerConfig
 
 NUM_CLASSES = {"image_folder": 1000}  # where only the files know: ImageNet's; 10 elsewhere
 # Numbers held for a weight: itself, its gradient, Adam's two moments; Adafactor's are factorised to nearly none.
@@ -27,7 +28,7 @@ NUMBERS_A_WEIGHT = {"adamw": 4, "adafactor": 2}
 class Cost:
     """Counts by part, made by `count_cost`."""
 
-    tokens: int  # N
+    tokens: int  # N; 0 without a tokenizer
     parameters: dict[str, int]  # trained
     macs: dict[str, int]  # multiply-accumulates of a forward pass of one image
     totals: dict[str, int]  # the sums that papers print; MACs without the search and the losses, as in B-Table 8
@@ -35,10 +36,12 @@ class Cost:
 
 def setting_of(experiment: Experiment) -> Setting:
     """The numbers that the experiment's module is built of, told from the configuration alone."""
-    tokenizer, size = experiment.tokenizer, experiment.data.image_size
+    tokenizer, size = experiment.bottom.model, experiment.data.image_size
+    classes = NUM_CLASSES.get(experiment.data.name, 10)
+    if not isinstance(tokenizer, TokenizerConfig):
+        return Setting(size, classes)
     with torch.device("meta"):
         grid = BACKBONES[tokenizer.backbone.name][0](tokenizer.backbone, size).grid_size
-    classes = NUM_CLASSES.get(experiment.data.name, 10)
     return Setting(size, classes, tokenizer.codebook_size, (grid, grid))
 
 

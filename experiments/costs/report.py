@@ -22,7 +22,8 @@ def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> T
         raise ValueError(f"--tflops {tflops} must be above 0")
     cost = count_cost(experiment)
     if not cost.parameters:
-        raise ValueError(f"a {experiment.model.name} costs little beside what it stands on: {experiment.recipe}")
+        why = f"costs little beside what it stands on: {experiment.recipe}" if experiment.recipe else "tells no `parts`"
+        raise ValueError(f"a {experiment.model.name} {why}")
     size = experiment.data.image_size
     table = Table(title=name, show_header=False, title_justify="left")
     rows = [
@@ -37,13 +38,12 @@ def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> T
 
 
 def cost_rows(experiment: Experiment, cost: Cost, devices: int, tflops: float) -> list[tuple[str, str]]:
-    codes = experiment.tokenizer.codebook_size
     hours = training_hours(experiment, cost, devices, tflops)
 
     parameters = [*cost.parameters.items(), ("model", cost.totals["model parameters"])]
     return [
         *experiment.model.describe().items(),
-        ("tokens per image", f"{cost.tokens:,} of {codes:,} codes"),
+        *token_rows(experiment, cost),
         *((("stands on", experiment.recipe),) if experiment.upstream else ()),
         ("trained parameters", ""),
         *((f"  {part}", millions(number)) for part, number in parameters if number),
@@ -53,6 +53,12 @@ def cost_rows(experiment: Experiment, cost: Cost, devices: int, tflops: float) -
         ("memory a device", memory_row(memory_bytes(experiment, devices), devices)),
         ("training", training_row(experiment, hours, devices, tflops)),
     ]
+
+
+def token_rows(experiment: Experiment, cost: Cost) -> list[tuple[str, str]]:
+    if not cost.tokens:
+        return []
+    return [("tokens per image", f"{cost.tokens:,} of {experiment.tokenizer.codebook_size:,} codes")]
 
 
 def mac_rows(cost: Cost) -> list[tuple[str, str]]:

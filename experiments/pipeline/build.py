@@ -97,8 +97,15 @@ def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[
     except RuntimeError as error:
         problem = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise ValueError(f"{path}: the weights do not fit model '{experiment.model.name}': {problem}") from None
+    module.upstream_data_id = upstream_data_id(checkpoint)
     module.on_restore(checkpoint, str(path))
     return experiment, module
+
+
+def upstream_data_id(checkpoint: dict[str, Any]) -> str:
+    """The data id of the run that a checkpoint's model stands on; "" where the file does not tell."""
+    others = checkpoint.get("images", {}).get("others", [])  # left out where it is the model's own
+    return others[0] if others else checkpoint.get("data_id", "")
 
 
 def restore_tokenizer(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Experiment, Tokenizer]:

@@ -11,6 +11,7 @@ import lightning as L
 from torch.utils.data import Subset
 
 from datamodules import HeldOutDataModule, ImageDataModule, TokensConfig, TokensDataModule
+from datamodules.base import require_full_batch
 from datamodules.tokens import TokenDataset
 from datamodules.views import ViewDataset
 from experiments.config.experiment import Experiment
@@ -46,6 +47,8 @@ def gather(experiment: Experiment) -> Needs:
     model = experiment.model
     with main_first():  # caches, the classifier's head
         images = build_data(plain(experiment) if experiment.upstream else experiment)
+        views = len(view_names(None, experiment.data.flip)) if experiment.reads_kept_tokens else 1
+        require_full_batch(views * len(images.train_set), experiment.data.batch_size)  # type: ignore[arg-type]
         if model.heldout:
             check_heldout(model, images)
         classifier = classifier_for(model.classifier, experiment, images) if model.classifier else None
@@ -114,10 +117,10 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
 
     Tokens are those of its training where they still are, else the validation images are encoded now. Trains nothing.
     """
+    below = lend(experiment, module, tokenizer)  # may not be there; the classifier takes longer
     images, classifier = gather(experiment)
     if classifier is not None:
         module.use_classifier(classifier)
-    below = lend(experiment, module, tokenizer)
     if below is None or experiment.model.inputs == "images":
         return Prepared(module, images, images)
     job = token_job(experiment, below, images)
@@ -129,7 +132,7 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
 
 def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below | None:
     """Gives a restored module its tokenizer. Raises ValueError when it is not there, or not the one of the training."""
-    below = restore_below(experiment, path)
+    below = restore_below(experiment, path, module.upstream_data_id)
     if below is not None:
         try:
             module.use_tokenizer(below.tokenizer, below.tokenizer_digest)

@@ -181,12 +181,12 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
     if check_out(out, arguments.format, description, job.num):
         print(f"they are finished, nothing was done: {out}")
         return None
+    lend(experiment, module, arguments.tokenizer)
     if arguments.accept < 1:
         job.accept = arguments.accept
         images = build_data(plain(experiment))
         if images.num_classes != module.num_classes:
             raise ValueError(f"{images.data_id}: has {images.num_classes} classes, the model {module.num_classes}")
         job.classifier = classifier_for(module.config.generation.classifier, experiment, images)
-    lend(experiment, module, arguments.tokenizer)
     module.to(build_device(experiment)).eval()
     return job, out, description

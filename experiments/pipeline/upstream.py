@@ -28,9 +28,14 @@ def upstream_of(experiment: Experiment) -> Experiment | None:
     return replace(upstream, runtime=runtime if upstream.model.can_shard else replace(runtime, strategy="auto"))
 
 
-def checkpoint_below(experiment: Experiment, upstream: Experiment) -> Path:
-    """Where the final checkpoint of `upstream`, directly below `experiment`, is or will be."""
-    return run_dir(upstream, experiment.upstream_name) / "checkpoints" / "final.ckpt"
+def checkpoint_below(experiment: Experiment, upstream: Experiment, data_id: str = "") -> Path:
+    """Where the final checkpoint of `upstream`, directly below `experiment`, is or will be.
+
+    `data_id`: of the upstream run, where `experiment` has been trained on it; else the images here decide.
+    """
+    output_dir = Path(upstream.runtime.output_dir)
+    data_id = data_id or inputs_of(upstream).data_id
+    return records.run_dir(output_dir, experiment.upstream_name, upstream, data_id) / "checkpoints" / "final.ckpt"
 
 
 class Below(NamedTuple):
@@ -42,22 +47,23 @@ class Below(NamedTuple):
     experiment: Experiment  # the tokenizer's
 
 
-def restore_below(experiment: Experiment, tokenizer: str | None = None) -> Below | None:
+def restore_below(experiment: Experiment, tokenizer: str | None = None, data_id: str = "") -> Below | None:
     """The models below, from their checkpoints; None where there are none. `tokenizer`: the checkpoint to take instead.
 
+    `data_id`: see `checkpoint_below`; what has been trained needs no images to find what it stands on.
     Raises ValueError, which names the command that trains it, when one is not there.
     """
     if (upstream := upstream_of(experiment)) is None:
         return None
     runtime = {"runtime": vars(experiment.runtime)}
     if upstream.upstream is None:
-        path = existing(experiment, upstream) if tokenizer is None else Path(tokenizer)
+        path = existing(experiment, upstream, data_id) if tokenizer is None else Path(tokenizer)
         restored, module = restore_tokenizer(path, runtime)
         return Below(module, module, tokenizer_digest(path), restored)
-    below = restore_below(upstream, tokenizer)
-    assert below is not None
-    path = existing(experiment, upstream)
+    path = existing(experiment, upstream, data_id)
     module = restore(path, runtime)[1]
+    below = restore_below(upstream, tokenizer, module.upstream_data_id)
+    assert below is not None
     try:
         module.use_tokenizer(below.tokenizer, below.tokenizer_digest)
     except ValueError as error:
@@ -65,11 +71,13 @@ def restore_below(experiment: Experiment, tokenizer: str | None = None) -> Below
     return below._replace(upstream=module)
 
 
-def existing(experiment: Experiment, upstream: Experiment) -> Path:
+def existing(experiment: Experiment, upstream: Experiment, data_id: str = "") -> Path:
     """`checkpoint_below`, which must be there. Raises ValueError that names the command which trains it."""
-    path = checkpoint_below(experiment, upstream)
+    path = checkpoint_below(experiment, upstream, data_id)
     if not path.is_file():
-        raise ValueError(f"{path}: not there; `{training_command(upstream, experiment.recipe)}` trains it")
+        command = f"`{training_command(upstream, experiment.recipe)}` trains it"
+        images = f" on the images {data_id}, or name its checkpoint with --tokenizer" if data_id else ""
+        raise ValueError(f"{path}: not there; {command}{images}")
     return path
 
 
@@ -79,7 +87,7 @@ def training_command(experiment: Experiment, recipe: str) -> str:
     changes = {key: value for key, value in flatten(experiment.identity()).items() if before.get(key, "") != value}
     changes |= {f"runtime.{key}": getattr(experiment.runtime, key) for key in ("data_dir", "output_dir")}
     words = [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
-    return f"python -m experiments.train {shlex.join([f'experiments/{recipe}', *words])}"
+    return f"python -m experiments.train {shlex.join([str(Path('experiments') / recipe), *words])}"
 
 
 def output_dir_of(checkpoint: str | Path) -> str:

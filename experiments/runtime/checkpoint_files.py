@@ -1,5 +1,6 @@
 """Reading a checkpoint file of this suite."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such checkpoint; a run keeps its own in RUN_DIR/checkpoints/")
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("cut off, or no checkpoint: a run keeps its own in RUN_DIR/checkpoints/")
         check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is truncated, foreign or executable

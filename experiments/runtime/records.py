@@ -45,9 +45,10 @@ def record_path(directory: Path, experiment: Identified, data_id: str) -> Path:
 
 def run_dir(output_dir: Path, name: str, experiment: Identified, data_id: str) -> Path:
     """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST (of experiment and data): TensorBoard's list shows K and seed."""
-    size, seed = size_and_seed(experiment).values()
+    letters = {"codebook_size": "k", "seed": "s"}
+    numbers = "_".join(f"{letters[key]}{number}" for key, number in size_and_seed(experiment).items())
     digest = digest_of([experiment.digest(), data_id])
-    return output_dir / "experiments" / f"{name}_k{size}_s{seed}_{digest}"
+    return output_dir / "experiments" / f"{name}_{numbers}_{digest}"
 
 
 def images_id(data_id: str) -> str:
@@ -61,11 +62,12 @@ def data_name(data_id: str) -> str:
 
 
 def size_and_seed(experiment: Identified) -> dict[str, int]:
-    """`codebook_size`, of the tokenizer that a stage-2 run stands on, and the run's own `seed`."""
+    """`codebook_size`, of the tokenizer at the bottom where there is one, and the run's own `seed`."""
     own = tokenizer = experiment.identity()
     while "upstream" in tokenizer:
         tokenizer = tokenizer["upstream"]
-    return {"codebook_size": tokenizer["model"]["codebook_size"], "seed": own["seed"]}
+    codes = {key: value for key, value in tokenizer["model"].items() if key == "codebook_size"}
+    return codes | {"seed": own["seed"]}
 
 
 KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protocols": dict}

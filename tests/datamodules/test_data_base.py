@@ -242,3 +242,8 @@ def test_a_resumed_run_sees_the_batches_it_would_have_seen(tmp_path):
     assert begun + rest == whole
     assert len(whole) == 4 * 6
     assert whole[:6] != whole[6:12]
+
+
+def test_a_negative_number_of_loader_processes_is_named() -> None:
+    with pytest.raises(ValueError, match=r"runtime\.num_workers=-1: must be 0"):
+        Numbered(DataConfig(), "", num_workers=-1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules import cache as cache_module
 from datamodules import fingerprint as fingerprint_module
 from datamodules.fingerprint import SETTLED, fingerprint
 from datamodules.image_folder import ImageFolderConfig, ImageFolderDataModule
@@ -155,6 +156,43 @@ def test_a_folder_that_cannot_be_written(folder: Path, reads: list[str], user_ca
     assert len(list(user_cache.rglob("*.npz"))) == 2
     reads.clear()
     assert data(folder).data_id == first and reads == []
+
+
+def test_a_folder_that_cannot_be_written_any_more(
+    folder: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that was kept in it stays, and is older than that in the user's cache."""
+    data(folder).fingerprints  # noqa: B018
+    write = cache_module._write
+
+    def refusing(path: Path, arrays: cache_module.Arrays) -> None:
+        if path.is_relative_to(folder):
+            raise PermissionError
+        write(path, arrays)
+
+    monkeypatch.setattr(cache_module, "_write", refusing)
+    exchange(folder)
+    changed = data(folder).data_id
+    reads.clear()
+    assert data(folder).data_id == changed and reads == []
+
+
+def test_splits_whose_folders_have_the_same_name(folder: Path, reads: list[str]) -> None:
+    for split in ("train", "val"):
+        (folder / split).rename(folder / "images")
+        (folder / split).mkdir()
+        (folder / "images").rename(folder / split / "images")
+    options = {"train_folder": "train/images", "val_folder": "val/images"}
+    first = data(folder, **options).data_id
+    reads.clear()
+    assert data(folder, **options).data_id == first and reads == []
+
+
+def test_a_link_to_a_file_that_is_not_there(folder: Path) -> None:
+    (folder / "val/dog/1.png").unlink()
+    (folder / "val/dog/1.png").symlink_to(folder / "nowhere.png")
+    with pytest.raises(FileNotFoundError, match=r"val/dog/1\.png: a link to a file that is not there; delete it"):
+        data(folder).data_id  # noqa: B018
 
 
 def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:

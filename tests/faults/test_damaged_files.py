@@ -56,6 +56,16 @@ def test_a_checkpoint_of_other_content(tmp_path: Path, content: Any) -> None:
         load_checkpoint(tmp_path / "other.ckpt")
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage" * 99, b"seed: 0\n", b"PK\x03\x04" + b"cut off" * 9])
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    """In words of this suite, not torch's about its own options."""
+    (tmp_path / "other.ckpt").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"other\.ckpt: not readable as a checkpoint \(cut off, or no checkpoint: a run"
+    ):
+        load_checkpoint(tmp_path / "other.ckpt")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_file_is_not_run(tmp_path: Path, zipped: bool) -> None:
     path, mark = tmp_path / "evil.ckpt", tmp_path / "was_run"

@@ -171,6 +171,7 @@ def test_a_metric_that_is_not_measured_is_named(search_file: Path, capsys: pytes
         ("choices: [4, 8]", "choice: [4, 8]", ["unknown key", "'choices'"]),
         ("choices: [4, 8]", "choices: [4, 0]", ["code_dim=0"]),
         ("validations: 2", "validations: 0", ["validations=0"]),
+        ("trials: 3", "trials: 3\nset: {model.code_dim: 4}", ["set, model.code_dim", "is searched"]),
         ("experiment: vqgan", "experiment: vqgann", ["vqgann_cifar10.yaml", "did you mean"]),
     ],
 )
@@ -181,6 +182,20 @@ def test_mistakes_are_named_before_any_work(search_file: Path, old: str, new: st
         load_search(search_file, "reduced", [])
     for word in ["search.yaml", *words]:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("argument", ["model.optimizer.lr=1.0e-4", "model.codebook_size=8", "model.code_dim=8"])
+def test_a_key_that_is_searched_cannot_be_fixed(search_file: Path, argument: str) -> None:
+    """Also not at its lowest value, with which the search would have the name of the one without it."""
+    key = argument.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"search\.yaml: {key} is searched, so it cannot be set as well"):
+        load_search(search_file, "reduced", [argument])
+
+
+def test_a_number_of_trials_below_one(search_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command(search_file, "--trials", "-1")
+    assert capsys.readouterr().err == "error: TRIALS=-1 must be at least 1\n"
 
 
 @pytest.mark.parametrize("scale", scale_names())

@@ -12,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import TinyExperiment
+from PIL import Image
 from vim_cases import build, tiny_vim
 
 import experiments.evaluate
@@ -56,6 +57,17 @@ def test_the_folder_of_a_run_tells_codebook_size_and_seed(tiny: TinyExperiment) 
     own, below = (digest_of([digest, "shapes"]) for digest in (experiment.digest(), experiment.upstream.digest()))
     assert own_dir(experiment) == folder / f"vim_k48_s3_{own}"
     assert run_dir(experiment.upstream, "vqgan").name == f"vqgan_k48_s0_{below}"
+
+
+def test_a_batch_larger_than_the_data_is_named_before_the_tokenizer_is_trained(
+    tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = fits(monkeypatch)
+    for flip, batch_size in (("false", 17), ("true", 33)):  # 16 images, in two views where they are flipped
+        experiment = tiny_vim(tiny, NO_IMAGES, f"data.flip={flip}", f"data.batch_size={batch_size}")
+        with pytest.raises(ValueError, match=f"do not fill one batch of data.batch_size={batch_size}"):
+            train(experiment, "vim", own_dir(experiment))
+    assert trained == []
 
 
 def test_only_what_is_missing_is_trained(
@@ -310,6 +322,45 @@ def test_commands_that_read_train_nothing_and_name_the_one_that_does(
         words = shlex.split(message.partition("`")[2].partition("`")[0])[3:]
         named = load_experiment(RECIPE.with_name(Path(words[0]).name), words[1:])
         assert run_dir(named, "vqgan_cifar10") == path.parents[1]
+
+
+def test_a_trained_model_is_read_whatever_has_become_of_its_images(
+    tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stands on the tokenizer of its training, not on one of the images that are here now."""
+    folder = tmp_path / "images"
+    for split, part in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")):
+        (folder / split / part).mkdir(parents=True)
+        for i in range(4):
+            pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(folder / split / part / f"{i}.png")
+    keys = ["name=image_folder", "train_size=null", "val_size=null", "random_crop=false"]
+    keys = [*(f"data.{key}" for key in keys), f"runtime.data_dir={folder}"]
+    experiment = tiny_vim(tiny, NO_IMAGES, *keys, upstream=keys)
+    train(experiment, "vim", own_dir(experiment))
+    checkpoint, tokenizer = (
+        path / "checkpoints/final.ckpt"
+        for path in (own_dir(experiment), run_dir(upstream_of(experiment), "vqgan_cifar10"))  # type: ignore[arg-type]
+    )
+    capsys.readouterr()
+    before = run_evaluate(monkeypatch, capsys, str(checkpoint), "--data-dir", str(folder))
+    (folder / "val/a/1.png").rename(folder / "val/b/9.png")
+    after = run_evaluate(monkeypatch, capsys, str(checkpoint), "--data-dir", str(folder))
+    assert after["data_id"] != before["data_id"] and after["protocols"] == before["protocols"]
+
+    shutil.rmtree(folder)
+    for name in ("x.png", "y.png"):
+        sampling = [str(checkpoint), "--data-dir", str(folder), "--num", "2", "--out", str(tmp_path / name)]
+        monkeypatch.setattr(sys, "argv", ["sample", *sampling, "runtime.accelerator=cpu"])
+        if name == "x.png":
+            experiments.sample.main()
+            assert (tmp_path / name).is_file()
+            tokenizer.rename(tmp_path / "elsewhere.ckpt")
+    with pytest.raises(SystemExit):
+        experiments.sample.main()
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tokenizer}: not there; `python -m experiments.train ")
+    assert message.endswith(f"trains it on the images {before['data_id']}, or name its checkpoint with --tokenizer\n")
 
 
 def test_evaluation_without_generation_needs_no_samples(tiny: TinyExperiment, tmp_path: Path) -> None:
