@@ -8,15 +8,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import lightning as L
-
 from experiments.config.values import from_dotlist, merge
 from experiments.pipeline.build import resolve_data, restore
 from experiments.pipeline.prepare import prepare_evaluation
 from experiments.pipeline.training import evaluate
 from experiments.pipeline.upstream import output_dir_of
 from experiments.runtime.errors import user_errors
-from experiments.runtime.ranks import check_accelerator
+from experiments.runtime.ranks import check_accelerator, silent_trainer
 
 
 def main() -> None:
@@ -43,14 +41,8 @@ def main() -> None:
         upstream = experiment.upstream  # whose data is a matter of the past
         resolved = replace(resolve_data(experiment, arguments.data), upstream=upstream)
         module, data, images = prepare_evaluation(resolved, module, arguments.tokenizer)
-        trainer = L.Trainer(
-            accelerator=experiment.runtime.accelerator,
-            devices=1,
-            precision=experiment.trainer.precision,  # type: ignore[arg-type]
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+        trainer = silent_trainer(
+            accelerator=experiment.runtime.accelerator, devices=1, precision=experiment.trainer.precision
         )
         metrics = evaluate(trainer, module, data, images, Path(output_dir))
         protocols = module.protocols()

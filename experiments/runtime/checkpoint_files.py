@@ -5,22 +5,20 @@ from typing import Any
 
 import torch
 
+from experiments.runtime.files import readable
 from lightning_modules.archives import check_sums
 
 CHECKPOINT_FORMAT = 1  # of files without this entry too
-PARTS = ("experiment", "state_dict")  # of every checkpoint of ours
+PARTS = ("experiment", "state_dict")
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checkpoint's plain content. Raises ValueError that names the file for anything but one of ours."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such checkpoint; a run keeps its own in RUN_DIR/checkpoints/")
-    try:
+    with readable(path, problem="not readable as a checkpoint"):
         check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for a file that is truncated, foreign or executable
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not readable as a checkpoint ({reason})") from None
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in PARTS):
         raise ValueError(
             f"{path}: not a checkpoint of this suite; a public one is first turned into one by "

@@ -11,25 +11,18 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from experiments.config.experiment import Experiment
 from experiments.config.identity import digest_of
 from experiments.runtime import code_version
-from experiments.runtime.files import replacing
+from experiments.runtime.files import readable, replacing
 
 FORMAT = 1
 PUBLISHED = Path(__file__).resolve().parents[2] / "sweeps" / "records"
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "lpips")
 
 Record = dict[str, Any]
-
-
-class Identified(Protocol):
-    """What a look-up needs of an `Experiment`; a sweep's plan has it without importing torch."""
-
-    def identity(self) -> dict[str, Any]: ...
-    def differences(self, config: dict[str, Any]) -> list[str]: ...
-    def digest(self) -> str: ...
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -39,11 +32,11 @@ def write_json(path: Path, content: Any) -> None:
         file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
-def record_path(directory: Path, experiment: Identified, data_id: str) -> Path:
+def record_path(directory: Path, experiment: Experiment, data_id: str) -> Path:
     return directory / f"{experiment.digest()}.{data_id}.json"
 
 
-def run_dir(output_dir: Path, name: str, experiment: Identified, data_id: str) -> Path:
+def run_dir(output_dir: Path, name: str, experiment: Experiment, data_id: str) -> Path:
     """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST (of experiment and data): TensorBoard's list shows K and seed."""
     size, seed = size_and_seed(experiment).values()
     digest = digest_of([experiment.digest(), data_id])
@@ -60,12 +53,9 @@ def data_name(data_id: str) -> str:
     return re.sub("-[0-9a-f]{8}$", "", images_id(data_id))
 
 
-def size_and_seed(experiment: Identified) -> dict[str, int]:
+def size_and_seed(experiment: Experiment) -> dict[str, int]:
     """`codebook_size`, of the tokenizer that a stage-2 run stands on, and the run's own `seed`."""
-    own = tokenizer = experiment.identity()
-    while "upstream" in tokenizer:
-        tokenizer = tokenizer["upstream"]
-    return {"codebook_size": tokenizer["model"]["codebook_size"], "seed": own["seed"]}
+    return {"codebook_size": experiment.tokenizer.codebook_size, "seed": experiment.seed}
 
 
 KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protocols": dict}
@@ -73,24 +63,20 @@ KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protoc
 
 def read_record(path: Path) -> Record:
     """Raises ValueError that names the file when it is not a whole record."""
-    try:
+    with readable(path, "; delete it to run the cell again", "not a readable result record"):
         record = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a readable result record ({error}); delete it to run the cell again") from None
-    if not isinstance(record, dict):
-        record = {}
+    record = record if isinstance(record, dict) else {}
     if missing := KINDS.keys() - record.keys():
         raise ValueError(f"{path}: a result record without {', '.join(sorted(missing))}; delete it")
     wrong = [key for key, kind in KINDS.items() if not isinstance(record[key], kind)]
-    wrong += (
-        [name for name, value in record["metrics"].items() if not isinstance(value, int | float)] if not wrong else []
-    )
+    if not wrong:
+        wrong = [name for name, value in record["metrics"].items() if not isinstance(value, int | float)]
     if wrong or not isinstance(record.get("environment", {}), dict):
         raise ValueError(f"{path}: damaged at {', '.join(wrong) or 'environment'}; delete it to run the cell again")
     return record
 
 
-def find_records(experiment: Identified, directories: Sequence[Path]) -> dict[str, Record]:
+def find_records(experiment: Experiment, directories: Sequence[Path]) -> dict[str, Record]:
     """The finished records of this very experiment, by data id; the first directory that has one wins."""
     found: dict[str, Record] = {}
     for directory in directories:
@@ -101,7 +87,7 @@ def find_records(experiment: Identified, directories: Sequence[Path]) -> dict[st
     return found
 
 
-def same_experiment(record: Record, experiment: Identified) -> bool:
+def same_experiment(record: Record, experiment: Experiment) -> bool:
     """Whether the record is of all that decides this experiment's numbers, but for the images."""
     return not experiment.differences(record["config"])
 

@@ -44,10 +44,9 @@ def build_trainer(
     if config.weight_ema:
         # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
         callbacks.append(AveragedWeights(decay=config.weight_ema, use_buffers=False))
-    automatic: dict[str, Any] = {}
-    if module.automatic_optimization:  # else it accumulates and clips by hand
-        automatic["accumulate_grad_batches"] = optimizer.accumulate
-        automatic["gradient_clip_val"] = optimizer.gradient_clip or None
+    accumulate, clip = optimizer.accumulate, optimizer.gradient_clip or None
+    if not module.automatic_optimization:  # it accumulates and clips by hand
+        accumulate, clip = 1, None
     devices, num_nodes = placement(runtime)
     return L.Trainer(
         accelerator=runtime.accelerator,
@@ -66,7 +65,8 @@ def build_trainer(
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=on_terminal,
         enable_model_summary=False,
-        **automatic,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
     )
 
 
@@ -84,11 +84,11 @@ def log_hyperparameters(trainer: L.Trainer, experiment: Experiment, metrics: dic
 def quiet() -> None:
     """Leaves out what Lightning and torch say at every start and no one can act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # Both optimizers follow one schedule; the discriminator's rests until its start step.
-    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data in memory needs none
-    warnings.filterwarnings(
-        "ignore", message=".*It is recommended to use .*sync_dist=True"
-    )  # they are all ranks' already
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # what newer torch calls it, older does not know
+    for message in (
+        ".*LeafSpec.*",
+        "Detected call of `lr_scheduler.step",  # both optimizers follow one, the discriminator's rests until its start
+        ".*does not have many workers.*",  # data in memory needs none
+        ".*It is recommended to use .*sync_dist=True",  # they are all ranks' already
+        ".*broadcast_buffers",  # what newer torch calls it, older does not know
+    ):
+        warnings.filterwarnings("ignore", message=message)
