@@ -8,11 +8,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.config.values import from_dotlist, merge
-from experiments.pipeline.build import resolve_data, restore
+from experiments.pipeline.build import resolve_data
 from experiments.pipeline.prepare import prepare_evaluation
 from experiments.pipeline.training import evaluate
-from experiments.pipeline.upstream import output_dir_of
+from experiments.pipeline.upstream import restore_for
 from experiments.runtime.errors import user_errors
 from experiments.runtime.ranks import check_accelerator, silent_trainer
 
@@ -34,9 +33,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     arguments = parser.parse_intermixed_args()  # options may stand between keys
     with user_errors():
-        output_dir = arguments.output_dir or output_dir_of(arguments.checkpoint)
-        where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
-        experiment, module = restore(arguments.checkpoint, merge(where, from_dotlist(arguments.overrides)))
+        experiment, module = restore_for(arguments)
         check_accelerator(experiment.runtime)
         upstream = experiment.upstream  # whose data is a matter of the past
         resolved = replace(resolve_data(experiment, arguments.data), upstream=upstream)
@@ -44,7 +41,7 @@ def main() -> None:
         trainer = silent_trainer(
             accelerator=experiment.runtime.accelerator, devices=1, precision=experiment.trainer.precision
         )
-        metrics = evaluate(trainer, module, data, images, Path(output_dir))
+        metrics = evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir))
         protocols = module.protocols()
         if arguments.json:
             print(json.dumps({"data_id": images.data_id, "metrics": metrics, "protocols": protocols}))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
 from experiments.pipeline.codebooks.extraction import build_device
-from experiments.runtime.files import locked, replacing
+from experiments.runtime.files import locked, readable, replacing
 from experiments.runtime.ranks import is_main
 from lightning_modules.archives import check_sums
 from lightning_modules.metrics.classifier import DECAY, LabelClassifier, TimmClassifier, fit_head
@@ -46,7 +46,11 @@ def classifier_for(name: str, experiment: Experiment, images: ImageDataModule) -
     key = "_".join(parts).replace("/", "_").replace(":", "-")
     path = Path(experiment.runtime.output_dir) / "classifiers" / f"{key}.pt"
     with locked(path.with_suffix(".lock"), "is making this classifier"):
-        saved = read(path) if path.is_file() else make(encoder.to(device), images, needs_head, path)
+        if not path.is_file():
+            make(encoder.to(device), images, needs_head, path)
+        with readable(path, ": delete it"):
+            check_sums(path)
+            saved = torch.load(path, map_location="cpu", weights_only=True)
     head = None
     if needs_head:
         head = nn.Linear(saved["weight"].shape[1], saved["weight"].shape[0])
@@ -54,10 +58,8 @@ def classifier_for(name: str, experiment: Experiment, images: ImageDataModule) -
     classifier = LabelClassifier(encoder, head)
     classifier.set_accuracy(saved["accuracy"])
     if is_main():
-        print(
-            f"classifier {classifier.id}: {saved['accuracy']:.1%} of {saved['num_images']:,} validation images right",
-            flush=True,
-        )
+        share = f"{saved['accuracy']:.1%} of {saved['num_images']:,} validation images right"
+        print(f"classifier {classifier.id}: {share}", flush=True)
     return classifier.to(device)
 
 
@@ -81,16 +83,7 @@ def encoder_for(name: str, images: ImageDataModule) -> PretrainedEncoder:
     return load_encoder(name, size)
 
 
-def read(path: Path) -> dict[str, Any]:
-    try:
-        check_sums(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not readable ({reason}): delete it") from None
-
-
-def make(encoder: PretrainedEncoder, images: ImageDataModule, needs_head: bool, path: Path) -> dict[str, Any]:
+def make(encoder: PretrainedEncoder, images: ImageDataModule, needs_head: bool, path: Path) -> None:
     """Trains the head if there is to be one, measures, and writes the file atomically."""
     content: dict[str, Any] = {}
     head = None
@@ -108,7 +101,6 @@ def make(encoder: PretrainedEncoder, images: ImageDataModule, needs_head: bool, 
     content |= {"accuracy": right / total, "num_images": total}
     with replacing(path) as file:
         torch.save(content, file)
-    return content
 
 
 @torch.no_grad()

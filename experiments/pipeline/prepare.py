@@ -12,7 +12,6 @@ from torch.utils.data import Subset
 
 from datamodules import HeldOutDataModule, ImageDataModule, TokensConfig, TokensDataModule
 from datamodules.tokens import TokenDataset
-from datamodules.views import ViewDataset
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data, build_model, plain
 from experiments.pipeline.classifier import classifier_for
@@ -20,17 +19,10 @@ from experiments.pipeline.codebooks.build import codebook_for
 from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.encode import EncodedImages
 from experiments.pipeline.token_writer import Job, is_finished, make_job, write_tokens
-from experiments.pipeline.tokens import view_names
-from experiments.pipeline.upstream import Below, restore_below
+from experiments.pipeline.tokens import view_names, views_of
+from experiments.pipeline.upstream import Below, restore_below, use_tokenizer
 from experiments.runtime.ranks import main_first
 from lightning_modules.base import Setting
-
-
-class Needs(NamedTuple):
-    """What does not depend on the models below. `images` are those that metrics compare with."""
-
-    images: ImageDataModule
-    classifier: Any = None
 
 
 class Prepared(NamedTuple):
@@ -41,15 +33,18 @@ class Prepared(NamedTuple):
     images: ImageDataModule
 
 
-def gather(experiment: Experiment) -> Needs:
-    """What can go wrong before anything below is trained. Raises ValueError or OSError."""
+def gather(experiment: Experiment) -> tuple[ImageDataModule, Any]:
+    """The images that metrics compare with, and the classifier or None: what can fail before anything below is trained.
+
+    Raises ValueError or OSError.
+    """
     model = experiment.model
     with main_first():  # caches, the classifier's head
         images = build_data(plain(experiment) if experiment.upstream else experiment)
         if model.heldout:
             check_heldout(model, images)
         classifier = classifier_for(model.classifier, experiment, images) if model.classifier else None
-    return Needs(images, classifier)
+    return images, classifier
 
 
 def check_heldout(model: Any, images: ImageDataModule) -> int:
@@ -64,8 +59,11 @@ def check_heldout(model: Any, images: ImageDataModule) -> int:
     return number
 
 
-def prepare(experiment: Experiment, needs: Needs | None = None) -> Prepared:
-    """Data and module of the experiment, on the trained models below it. Raises ValueError or OSError."""
+def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = None) -> Prepared:
+    """Data and module of the experiment, on the trained models below it; `needs` of `gather`.
+
+    Raises ValueError or OSError.
+    """
     images, classifier = needs or gather(experiment)
     below = restore_below(experiment)
     with main_first():  # tokens, codebook
@@ -97,9 +95,15 @@ def data_for(experiment: Experiment, below: Below, images: ImageDataModule) -> L
         encoded = EncodedImages(build_data(experiment), below.tokenizer, below.tokenizer_digest, precision)
         encoded.setup("fit")
         return encoded
-    job = None if model.inputs == "images" else token_job(experiment, below, images)
-    data = build_data(experiment) if job is None else read_tokens(experiment, tokens_for(experiment, job))
-    data.setup("fit")
+    data: Any
+    if model.inputs == "images":
+        data = build_data(experiment)
+    else:
+        job = token_job(experiment, below, images)
+        job.tokenizer.to(build_device(experiment))
+        write_tokens(job, folder := token_folder(experiment, job), waits=True)
+        data = read_tokens(experiment, folder)
+        data.setup("fit")
     if not model.heldout:
         return data
     plain_set: Any = images.train_set
@@ -129,12 +133,8 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
 
 def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below | None:
     """Gives a restored module its tokenizer. Raises ValueError: it is not there, or not the one of the training."""
-    below = restore_below(experiment, path)
-    if below is not None:
-        try:
-            module.use_tokenizer(below.tokenizer, below.tokenizer_digest)
-        except ValueError as error:
-            raise ValueError(f"{path or 'the tokenizer below'}: {error}") from None
+    if (below := restore_below(experiment, path)) is not None:
+        use_tokenizer(module, below, path or "the tokenizer below")
     return below
 
 
@@ -143,26 +143,13 @@ def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below 
 
 def token_job(experiment: Experiment, below: Below, images: ImageDataModule) -> Job:
     """Encoding `images`, those of training plain and, where the experiment flips, mirrored."""
-    assert images.train_set is not None and images.val_set is not None
-    views = view_names(None, experiment.data.flip)
-    sources = {
-        "train": ViewDataset(images.train_set, views, seed=images.config.data_seed),
-        "val": ViewDataset(images.val_set, ["plain"]),
-    }
     tokenizer_experiment = replace(below.experiment, data=images.config)
-    return make_job(tokenizer_experiment, below.tokenizer, below.tokenizer_digest, images, sources, batch_size=64)
+    sources = views_of(images, view_names(None, experiment.data.flip))
+    return make_job(tokenizer_experiment, below.tokenizer, below.tokenizer_digest, images, sources)
 
 
 def token_folder(experiment: Experiment, job: Job) -> Path:
     return Path(experiment.runtime.output_dir) / "tokens" / job.name
-
-
-def tokens_for(experiment: Experiment, job: Job) -> Path:
-    """The folder with the tokens of `job`; encoded now where they are missing."""
-    folder = token_folder(experiment, job)
-    job.tokenizer.to(build_device(experiment))
-    write_tokens(job, folder, waits=True)
-    return folder
 
 
 def read_tokens(experiment: Experiment, folder: Path) -> TokensDataModule:

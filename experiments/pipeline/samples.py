@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.config.values import from_dotlist, merge
-from experiments.pipeline.build import build_data, plain, restore
+from experiments.pipeline.build import build_data, plain
 from experiments.pipeline.classifier import classifier_for
 from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.prepare import lend
 from experiments.pipeline.sample_files import Images, check_out, suffix
-from experiments.pipeline.upstream import output_dir_of
+from experiments.pipeline.upstream import restore_for
 from experiments.runtime.progress import progress
 from lightning_modules.metrics.classifier import LabelClassifier
 from lightning_modules.metrics.extractors import to_uint8
@@ -151,12 +150,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
     Raises ValueError or FileNotFoundError before any long work.
     """
     check_numbers(arguments)
-    overrides = from_dotlist(arguments.overrides)
-    if other := set(overrides) - {"data", "runtime"}:
-        raise ValueError(f"{min(other)}: the model is trained, only data.* and runtime.* can be changed")
-    output_dir = arguments.output_dir or output_dir_of(arguments.checkpoint)
-    where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
-    experiment, module = restore(arguments.checkpoint, merge(where, overrides))
+    experiment, module = restore_for(arguments, "the model")
     if not experiment.model.generates:
         raise ValueError(f"{arguments.checkpoint}: holds a '{experiment.model.name}', which generates no images")
     classes = parse_classes(arguments.classes, module.num_conditions)

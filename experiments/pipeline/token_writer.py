@@ -25,7 +25,7 @@ from experiments.config.experiment import Experiment
 from experiments.config.identity import identity
 from experiments.pipeline.encode import encode_batch
 from experiments.runtime.appending import append
-from experiments.runtime.files import locked
+from experiments.runtime.files import locked, readable
 from experiments.runtime.records import write_json
 from lightning_modules.frozen import freeze
 from lightning_modules.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def make_job(
     tokenizer_digest: str,
     data: ImageDataModule,
     sources: dict[str, ViewDataset],
-    batch_size: int,
+    batch_size: int = 64,
 ) -> Job:
     """The job of encoding `sources`, made of the images of `data`, with `tokenizer`, which is frozen."""
     size = tokenizer.encoder.grid_size
@@ -89,15 +89,14 @@ def is_finished(folder: Path, meta: TokenMeta) -> bool:
     if not (folder / "meta.json").is_file():
         return False
     if (found := replace(read_meta(folder), sha256={})) != meta:
-        raise ValueError(
-            f"{folder}: holds other tokens ({differences(asdict(found), asdict(meta))}): choose another --out"
-        )
+        raise ValueError(f"{folder}: holds other tokens ({differences(asdict(found), meta)}): choose another --out")
     return True
 
 
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    names = [key for key in wanted if found.get(key) != wanted[key]]
-    return ", ".join(f"{key} {found.get(key)} instead of {wanted[key]}" for key in names[:2])
+def differences(found: dict[str, Any], wanted: TokenMeta) -> str:
+    """The first two of them, in words; "" = none."""
+    differ = [(key, value) for key, value in asdict(wanted).items() if found.get(key) != value]
+    return ", ".join(f"{key} {found.get(key)} instead of {value}" for key, value in differ[:2])
 
 
 def write_tokens(job: Job, folder: Path, waits: bool = False) -> bool:
@@ -123,17 +122,14 @@ def resume_point(job: Job, folder: Path) -> dict[str, int]:
     """Images done, by split: whole batches that are on disk."""
     path = folder / "state.json"
     if not path.is_file():
-        for file in (tokens_path(folder, split) for split in SPLITS):
-            if file.is_file() and file.stat().st_size:
+        for split in SPLITS:
+            if (file := tokens_path(folder, split)).is_file() and file.stat().st_size:
                 raise ValueError(f"{file}: not made by this command, which would overwrite it: choose another --out")
         save_state(job, folder, dict.fromkeys(SPLITS, 0))
-    try:
+    with readable(path, f": delete {folder}"):
         state = json.loads(path.read_text())
         meta, counts = dict(state["meta"]), {split: int(state["done"][split]) for split in SPLITS}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not readable ({error!r}): delete {folder}") from None
-    if meta != asdict(job.meta):
-        differ = differences(meta, asdict(job.meta))
+    if differ := differences(meta, job.meta):
         raise ValueError(f"{folder}: holds a half of other tokens ({differ}): delete it or choose another --out")
     done = {}
     for split, images in counts.items():

@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
@@ -214,9 +213,5 @@ def use_reference(trainer: L.Trainer, module: Any, images: ImageDataModule, outp
         return
     with main_first():
         loader = images.ordered_train_dataloader() if split == "train" else images.ordered_val_dataloader()
-        device = trainer.strategy.root_device
-        module.use_reference(output_dir / "references", pixels(loader), images.images_key(split), device)
-
-
-def pixels(loader: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
-    return (batch["image"] for batch in loader)
+        pixels, device = (batch["image"] for batch in loader), trainer.strategy.root_device
+        module.use_reference(output_dir / "references", pixels, images.images_key(split), device)
