@@ -101,8 +101,8 @@ def data_for(experiment: Experiment, below: Below, images: ImageDataModule) -> L
     else:
         job = token_job(experiment, below, images)
         job.tokenizer.to(build_device(experiment))
-        write_tokens(job, folder := token_folder(experiment, job), waits=True)
-        data = read_tokens(experiment, folder)
+        write_tokens(job, job.folder, waits=True)
+        data = read_tokens(experiment, job.folder)
         data.setup("fit")
     if not model.heldout:
         return data
@@ -125,8 +125,8 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
     if below is None or experiment.model.inputs == "images":
         return Prepared(module, images, images)
     job = token_job(experiment, below, images)
-    if experiment.reads_kept_tokens and is_finished(folder := token_folder(experiment, job), job.meta):
-        return Prepared(module, read_tokens(experiment, folder), images)
+    if experiment.reads_kept_tokens and is_finished(job.folder, job.meta):
+        return Prepared(module, read_tokens(experiment, job.folder), images)
     data = EncodedImages(images, below.tokenizer, below.tokenizer_digest, below.experiment.trainer.precision)
     return Prepared(module, data, images)
 
@@ -146,10 +146,6 @@ def token_job(experiment: Experiment, below: Below, images: ImageDataModule) -> 
     tokenizer_experiment = replace(below.experiment, data=images.config)
     sources = views_of(images, view_names(None, experiment.data.flip))
     return make_job(tokenizer_experiment, below.tokenizer, below.tokenizer_digest, images, sources)
-
-
-def token_folder(experiment: Experiment, job: Job) -> Path:
-    return Path(experiment.runtime.output_dir) / "tokens" / job.name
 
 
 def read_tokens(experiment: Experiment, folder: Path) -> TokensDataModule:

@@ -1,8 +1,6 @@
 """Images out of a trained VIM. Image i of a seed is the same at any batch size and number of images."""
 
 import argparse
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.config.identity import digest_of
 from experiments.pipeline.build import build_data, plain
 from experiments.pipeline.classifier import classifier_for
 from experiments.pipeline.codebooks.extraction import build_device
@@ -169,9 +168,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
     }
     if arguments.format != "png" or arguments.accept < 1:  # a folder may grow
         description["num"] = job.num
-    name = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:8]
-    parent = Path(arguments.checkpoint).absolute().parents[1]
-    out = Path(arguments.out or parent / "samples" / f"{name}{suffix(arguments.format)}")
+    name = f"{digest_of(description)[:8]}{suffix(arguments.format)}"
+    out = Path(arguments.out or Path(arguments.checkpoint).absolute().parents[1] / "samples" / name)
     if check_out(out, arguments.format, description, job.num):
         print(f"they are finished, nothing was done: {out}")
         return None

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import tempfile
 import uuid
@@ -13,6 +14,7 @@ from typing import BinaryIO
 
 from experiments.runtime.errors import is_first
 
+GB = 1e9
 PARTIAL = ".partial"  # what is written, until it is whole
 LOCK = ".lock"  # of a folder
 HELD: dict[Path, int] = {}  # lock file -> the process that holds it; a fork has its parent's entries
@@ -69,6 +71,15 @@ def require_writable(folder: Path) -> None:
         raise PermissionError(
             f"{folder}: cannot be written ({error.strerror}): choose another --run-dir or runtime.output_dir"
         ) from None
+
+
+def require_space(folder: Path, needed: int, what: str, advice: str = "") -> None:
+    """Raises ValueError, `what` "needs" so many bytes, when the disk of `folder` has not `needed` bytes free."""
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise ValueError(
+            f"{folder}: {what} {needed:,} bytes ({needed / GB:.1f} GB) more, and the disk has {free:,} "
+            f"({free / GB:.1f} GB) free: free some, choose another runtime.output_dir{advice}"
+        )
 
 
 @contextmanager
