@@ -13,7 +13,7 @@ TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
 
 def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> Table:
     """The table that the command prints. Raises ValueError for what cannot be previewed, or run on so many devices."""
-    batch, config = experiment.data.batch_size, experiment.trainer
+    batch = experiment.data.batch_size
     if devices < 1 or batch % devices:
         raise ValueError(
             f"--devices {devices}: data.batch_size={batch} is the global batch and must divide evenly over the devices"
@@ -23,43 +23,35 @@ def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> T
     cost = count_cost(experiment)
     if not cost.parameters:
         raise ValueError(f"a {experiment.model.name} costs little beside what it stands on: {experiment.recipe}")
-    size = experiment.data.image_size
+    size, precision = experiment.data.image_size, experiment.trainer.precision
     table = Table(title=name, show_header=False, title_justify="left")
-    rows = [
-        ("data", f"{experiment.data.name}, {size} x {size} pixels, batch {batch:,}: {batch // devices:,} a device"),
-        *cost_rows(experiment, cost, devices, tflops),
-    ]
-    if config.precision != "32-true":
-        rows.append(("precision", f"{config.precision}; memory is counted in fp32, so an upper bound"))
-    for row in rows:
+    share = f"batch {batch:,}: {batch // devices:,} a device"
+    table.add_row("data", f"{experiment.data.name}, {size} x {size} pixels, {share}")
+    for row in cost_rows(experiment, cost, devices, tflops):
         table.add_row(*row)
+    if precision != "32-true":
+        table.add_row("precision", f"{precision}; memory is counted in fp32, so an upper bound")
     return table
 
 
 def cost_rows(experiment: Experiment, cost: Cost, devices: int, tflops: float) -> list[tuple[str, str]]:
-    codes = experiment.tokenizer.codebook_size
     hours = training_hours(experiment, cost, devices, tflops)
-
     parameters = [*cost.parameters.items(), ("model", cost.totals["model parameters"])]
+    names = {"projector": "projector, once a step", "perceptual": "perceptual loss, two images"}
+    names["tokenizer"] = "tokenizer, which encodes at every step"
     return [
         *experiment.model.describe().items(),
-        ("tokens per image", f"{cost.tokens:,} of {codes:,} codes"),
+        ("tokens per image", f"{cost.tokens:,} of {experiment.tokenizer.codebook_size:,} codes"),
         *((("stands on", experiment.recipe),) if experiment.upstream else ()),
         ("trained parameters", ""),
         *((f"  {part}", millions(number)) for part, number in parameters if number),
-        *mac_rows(cost),
+        ("MACs, one image forward", ""),
+        *((f"  {names.get(part, part)}", billions(number)) for part, number in cost.macs.items() if number),
         ("  model", f"{billions(cost.totals['model MACs'])}: all above but the search and the losses"),
         *((count.source, against_paper(count, cost.totals[count.quantity])) for count in paper_counts(experiment)),
         ("memory a device", memory_row(memory_bytes(experiment, devices), devices)),
         ("training", training_row(experiment, hours, devices, tflops)),
     ]
-
-
-def mac_rows(cost: Cost) -> list[tuple[str, str]]:
-    names = {"projector": "projector, once a step", "perceptual": "perceptual loss, two images"}
-    names["tokenizer"] = "tokenizer, which encodes at every step"
-    rows = [(f"  {names.get(part, part)}", billions(number)) for part, number in cost.macs.items() if number]
-    return [("MACs, one image forward", ""), *rows]
 
 
 def against_paper(count: PaperCount, counted: int) -> str:

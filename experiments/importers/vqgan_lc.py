@@ -7,21 +7,21 @@ by gradient or (`--quantizer_type ema`) by moving averages.
 from typing import Any
 
 from experiments.importers.cnn import infer_cnn
-from experiments.importers.family import Family, Options, Source, Weight, same, true
+from experiments.importers.family import TRUE, Family, Options, Source, Weight, same
 from experiments.importers.taming import taming_cnn_weight
 from lightning_modules.tokenizer import TokenizerConfig
 
 TABLE = "tok_embeddings.weight"
 QUANTIZER = {
     "quantizer.table": same(TABLE),
-    "quantizer.is_filled": true(),
-    "quantizer.is_matched": true(),  # the projector is trained: the first batch must not rescale it
+    "quantizer.is_filled": TRUE,
+    "quantizer.is_matched": TRUE,  # the projector is trained: the first batch must not rescale it
     "quantizer.projector.weight": same("codebook_projection.weight"),
     "quantizer.projector.bias": same("codebook_projection.bias"),
     "quantizer.codes": same(TABLE),
     "quantizer.counts": same("cluster_size"),
     "quantizer.sums": same("embed_avg"),
-    "quantizer.is_placed": true(),
+    "quantizer.is_placed": TRUE,
 }
 
 

@@ -24,26 +24,20 @@ PAPER = "timm:resnet101.tv_in1k"  # A says ResNet-101 and no more
 
 
 def classifier_for(name: str, experiment: Experiment, images: ImageDataModule) -> LabelClassifier:
-    """The classifier of `images`' classes, whose accuracy on the validation images is in its id.
+    """The classifier of the classes of `images` (not augmented), whose accuracy on the validation images is in its id.
 
-    Args:
-        name: "timm:NAME", of ImageNet's classes only; "efficientnet-lite0": on ImageNet as it is, elsewhere with a
-            linear head that is trained on the training images, with their features (N, 1280) in memory; "auto":
-            the paper's on ImageNet, else efficientnet-lite0.
-        experiment: for its output folder and device.
-        images: set up, without augmentation.
-
-    Raises:
-        ValueError: the name is unknown, or the classifier cannot know these classes.
-        FileNotFoundError: its weights are not on disk and cannot be downloaded.
+    `name`: "timm:NAME", of ImageNet's classes only; "efficientnet-lite0": on ImageNet as it is, elsewhere with a linear
+    head that is trained on the training images, with their features (N, 1280) in memory; "auto": the paper's on
+    ImageNet, else efficientnet-lite0. Raises ValueError: the name is unknown, or the classifier cannot know these
+    classes; FileNotFoundError: its weights are not on disk and cannot be downloaded.
     """
     if images.num_classes < 2:
         raise ValueError(f"{images.data_id}: images without classes cannot be accepted by a classifier")
     device, encoder = build_device(experiment), encoder_for(name, images)
     needs_head = not is_imagenet(images)
-    parts = [f"{encoder.name}@{encoder.input_size}px", images.images_key("train"), f"val{images.config.val_size or ''}"]
-    parts += [f"decay{DECAY:g}"] if needs_head else []
-    key = "_".join(parts).replace("/", "_").replace(":", "-")
+    network, val = f"{encoder.name}@{encoder.input_size}px", f"val{images.config.val_size or ''}"
+    key = f"{network}_{images.images_key('train')}_{val}" + (f"_decay{DECAY:g}" if needs_head else "")
+    key = key.replace("/", "_").replace(":", "-")
     path = Path(experiment.runtime.output_dir) / "classifiers" / f"{key}.pt"
     with locked(path.with_suffix(".lock"), "is making this classifier"):
         if not path.is_file():

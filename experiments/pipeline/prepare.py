@@ -92,7 +92,7 @@ def data_for(experiment: Experiment, below: Below, images: ImageDataModule) -> L
     model = experiment.model
     if model.inputs == "tokens" and model.encode_on_the_fly:
         precision = below.experiment.trainer.precision
-        encoded = EncodedImages(build_data(experiment), below.tokenizer, below.tokenizer_digest, precision)
+        encoded = EncodedImages(build_data(experiment), below.tokenizer, precision)
         encoded.setup("fit")
         return encoded
     data: Any
@@ -127,7 +127,7 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
     job = token_job(experiment, below, images)
     if experiment.reads_kept_tokens and is_finished(job.folder, job.meta):
         return Prepared(module, read_tokens(experiment, job.folder), images)
-    data = EncodedImages(images, below.tokenizer, below.tokenizer_digest, below.experiment.trainer.precision)
+    data = EncodedImages(images, below.tokenizer, below.experiment.trainer.precision)
     return Prepared(module, data, images)
 
 

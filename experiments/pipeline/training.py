@@ -18,7 +18,7 @@ from experiments.pipeline.prepare import gather, prepare
 from experiments.pipeline.summary import print_summary
 from experiments.pipeline.upstream import checkpoint_below, upstream_of
 from experiments.runtime.callbacks import InCheckpoint
-from experiments.runtime.checkpoint_files import load_checkpoint
+from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.files import LOCK, inherited, locked, require_writable
 from experiments.runtime.health import (
     naming_last_checkpoint,

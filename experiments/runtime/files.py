@@ -91,14 +91,8 @@ def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for i
     process however that ends, and which data loader workers, that outlive a killed process by seconds, do not inherit
     (they would a flock).
 
-    Args:
-        path: in a folder that is made if need be; FOLDER/.lock stands for the folder.
-        doing: what the other process does, for messages, such as "is training there".
-        waits: for the other process to end, instead of the error.
-        advice: for the error's message.
-
-    Raises:
-        ValueError: another process holds it, with its number and host.
+    `path` is in a folder that is made if need be; FOLDER/.lock stands for the folder. `doing` is what the other process
+    does, such as "is training there". Raises ValueError, with that process and `advice`, unless this one `waits`.
     """
     path = path.resolve()
     if not is_first() or HELD.get(path) == os.getpid() or os.environ.get(INHERITED) == str(path):

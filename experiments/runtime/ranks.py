@@ -157,8 +157,8 @@ def join(experiment: Experiment) -> None:
 
 def silent_trainer(**options: Any) -> L.Trainer:
     """Writes no file and shows nothing."""
-    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    return L.Trainer(**dict.fromkeys(silent, False), **options)
+    options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return L.Trainer(**options)
 
 
 def is_main() -> bool:

@@ -13,8 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
 from experiments.runtime.callbacks import Dashboard, InCheckpoint
-from experiments.runtime.checkpoint_files import CHECKPOINT_FORMAT
-from experiments.runtime.checkpoints import AtomicCheckpointIO, ResumePoints
+from experiments.runtime.checkpoints import CHECKPOINT_FORMAT, AtomicCheckpointIO, ResumePoints
 from experiments.runtime.health import FiniteWeights
 from experiments.runtime.progress import ProgressLines, TimeLeft
 from experiments.runtime.random_state import RandomState
@@ -73,11 +72,8 @@ def build_trainer(
 def log_hyperparameters(trainer: L.Trainer, experiment: Experiment, metrics: dict[str, float]) -> None:
     """Final metrics beside the configuration, for TensorBoard's HPARAMS tab."""
     assert trainer.logger is not None
-    values: dict[str, Any] = {
-        key: value if isinstance(value, (int, float, bool, str)) else str(value)
-        for key, value in flatten(experiment.identity()).items()
-    }
-    trainer.logger.log_hyperparams(values, {f"final/{name}": value for name, value in metrics.items()})
+    final = {f"final/{name}": value for name, value in metrics.items()}
+    trainer.logger.log_hyperparams(flatten(experiment.identity()), final)
     trainer.logger.finalize("success")
 
 
