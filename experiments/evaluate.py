@@ -32,9 +32,7 @@ def main() -> None:
         upstream = experiment.upstream  # whose data is a matter of the past
         resolved = replace(resolve_data(experiment, given.data), upstream=upstream)
         module, data, images = prepare_evaluation(resolved, module, given.tokenizer)
-        trainer = silent_trainer(
-            accelerator=experiment.runtime.accelerator, devices=1, precision=experiment.trainer.precision
-        )
+        trainer = silent_trainer(experiment.runtime, devices=1, precision=experiment.trainer.precision)
         metrics = evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir))
         protocols = module.protocols()
         if given.json:

@@ -96,10 +96,7 @@ class Experiment:
         self.model.check_upstream(None if self.upstream is None else self.upstream.model)
         if self.upstream is not None:
             size, below = self.data.image_size, self.upstream.data.image_size
-            require(
-                size == below,
-                f"data.image_size={size}, but upstream.data.image_size={below}: the models share their images",
-            )
+            require(size == below, f"data.image_size={size}, but upstream.data.image_size={below}: they must agree")
         require(
             not (self.reads_kept_tokens and getattr(self.data, "random_crop", False)),
             "data.random_crop needs model.encode_on_the_fly=true: tokens that are made once are of whole images",

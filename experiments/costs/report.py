@@ -15,9 +15,7 @@ def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> T
     """The table that the command prints. Raises ValueError for what cannot be previewed, or run on so many devices."""
     batch = experiment.data.batch_size
     if devices < 1 or batch % devices:
-        raise ValueError(
-            f"--devices {devices}: data.batch_size={batch} is the global batch and must divide evenly over the devices"
-        )
+        raise ValueError(f"--devices {devices}: data.batch_size={batch} is the global batch, to be divided evenly")
     if tflops <= 0:
         raise ValueError(f"--tflops {tflops} must be above 0")
     cost = count_cost(experiment)

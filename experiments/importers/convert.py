@@ -58,9 +58,7 @@ def convert(
     if missing := [key for key in sorted(used) if key not in tensors]:
         raise ValueError(f"{origin}: lacks {some(missing)}, which a {name} model of its other shapes has")
     if extra := [key for key in tensors if key not in used and not key.startswith(tuple(family.dropped))]:
-        raise ValueError(
-            f"{origin}: holds {some(extra)}, of which --from {name} knows nothing; no key is left out silently"
-        )
+        raise ValueError(f"{origin}: holds {some(extra)}, of which --from {name} knows nothing; no key is ignored")
 
     state: Tensors = {}
     for key, weight in found.items():

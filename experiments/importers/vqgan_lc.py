@@ -29,15 +29,10 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
     codebook_size, feature_dim = source.shape(TABLE, 2)
     code_dim = source.shape("quant_conv.weight", 4)[0]
     if code_dim == 768:
-        raise ValueError(
-            f"{source.origin}: 768-dimensional codes; their code normalises latents of this size, and ours has no such "
-            "model"
-        )
+        raise ValueError(f"{source.origin}: 768-dimensional codes, of latents that their code alone normalises")
     if source.has("codebook_projection.0."):
-        raise ValueError(
-            f"{source.origin}: a projector of two layers ('codebook_projection.0.*', --use_cblinear 2); only the "
-            "paper's, one linear layer, can be imported"
-        )
+        what = "a projector of two layers ('codebook_projection.0.*', --use_cblinear 2)"
+        raise ValueError(f"{source.origin}: {what}; only the paper's, one linear layer, can be imported")
     model: dict[str, Any] = {"codebook_size": codebook_size, "code_dim": code_dim}
     if source.has("codebook_projection."):
         model |= {"name": "vqgan_lc", "quantizer": {"name": "large_codebook", "feature_dim": feature_dim}}

@@ -18,8 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from experiments.runtime.files import readable, replacing
-from experiments.runtime.records import write_json
+from experiments.runtime.files import readable, replacing, write_json
 from lightning_modules.figures import num_columns
 
 FORMATS = {"grid": ".png", "png": "", "npz": ".npz"}  # and how their names end; png is a folder

@@ -134,10 +134,8 @@ def sampling_of(module: Any, arguments: argparse.Namespace) -> SamplingConfig:
     sampling = replace(module.config.sampling, **given)
     sampling.check()
     if sampling.guidance_scale != 1 and not module.config.label_dropout:
-        raise ValueError(
-            f"--guidance {sampling.guidance_scale:g}: the model was not trained without its label now and then; that "
-            "takes model.label_dropout=0.1, say, in training"
-        )
+        scale, reason = f"{sampling.guidance_scale:g}", "the model was not trained without its label now and then"
+        raise ValueError(f"--guidance {scale}: {reason}; that takes model.label_dropout=0.1, say, in training")
     return sampling
 
 

@@ -24,8 +24,7 @@ from experiments.config.experiment import Experiment, RuntimeConfig
 from experiments.config.identity import digest_of, identity
 from experiments.pipeline.encode import encode_batch
 from experiments.runtime.appending import append
-from experiments.runtime.files import locked, readable, require_space
-from experiments.runtime.records import write_json
+from experiments.runtime.files import locked, readable, require_space, write_json
 from lightning_modules.frozen import freeze
 from lightning_modules.tokenizer import Tokenizer
 
@@ -148,9 +147,8 @@ def encode_split(job: Job, folder: Path, split: str, done: dict[str, int]) -> No
     """Appends the tokens of the images after the first done[split], which it counts up."""
     source, meta = job.sources[split], job.meta
     rest: Sequence[int] = range(done[split], len(source))
-    loader = DataLoader(
-        Subset(source, rest), job.batch_size, num_workers=job.runtime.num_workers, collate_fn=keep_batch
-    )
+    workers = job.runtime.num_workers
+    loader = DataLoader(Subset(source, rest), job.batch_size, num_workers=workers, collate_fn=keep_batch)
 
     def save(images: int) -> None:
         done[split] = images

@@ -29,10 +29,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in PARTS):
-        raise ValueError(
-            f"{path}: not a checkpoint of this suite; a public one is first turned into one by "
-            "`python -m experiments.import_checkpoint`"
-        )
+        advice = "a public one is first turned into one by `python -m experiments.import_checkpoint`"
+        raise ValueError(f"{path}: not a checkpoint of this suite; {advice}")
     if (found := checkpoint.get("format", 1)) != CHECKPOINT_FORMAT:
         raise ValueError(
             f"{path}: checkpoint format {found}, this version reads {CHECKPOINT_FORMAT}: use the version of the suite "

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -10,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from experiments.runtime.errors import is_first
 
@@ -41,6 +42,13 @@ def replacing(path: Path, concurrent_writers: bool = False) -> Iterator[BinaryIO
         if isinstance(error, (OSError, RuntimeError)) and (cause := os_error(error)):
             raise OSError(cause.errno, cause.strerror, str(path)) from None
         raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes atomically: a reader sees the old file or the whole new one, also after a crash or on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, concurrent_writers=True) as file:
+        file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 @contextmanager

@@ -82,9 +82,7 @@ def check_accelerator(runtime: RuntimeConfig) -> None:
     if name not in ACCELERATORS:
         raise ValueError(f"runtime.accelerator='{name}' is none of {', '.join(ACCELERATORS)}")
     if name not in ("auto", "cpu") and not torch.accelerator.is_available():
-        raise ValueError(
-            f"runtime.accelerator={name}, but torch finds no GPU here: leave it out, or set runtime.accelerator=cpu"
-        )
+        raise ValueError(f"runtime.accelerator={name}, but torch finds no GPU here: leave it out, or set it to cpu")
 
 
 def check_gpus(runtime: RuntimeConfig) -> None:
@@ -150,15 +148,15 @@ def join(experiment: Experiment) -> None:
     runtime, (devices, nodes) = experiment.runtime, placement(experiment.runtime)
     if num_devices(runtime) == 1 or dist.is_initialized():
         return
-    trainer = silent_trainer(accelerator=runtime.accelerator, devices=devices, num_nodes=nodes, strategy=DDPStrategy())
+    trainer = silent_trainer(runtime, devices=devices, num_nodes=nodes, strategy=DDPStrategy())
     assert trainer.strategy.launcher is not None
     trainer.strategy.launcher.launch(trainer.strategy.setup_environment)
 
 
-def silent_trainer(**options: Any) -> L.Trainer:
+def silent_trainer(runtime: RuntimeConfig, **options: Any) -> L.Trainer:
     """Writes no file and shows nothing."""
     options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return L.Trainer(**options)
+    return L.Trainer(accelerator=runtime.accelerator, **options)
 
 
 def is_main() -> bool:

@@ -16,20 +16,13 @@ from typing import Any
 from experiments.config.experiment import Experiment
 from experiments.config.identity import digest_of
 from experiments.runtime import code_version
-from experiments.runtime.files import readable, replacing
+from experiments.runtime.files import readable
 
 FORMAT = 1
 PUBLISHED = Path(__file__).resolve().parents[2] / "sweeps" / "records"
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "lpips")
 
 Record = dict[str, Any]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes atomically: a reader sees the old file or the whole new one, also after a crash or on a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, concurrent_writers=True) as file:
-        file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def record_path(directory: Path, experiment: Experiment, data_id: str) -> Path:

@@ -22,7 +22,8 @@ from experiments.pipeline.codebooks.build import read_codebook, save_codebook
 from experiments.pipeline.token_writer import finish
 from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.errors import user_errors
-from experiments.runtime.records import KINDS, find_records, read_record, record_path, same_experiment, write_json
+from experiments.runtime.files import write_json
+from experiments.runtime.records import KINDS, find_records, read_record, record_path, same_experiment
 from lightning_modules.metrics.fidelity import RealImages, read_real
 
 

@@ -32,8 +32,7 @@ from experiments.config.identity import digest_of
 from experiments.pipeline.build import build_data, plain
 from experiments.pipeline.codebooks.features import FEWER, Features
 from experiments.runtime.appending import append
-from experiments.runtime.files import locked, readable, require_space
-from experiments.runtime.records import write_json
+from experiments.runtime.files import locked, readable, require_space, write_json
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
 
@@ -130,10 +129,8 @@ def patch_features(encoder: PretrainedEncoder, images: Tensor, source: CodebookS
         maps = stages[-1].permute(0, 2, 3, 1)
     else:
         maps = encoder.features(images)  # (B, h, w, C)
-    if source.pool > min(maps.shape[1:3]):
-        raise ValueError(
-            f"model.quantizer.source.pool={source.pool}: the map has only {tuple(maps.shape[1:3])} patches"
-        )
+    if source.pool > min(grid := tuple(maps.shape[1:3])):
+        raise ValueError(f"model.quantizer.source.pool={source.pool}: the map has only {grid} patches")
     if source.pool > 1:
         maps = F.avg_pool2d(maps.permute(0, 3, 1, 2), source.pool).permute(0, 2, 3, 1)
     return maps.float()
