@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import Side, paired, report
-from datamodules import TokensConfig, TokensDataModule, TokenSource
+from datamodules import TokensConfig, TokensDataModule
 from datamodules.base import Batch
 from datamodules.views import ViewDataset
 from experiments.config.compose import load_experiment
@@ -57,11 +57,11 @@ class CausalTransformer(nn.Module):
         return self.head(self.blocks(self.tokens(x) + self.positions, self.mask, is_causal=True))
 
 
-def reading(data: TokenSource, width: int, blocks: int) -> Consumer:
+def reading(data: TokensDataModule, width: int, blocks: int) -> Consumer:
     return lambda batch: batch["tokens"].sum() + batch["label"].sum()
 
 
-def training(data: TokenSource, width: int, blocks: int) -> Consumer:
+def training(data: TokensDataModule, width: int, blocks: int) -> Consumer:
     """A training step as a function of a batch. Another stage-2 model is timed by giving its step here."""
     torch.manual_seed(0)
     model = CausalTransformer(data.codebook_size, data.grid_size[0] * data.grid_size[1], width, blocks)
@@ -99,7 +99,7 @@ def both_sources(arguments: argparse.Namespace, folder: Path) -> tuple[TokensDat
     write_tokens(make_job(replace(experiment, data=config), tokenizer, digest, data, sources, batch_size), folder)
     cached = TokensDataModule(TokensConfig(path=str(folder), batch_size=batch_size))
     cached.setup()
-    return cached, EncodedImages(data, tokenizer, digest, experiment.trainer.precision)
+    return cached, EncodedImages(data, tokenizer, experiment.trainer.precision)
 
 
 def cached_epoch(data: TokensDataModule, consume: Consumer) -> Callable[[], None]:
@@ -148,7 +148,7 @@ def main() -> None:
             f"width {arguments.width}, {arguments.threads} threads"
         )
         for name, consumer in CONSUMERS.items():
-            subject, baseline = (consumer(data, arguments.width, arguments.blocks) for data in (cached, encoded))
+            subject, baseline = (consumer(cached, arguments.width, arguments.blocks) for _ in range(2))
             seconds = paired(cached_epoch(cached, subject), encoded_epoch(encoded, baseline), arguments.runs)
             report(name, Side("cached tokens", seconds[0]), Side("encoding at each step", seconds[1]))
 

@@ -8,7 +8,7 @@ from datamodules.cifar10 import CIFAR10Config, CIFAR10DataModule, find_cifar10
 from datamodules.heldout import HeldOutDataModule
 from datamodules.image_folder import ImageFolderConfig, ImageFolderDataModule
 from datamodules.shapes import ShapesConfig, ShapesDataModule
-from datamodules.tokens import TokensConfig, TokensDataModule, TokenSource
+from datamodules.tokens import TokensConfig, TokensDataModule
 
 DATAMODULES: dict[str, tuple[type[ImageDataModule], type[DataConfig]]] = {
     "cifar10": (CIFAR10DataModule, CIFAR10Config),
@@ -27,7 +27,6 @@ __all__ = [
     "ImageFolderDataModule",
     "ShapesConfig",
     "ShapesDataModule",
-    "TokenSource",
     "TokensConfig",
     "TokensDataModule",
     "find_cifar10",

@@ -3,7 +3,6 @@
 Shapes: B images a batch, N images of a split, V views of each, T = h * w tokens.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,42 +30,6 @@ class TokensConfig:
     train_size: int | None = None  # class-balanced subset; None = all images
     val_size: int | None = None
     data_seed: int = 0  # picks the subsets; the images' own seed picks the images that their datamodule would
-
-
-class TokenSource(ABC):
-    """What stage 2 needs of a source of {"tokens": (B, T) int64 in raster order, "label": (B,) int64}."""
-
-    origin: str  # named in errors
-
-    @property
-    @abstractmethod
-    def codebook_size(self) -> int:
-        """Ids are in [0, codebook_size)."""
-
-    @property
-    @abstractmethod
-    def grid_size(self) -> tuple[int, int]:
-        """h, w."""
-
-    @property
-    @abstractmethod
-    def tokenizer_digest(self) -> str:
-        """Names the trained tokenizer, weights included."""
-
-    def expect(
-        self,
-        codebook_size: int | None = None,
-        grid_size: tuple[int, int] | None = None,
-        tokenizer_digest: str | None = None,
-    ) -> None:
-        """Raises ValueError when the tokens are not of this codebook size, grid or tokenizer; None = any."""
-        wanted = {"codebook_size": codebook_size, "grid_size": grid_size, "tokenizer_digest": tokenizer_digest}
-        for name, value in wanted.items():
-            if value is not None and (found := getattr(self, name)) != value:
-                raise ValueError(
-                    f"{self.origin}: tokens of {name} {found}, but {value} is asked for: "
-                    "encode the images with the tokenizer in use (`python -m experiments.tokenize`)"
-                )
 
 
 class TokenDataset(Dataset[Batch]):
@@ -126,7 +89,7 @@ class ViewSampler(ResumableSampler):
         return (image * self.num_views + int(views[image]) for image in super().__iter__())
 
 
-class TokensDataModule(TokenSource, BatchDataModule):
+class TokensDataModule(BatchDataModule):
     """{"tokens": (B, T) int64, "label": (B,) int64} of a finished token folder; order as `BatchDataModule`'s.
 
     With the same seeds and sizes, batch for batch the same images as the image datamodule the tokens come from.
@@ -142,7 +105,6 @@ class TokensDataModule(TokenSource, BatchDataModule):
     def __init__(self, config: TokensConfig, num_workers: int = 0, seed: int = 0):
         super().__init__(config, num_workers, seed)
         self.folder = Path(config.path).expanduser()
-        self.origin = str(self.folder)
 
     @cached_property
     def meta(self) -> TokenMeta:

@@ -3,26 +3,20 @@
     python -m experiments.sample runs/experiments/RUN/checkpoints/final.ckpt --num 64 --seed 0
     python -m experiments.sample runs/experiments/RUN/checkpoints/final.ckpt --num 50000 --format npz --out samples.npz
 
-Image i of a seed is the same at any batch size and number of images. The same command continues a folder.
+Image i of a seed is the same at any batch size and number of images. The same command continues a folder; with --accept
+its candidates are sampled again. Keys may say where it runs (runtime.accelerator=cpu). npz files hold arr_0
+(N, H, W, 3) uint8 and, of a model with classes, the labels arr_1 (N,), as the evaluator of guided diffusion (ADM) reads
+them.
 """
-
-import argparse
 
 from experiments.pipeline.sample_files import FORMATS, start, write
 from experiments.pipeline.samples import images_of, prepare
+from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.sample",
-        description="Sample images of a trained VIM. Image i of a seed is the same at any batch size.",
-        epilog="Keys may say where it runs (runtime.accelerator=cpu). npz files hold arr_0 (N, H, W, 3) uint8 and, of "
-        "a model with classes, the labels arr_1 (N,), as the evaluator of guided diffusion (ADM) reads them. "
-        "A folder continues where it was stopped; with --accept its candidates are sampled again.",
-    )
-    parser.add_argument("checkpoint", help="a final.ckpt or last.ckpt of a VIM's run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser = arguments.of_checkpoint("sample", __doc__)
     parser.add_argument("--num", type=int, default=64, help="images (default: 64)")
     parser.add_argument("--classes", help="such as 0,3, in turn; or all (default)")
     parser.add_argument("--temperature", type=float, help="these four: default as the recipe says")
@@ -35,15 +29,13 @@ def main() -> None:
     parser.add_argument("--format", choices=FORMATS, default="grid", help="one PNG, a folder of them, or npz")
     parser.add_argument("--out", help="file or folder (default: RUN/samples/...)")
     parser.add_argument("--tokenizer", help="the tokenizer's checkpoint (default: that of the upstream run)")
-    parser.add_argument("--data-dir", default="data", help="images, needed by --accept alone (default: data)")
-    parser.add_argument("--output-dir", help="of upstream runs and classifiers (default: the run's own)")
-    arguments = parser.parse_intermixed_args()  # options may stand between keys
+    given = parser.parse_intermixed_args()
     with user_errors():
-        if (prepared := prepare(arguments)) is None:
+        if (prepared := prepare(given)) is None:
             return
         job, out, description = prepared
-        done = start(out, arguments.format, description)
-        write(out, arguments.format, images_of(job, done), job.num, len(job.classes), job.module.image_size)
+        done = start(out, given.format, description)
+        write(out, given.format, images_of(job, done), job.num, len(job.classes), job.module.image_size)
         print(out)
 
 

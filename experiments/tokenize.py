@@ -3,38 +3,30 @@
     python -m experiments.tokenize runs/experiments/RUN/checkpoints/final.ckpt --data-dir data [key=value ...]
 
 The same command continues where it was stopped, with the same result (given the same --batch-size), and does nothing
-when all is finished. Validation images are encoded plain; the views of training images are fixed here, once.
+when all is finished. Validation images are encoded plain; the views of training images are fixed here, once. Keys may
+change the data (data.train_size=1000; default: the whole set) or where it runs (runtime.accelerator=cpu).
 """
 
-import argparse
 from pathlib import Path
 
 from datamodules.token_files import SPLITS
 from experiments.pipeline.token_writer import write_tokens
 from experiments.pipeline.tokens import prepare
+from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.tokenize",
-        description="Encode a data set once with a trained tokenizer, for stage 2. The same command continues.",
-        epilog="Keys may change the data (data.train_size=1000; default: the whole set) or where it runs "
-        "(runtime.accelerator=cpu, runtime.num_workers=8).",
-    )
-    parser.add_argument("checkpoint", help="a final.ckpt of a run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | image_folder (default: auto)")
-    parser.add_argument("--data-dir", default="data", help="folder of the data (default: data)")
-    parser.add_argument("--output-dir", default="runs", help="holds the token folders (default: runs)")
+    parser = arguments.of_checkpoint("tokenize", __doc__)
+    arguments.add_data(parser)
     parser.add_argument("--views", type=int, help="views of a training image; those beyond the fixed are random crops")
     parser.add_argument("--flip", action="store_true", help="the second view is the mirrored image")
     parser.add_argument("--out", help="folder to write (default: OUTPUT_DIR/tokens/DIGEST)")
     parser.add_argument("--batch-size", type=int, default=64, help="images encoded at a time, each in all its views")
-    arguments = parser.parse_intermixed_args()  # options may stand between keys
+    given = parser.parse_intermixed_args()
     with user_errors():
-        job = prepare(arguments)
-        folder = Path(arguments.out or Path(arguments.output_dir) / "tokens" / job.name)
+        job = prepare(given)
+        folder = Path(given.out or job.folder)
         sizes = " and ".join(f"{job.meta.shape(split)} {split}" for split in SPLITS)
         print(f"tokens of {job.meta.data_id} (images, views, tokens): {sizes}", flush=True)
         if not write_tokens(job, folder):

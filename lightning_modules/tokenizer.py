@@ -12,28 +12,19 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from lightning_modules import losses
 from lightning_modules.base import Module, Setting, count
 from lightning_modules.distributed import all_reduce_sum, average_gradients, leave_out, mean_values, without_exchange
-from lightning_modules.figures import reconstruction_grid
 from lightning_modules.finite import check_finite
 from lightning_modules.lightning_fixes import leave_out_of_global_step
-from lightning_modules.losses import (
-    ADVERSARIAL_LOSSES,
-    adaptive_weight,
-    build_perceptual,
-    l1_loss,
-    l2_loss,
-    logit_laplace_loss,
-    logit_laplace_mean,
-    r1_penalty,
-)
+from lightning_modules.losses import build_perceptual, logit_laplace_mean
 from lightning_modules.metrics import TokenizerMetrics
 from lightning_modules.metrics.codebook import CodebookUsage
 from lightning_modules.optimizer import as_list, build_optimizer, build_schedule
 from lightning_modules.parts import Part
 from lightning_modules.quantizers import QuantizerOutput
 from lightning_modules.tokenizer_config import TokenizerConfig
-from lightning_modules.tokenizer_parts import LAYOUT, networks, rough_seconds, tokenizer_parts
+from lightning_modules.tokenizer_parts import LAYOUT, networks, pictures, rough_seconds, start_rows, tokenizer_parts
 
 NUM_SHOWN = 8  # validation images in TensorBoard, the same at every validation
 EPOCH_STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch")  # kept in checkpoints
@@ -72,16 +63,14 @@ class Tokenizer(Module):
         self.epoch_usage: dict[str, float] = {}  # of the last whole training epoch, with the tokens counted in it
         self.epoch_tokens = 0
         self.usage_by_epoch: list[float] = []  # B-Figure 3
-
         self.shown: Tensor | None = None  # the first validation images
-
         for name, network in networks(config, image_size).items():
             setattr(self, name, network)
         leave_out(self, "discriminator")
 
         loss = config.loss
         self.perceptual = build_perceptual(loss.perceptual_network, image_size) if loss.perceptual else None
-        self.discriminator_loss, self.adversarial_loss = ADVERSARIAL_LOSSES[loss.adversarial_loss]
+        self.discriminator_loss, self.adversarial_loss = losses.ADVERSARIAL_LOSSES[loss.adversarial_loss]
         self.train_usage = CodebookUsage(config.codebook_size)
         self.metrics = TokenizerMetrics(config.metrics, config.codebook_size, image_size)
 
@@ -95,10 +84,6 @@ class Tokenizer(Module):
     @classmethod
     def parts(cls, config: TokenizerConfig, setting: Setting) -> list[Part]:
         return tokenizer_parts(networks(config, setting.image_size), config, setting.image_size)
-
-    @property
-    def is_adversarial(self) -> bool:
-        return self.config.loss.adversarial > 0
 
     # ---- the tokenizer itself ------------------------------------------------------------------------------------
 
@@ -137,7 +122,7 @@ class Tokenizer(Module):
         if batch_idx % self.config.optimizer.accumulate == 0:
             self.quantizer.start_step(self.config.optimizer.accumulate)
         output = self(image)
-        trains_discriminator = self.is_adversarial and self.step >= config.discriminator_start
+        trains_discriminator = self.discriminator is not None and self.step >= config.discriminator_start
 
         optimizers: list[Any] = as_list(self.optimizers())
         self.update(optimizers[0], self.generator_loss(image, output), batch_idx)
@@ -159,25 +144,24 @@ class Tokenizer(Module):
         config = self.config.loss
         terms = {"quantizer": output.quantizer_loss}
         if config.l1:
-            terms["l1"] = l1_loss(output.reconstruction, image)
+            terms["l1"] = losses.l1_loss(output.reconstruction, image)
         if config.l2:
-            terms["l2"] = l2_loss(output.reconstruction, image)
+            terms["l2"] = losses.l2_loss(output.reconstruction, image)
         if config.logit_laplace:
-            terms["logit_laplace"] = logit_laplace_loss(output.prediction, image)
+            terms["logit_laplace"] = losses.logit_laplace_loss(output.prediction, image)
         if self.perceptual is not None:
             with torch.autocast(image.device.type, enabled=False):  # small maps: bf16 costs time and gains nothing
                 terms["perceptual"] = self.perceptual(output.reconstruction.float(), image)
         loss = sum((getattr(config, name) * term for name, term in terms.items()), start=image.new_zeros(()))
 
-        if self.is_adversarial and self.step >= config.adversarial_start:
-            assert self.discriminator is not None
+        if self.discriminator is not None and self.step >= config.adversarial_start:
             self.discriminator.requires_grad_(False)
             terms["adversarial"] = self.adversarial_loss(self.discriminator(output.reconstruction).float())
             self.discriminator.requires_grad_(True)
             weight = torch.tensor(config.adversarial)
             if config.adaptive_weight:
                 reconstruction = loss - config.quantizer * terms["quantizer"]
-                weight = weight * adaptive_weight(reconstruction, terms["adversarial"], self.decoder.last_layer)
+                weight = weight * losses.adaptive_weight(reconstruction, terms["adversarial"], self.decoder.last_layer)
             loss = loss + weight * terms["adversarial"]
             self.log("weight/adversarial", weight)
         means = mean_values({**terms, "generator": loss})
@@ -196,7 +180,7 @@ class Tokenizer(Module):
         loss = self.discriminator_loss(logits_real, logits_fake)
         terms = {"discriminator": loss}
         if uses_r1:
-            terms["r1"] = r1_penalty(logits_real, real)
+            terms["r1"] = losses.r1_penalty(logits_real, real)
             loss = loss + config.r1 / 2 * config.r1_every * terms["r1"]
         accuracy = ((logits_real > 0).float().mean() + (logits_fake < 0).float().mean()) / 2
         means = mean_values({**terms, "accuracy": accuracy})
@@ -263,24 +247,14 @@ class Tokenizer(Module):
     # ---- what is shown, and what a record needs
 
     def start_screen(self) -> dict[str, str]:
-        grid, loss = self.encoder.grid_size, self.perceptual
-        discriminator = count(self.discriminator) / 1e6
-        return {
-            "tokens per image": f"{grid * grid} ({grid} x {grid})",
-            "perceptual loss": loss.name if loss is not None else "none",
-            "parameters": f"{self.num_parameters / 1e6:.2f} M trained, discriminator {discriminator:.2f} M",
-        }
+        return start_rows(self)
 
     def rough_seconds(self, batch_size: int) -> float:
         return rough_seconds(self, batch_size)
 
     def figures(self) -> dict[str, Tensor | Figure]:
         assert self.shown is not None, "after a validation"
-        grid = reconstruction_grid(self.shown, self(self.shown).reconstruction)
-        pictures: dict[str, Tensor | Figure] = {"inputs | reconstructions | errors": grid}
-        if (counts := self.metrics.last_counts) is not None:
-            pictures["log10(1 + uses of each code)"] = torch.log10(1 + counts.float())
-        return pictures
+        return pictures(self, self.shown)
 
     @property
     def num_parameters(self) -> int:

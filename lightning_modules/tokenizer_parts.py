@@ -5,8 +5,10 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_modules.base import count
+from lightning_modules.figures import reconstruction_grid
 from lightning_modules.losses import build_perceptual
 from lightning_modules.losses.perceptual import PerceptualLoss
 from lightning_modules.networks import BACKBONES, build_discriminator
@@ -100,6 +102,26 @@ def counted_perceptual(config: TokenizerConfig, image_size: int) -> Part | None:
     network = loss.to(device).network  # not all of lpips heeds torch.device
     kept = {"generator": 1}
     return Part("perceptual", loss, pair, network, passes=((1.5, 0),), kept=kept, is_counted=False)
+
+
+def start_rows(module: Any) -> dict[str, str]:
+    """Lines of the start screen of a `Tokenizer`."""
+    grid, loss, discriminator = module.encoder.grid_size, module.perceptual, count(module.discriminator) / 1e6
+    return {
+        "tokens per image": f"{grid * grid} ({grid} x {grid})",
+        "perceptual loss": loss.name if loss is not None else "none",
+        "parameters": f"{module.num_parameters / 1e6:.2f} M trained, discriminator {discriminator:.2f} M",
+    }
+
+
+def pictures(module: Any, images: Tensor) -> dict[str, Any]:
+    """Of a `Tokenizer`, for TensorBoard, after a validation."""
+    shown: dict[str, Any] = {
+        "inputs | reconstructions | errors": reconstruction_grid(images, module(images).reconstruction)
+    }
+    if (counts := module.metrics.last_counts) is not None:
+        shown["log10(1 + uses of each code)"] = torch.log10(1 + counts.float())
+    return shown
 
 
 def rough_seconds(module: Any, batch_size: int) -> float:

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from lightning_modules.base import Module, ModuleConfig, Setting
 from lightning_modules.checks import require
-from lightning_modules.distributed import all_reduce_sum, draw_rows, mean_over_ranks, own_random_numbers
-from lightning_modules.figures import bits_figure, sample_grid
+from lightning_modules.distributed import mean_over_ranks, own_random_numbers
 from lightning_modules.finite import check_finite
 from lightning_modules.frozen import freeze
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
+from lightning_modules.metrics.tokens import NATS_PER_BIT, BitsPerToken
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
 from lightning_modules.optimizer import (
@@ -38,10 +38,7 @@ from lightning_modules.parts import Part
 from lightning_modules.sharding import is_sharded, shard, whole
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.tokenizer_config import TokenizerConfig
-from lightning_modules.vim_parts import LAYOUT, gpt_parts, rough_seconds
-
-NUM_SHOWN = 64  # images in TensorBoard
-NATS_PER_BIT = 0.6931471805599453
+from lightning_modules.vim_parts import LAYOUT, drop_labels, gpt_parts, keep_tokens, pictures, rough_seconds, start_rows
 
 
 @dataclass
@@ -77,7 +74,6 @@ class VIMConfig(ModuleConfig):
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     batch_size: ClassVar[int] = 1024
     max_steps: ClassVar[int] = 450_000
-
     can_shard: ClassVar[bool] = True
     generates: ClassVar[bool] = True
 
@@ -123,9 +119,7 @@ class VIMConfig(ModuleConfig):
         return self.generation.num_samples
 
     def describe(self) -> dict[str, str]:
-        gpt = self.gpt.resolved()
-        size = f"{gpt.blocks} blocks, {gpt.heads} heads, width {gpt.width:,}, MLP {gpt.mlp_width:,}"
-        return {"model": f"{self.name}: {size}"}
+        return {"model": f"{self.name}: {self.gpt.resolved().words}"}
 
 
 class VIM(Module):
@@ -138,8 +132,7 @@ class VIM(Module):
 
     config: VIMConfig
     layout = LAYOUT
-    nats: Tensor  # (T,), summed over the images of a validation
-    num_images: Tensor
+    bits: BitsPerToken  # of a validation
 
     def __init__(
         self, config: VIMConfig, codebook_size: int, grid_size: tuple[int, int], num_classes: int, image_size: int
@@ -147,19 +140,18 @@ class VIM(Module):
         super().__init__()
         self.config = config
         self.gpt = GPT(config.gpt, codebook_size, grid_size, num_classes if config.class_conditional else 0)
-        self.num_classes = num_classes
-        self.image_size = image_size
+        self.num_classes, self.image_size = num_classes, image_size
+        self.num_conditions = self.gpt.num_classes  # that images can be asked of; 0 = unconditional
         self.generation = GenerationMetrics(config.generation, codebook_size, image_size)
         self.tokenizer: Tokenizer | None = None
         self.classifier: Classifier | None = None
         self.whole: tuple[GPT, ...] = ()  # during a validation under FSDP; in a tuple: not a submodule
         self.tokenizer_digest = ""  # of the tokenizer that made the tokens; "" until it is set
-        self.metric_values: dict[str, str] = {}
+        self.metric_protocols: dict[str, str] = {}
 
     @classmethod
     def build(cls, config: VIMConfig, setting: Setting) -> Self:
-        sizes = setting.codebook_size, setting.grid_size, setting.num_classes, setting.image_size
-        module = cls(config, *sizes)
+        module = cls(config, setting.codebook_size, setting.grid_size, setting.num_classes, setting.image_size)
         if setting.tokenizer is not None:
             module.use_tokenizer(setting.tokenizer, setting.tokenizer_digest)
         return module
@@ -186,17 +178,14 @@ class VIM(Module):
             )
         self.tokenizer_digest = digest
 
-    def labels(self, batch: dict[str, Tensor]) -> Tensor | None:
-        return batch["label"] if self.config.class_conditional else None
-
     # ---- training
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        tokens, labels = batch["tokens"], self.labels(batch)  # (B, T), (B,)
+        tokens = batch["tokens"]  # (B, T)
+        labels = batch["label"] if self.config.class_conditional else None  # (B,)
         if labels is not None and self.config.label_dropout:
-            uniform = draw_rows(lambda n: torch.rand(n, device=self.device), len(labels))
-            labels = labels.masked_fill(uniform < self.config.label_dropout, self.gpt.no_class)
-        inputs = self.corrupt(tokens[:, :-1])
+            labels = drop_labels(labels, self.config.label_dropout, self.gpt.no_class)
+        inputs = keep_tokens(tokens[:, :-1], self.config.keep_tokens, self.gpt.vocab_size)
         with own_random_numbers(self.device) if self.config.gpt.dropout else nullcontext():
             hidden = self.gpt(inputs, labels)  # (B, T, D)
         loss = token_loss(hidden, self.gpt.head.weight, tokens).mean
@@ -205,15 +194,6 @@ class VIM(Module):
         self.log("loss/generator", mean, prog_bar=True)
         self.log("bits_per_token/train", mean / NATS_PER_BIT)
         return loss * share_of_step(self, batch_idx)
-
-    def corrupt(self, tokens: Tensor) -> Tensor:
-        """Replaces 1 - keep_tokens of the input tokens (B, s) by random ones."""
-        if self.config.keep_tokens == 1:
-            return tokens
-        length, vocab_size, device = tokens.shape[1], self.gpt.vocab_size, tokens.device
-        noise = draw_rows(lambda n: torch.randint(vocab_size, (n, length), device=device), len(tokens))
-        uniform = draw_rows(lambda n: torch.rand(n, length, device=device), len(tokens))
-        return torch.where(uniform < self.config.keep_tokens, tokens, noise)
 
     def configure_model(self) -> None:
         if self.device_mesh is not None and not is_sharded(self.gpt):
@@ -232,9 +212,7 @@ class VIM(Module):
         return self.whole[0] if self.whole else self.gpt
 
     def on_validation_start(self) -> None:
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
-        self.nats = torch.zeros(self.gpt.num_tokens, dtype=dtype, device=self.device)
-        self.num_images = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.bits = BitsPerToken(self.gpt.num_tokens, self.device)
         if is_sharded(self.gpt):
             self.whole = (whole(self.gpt),)
 
@@ -243,27 +221,22 @@ class VIM(Module):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         tokens = batch["tokens"]
-        hidden = self.network(tokens[:, :-1], self.labels(batch))
-        per_token = token_loss(hidden, self.network.head.weight, tokens).per_token.view(tokens.shape)
-        self.nats += per_token.sum(0)
-        self.num_images += len(tokens)
+        labels = batch["label"] if self.config.class_conditional else None
+        hidden = self.network(tokens[:, :-1], labels)
+        self.bits.update(token_loss(hidden, self.network.head.weight, tokens).per_token.view(tokens.shape))
 
     def on_validation_epoch_end(self) -> None:
-        nats, num_images = all_reduce_sum(self.nats), all_reduce_sum(self.num_images)
-        by_position = nats / num_images / NATS_PER_BIT  # (T,)
+        by_position, protocol = self.bits.compute()  # (T,)
         values = {"bits_per_token/val": by_position.mean().float()}
-        self.metric_values = {"bits_per_token/val": f"bits-per-token/teacher-forced/n{int(num_images)}"}
+        self.metric_protocols = {"bits_per_token/val": protocol}
         self.bits_by_position = by_position.float().cpu()
         if self.tokenizer is not None and self.config.generation.num_samples and self.generation.has_reference:
             values |= self.generation.measure(self.sample_images(), self.classifier)
-            self.metric_values |= self.generation.protocols(self.sampling_id())
+            self.metric_protocols |= self.generation.protocols(self.config.sampling.id)
         self.log_dict(values)
 
     def sample_images(self) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
-        """This rank's share of the candidates, in batches as `GenerationMetrics.measure` takes them.
-
-        The classes come in turn, and an image depends on its number alone, not on batch size or number of ranks.
-        """
+        """This rank's share of the candidates, classes in turn, in batches for `GenerationMetrics.measure`."""
         config = self.config.generation
         numbers = range(self.global_rank, config.num_candidates, self.trainer.world_size)
         for first in range(0, len(numbers), config.batch_size):
@@ -289,55 +262,30 @@ class VIM(Module):
         images = self.tokenizer.decode_indices(tokens.to(self.device).view(len(tokens), *self.gpt.grid_size))
         return images.clamp(-1, 1).float()
 
-    def sampling_id(self) -> str:
-        """How the images were sampled, for protocol ids."""
-        config = self.config.sampling
-        parts = [f"t{config.temperature:g}"]
-        parts += [f"top-k{config.top_k}"] if config.top_k else []
-        parts += [f"top-p{config.top_p:g}"] if config.top_p < 1 else []
-        parts += [f"guidance{config.guidance_scale:g}"] if config.guidance_scale != 1 else []
-        return "-".join(parts)
-
     # ---- what is shown, and what a record needs
 
-    @property
-    def num_conditions(self) -> int:
-        """Number of classes that images can be generated of; 0 = unconditional."""
-        return self.gpt.num_classes
-
     def start_screen(self) -> dict[str, str]:
-        rows, columns = self.gpt.grid_size
-        tokens = f"{self.gpt.num_tokens} ({rows} x {columns}) of {self.gpt.vocab_size:,} codes"
-        classes = f"{self.num_conditions or 'none, unconditional'}"
-        return {"tokens per image": tokens, "classes": classes} | super().start_screen()
+        return start_rows(self.gpt) | super().start_screen()
 
     def rough_seconds(self, batch_size: int) -> float:
         return rough_seconds(self.gpt, batch_size)
 
     def figures(self) -> dict[str, Tensor | Figure]:
-        """The same images at every validation: of the same numbers, seed and classes."""
-        shown: dict[str, Tensor | Figure] = {"bits per token by position": bits_figure(self.bits_by_position)}
-        if self.tokenizer is not None:
-            shown["samples, classes in turn"] = sample_grid(self, NUM_SHOWN)
-        return shown
+        return pictures(self)
 
     def use_reference(self, folder: Path, batches: Iterable[Tensor], key: str, device: torch.device) -> None:
         self.generation.fidelity.to(device)
         self.generation.use_reference(folder, batches, key)
 
     def protocols(self) -> dict[str, str]:
-        return dict(self.metric_values)
+        return dict(self.metric_protocols)
 
     # ---- checkpoints
 
     @property
     def sizes(self) -> dict[str, Any]:
-        return {
-            "codebook_size": self.gpt.vocab_size,
-            "grid_size": self.gpt.grid_size,
-            "num_classes": self.num_classes,
-            "image_size": self.image_size,
-        }
+        tokens = {"codebook_size": self.gpt.vocab_size, "grid_size": self.gpt.grid_size}
+        return tokens | {"num_classes": self.num_classes, "image_size": self.image_size}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -1,15 +1,22 @@
-"""How VIM's transformer is counted, and the charts of its scalars."""
+"""What VIM's transformer sees in training beside clean tokens, how it is counted and shown.
+
+Letters: B images, s input tokens.
+"""
 
 import time
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_modules.base import Layout, count
+from lightning_modules.distributed import draw_rows
+from lightning_modules.figures import bits_figure, sample_grid
 from lightning_modules.losses.tokens import LOGITS_AT_ONCE, token_loss
 from lightning_modules.networks.gpt import GPT
 from lightning_modules.parts import Part
 
+NUM_SHOWN = 64  # images in TensorBoard
 LAYOUT: Layout = {
     "tokens": {
         "loss, nats a token": ["Multiline", ["loss/generator"]],
@@ -21,6 +28,37 @@ LAYOUT: Layout = {
         "utilisation, % of codes": ["Multiline", ["usage/generated"]],
     },
 }
+
+
+def drop_labels(labels: Tensor, share: float, no_class: int) -> Tensor:
+    """Replaces a share of the labels (B,) by "no class", for classifier-free guidance."""
+    uniform = draw_rows(lambda n: torch.rand(n, device=labels.device), len(labels))
+    return labels.masked_fill(uniform < share, no_class)
+
+
+def keep_tokens(tokens: Tensor, share: float, vocab_size: int) -> Tensor:
+    """Replaces all but a share of the input tokens (B, s) by random ones."""
+    if share == 1:
+        return tokens
+    length, device = tokens.shape[1], tokens.device
+    noise = draw_rows(lambda n: torch.randint(vocab_size, (n, length), device=device), len(tokens))
+    uniform = draw_rows(lambda n: torch.rand(n, length, device=device), len(tokens))
+    return torch.where(uniform < share, tokens, noise)
+
+
+def start_rows(gpt: GPT) -> dict[str, str]:
+    """Lines of the start screen."""
+    rows, columns = gpt.grid_size
+    tokens = f"{gpt.num_tokens} ({rows} x {columns}) of {gpt.vocab_size:,} codes"
+    return {"tokens per image": tokens, "classes": f"{gpt.num_classes or 'none, unconditional'}"}
+
+
+def pictures(module: Any) -> dict[str, Any]:
+    """Of a VIM, after a validation: at each the same images, of the same numbers, seed and classes."""
+    shown: dict[str, Any] = {"bits per token by position": bits_figure(module.bits_by_position)}
+    if module.tokenizer is not None:
+        shown["samples, classes in turn"] = sample_grid(module, NUM_SHOWN)
+    return shown
 
 
 def gpt_parts(gpt: GPT) -> list[Part]:

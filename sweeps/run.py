@@ -15,6 +15,7 @@ from experiments.config.identity import digest_of
 from experiments.pipeline.inputs import Seen, inputs_of
 from experiments.pipeline.training import train_apart as train
 from experiments.runtime.errors import user_errors
+from experiments.runtime.files import write_json
 from experiments.runtime.records import (
     PUBLISHED,
     Record,
@@ -24,7 +25,6 @@ from experiments.runtime.records import (
     run_dir,
     same_experiment,
     size_and_seed,
-    write_json,
 )
 from experiments.runtime.signals import follow_parent
 from sweeps.grid import Grid, Run, load_grid

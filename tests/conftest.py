@@ -15,7 +15,7 @@ from experiments.config.compose import compose, parse
 from experiments.config.experiment import MODULES, Experiment
 from experiments.config.values import from_dotlist
 from experiments.pipeline import classifier
-from experiments.pipeline.codebooks import estimate, extraction
+from experiments.pipeline.codebooks import extraction
 from lightning_modules import tokenizer
 from lightning_modules.losses import LossConfig, perceptual
 from lightning_modules.metrics import extractors
@@ -79,7 +79,7 @@ def load_once(name: str, input_size: int = 224) -> PretrainedEncoder:
         return load_encoder(name, input_size)
 
 
-ENCODER_USERS = (extractors, perceptual, extraction, estimate, classifier)
+ENCODER_USERS = (extractors, perceptual, extraction, classifier)
 
 
 @pytest.fixture

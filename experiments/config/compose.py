@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.experiment import CHOICES, Experiment, schema
-from experiments.config.values import assign, explain, from_dotlist, merge, read_yaml, select
+from experiments.config.values import explain, from_dotlist, merge, read_yaml, select
 from experiments.config.walker import check
 
 RECIPES = Path(__file__).resolve().parents[1]
@@ -82,16 +82,16 @@ def part_names(values: dict[str, Any]) -> dict[str, str]:
 def parse(values: dict[str, Any], origin: str) -> Experiment:
     """Checks plain nested `values` against the schema that their names pick. `origin` is named in errors."""
     own = {key: value for key, value in values.items() if key != "upstream"}
-    base = schema(own, origin)
-    upstream = values.get("upstream")
+    config = typed(schema(own, origin))
     if "recipe" in own:
         raise ValueError(f"{origin}: unknown key 'recipe'; did you mean 'upstream.recipe'?")
     try:
-        experiment = OmegaConf.to_object(assign(typed(base), own))
+        config.merge_with(own)
+        experiment = OmegaConf.to_object(config)
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list in place of a section
-        raise ValueError(f"{origin}: {explain(error, typed(base), own)}") from None
+        raise ValueError(f"{origin}: {explain(error, config, own)}") from None
     assert isinstance(experiment, Experiment)
-    if upstream is not None:
+    if (upstream := values.get("upstream")) is not None:
         experiment.recipe, experiment.upstream = parse_upstream(upstream, origin)
     check(experiment, origin)
     return experiment

@@ -96,10 +96,7 @@ class Experiment:
         self.model.check_upstream(None if self.upstream is None else self.upstream.model)
         if self.upstream is not None:
             size, below = self.data.image_size, self.upstream.data.image_size
-            require(
-                size == below,
-                f"data.image_size={size}, but upstream.data.image_size={below}: the models share their images",
-            )
+            require(size == below, f"data.image_size={size}, but upstream.data.image_size={below}: they must agree")
         require(
             not (self.reads_kept_tokens and getattr(self.data, "random_crop", False)),
             "data.random_crop needs model.encode_on_the_fly=true: tokens that are made once are of whole images",
@@ -154,20 +151,16 @@ def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
     """The default Experiment of the classes that `values` names."""
     experiment = Experiment()
     for key, table in CHOICES.items():
-        *parents, leaf = key.split(".")
-        owner: Any = experiment
-        for part in parents:
-            owner = getattr(owner, part)
-        if not hasattr(owner, leaf):  # no backbone in VIM
+        section, _, leaf = key.rpartition(".")
+        owner: Any = experiment.model if section else experiment
+        if (default := getattr(owner, leaf, None)) is None:  # no backbone in VIM
             continue
-        name = select(values, f"{key}.name")
-        if name is None:
-            name = getattr(owner, leaf).name
+        name = default.name if (given := select(values, f"{key}.name")) is None else given
         if not isinstance(name, str) or name not in table:
             near = difflib.get_close_matches(str(name), table, 1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{hint}")
-        if not isinstance(getattr(owner, leaf), table[name][-1]):
+        if not isinstance(default, table[name][-1]):
             setattr(owner, leaf, table[name][-1]())
     experiment.data.batch_size = experiment.model.batch_size
     experiment.trainer.max_steps = experiment.model.max_steps

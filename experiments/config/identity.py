@@ -58,10 +58,7 @@ def digest_of(values: Any) -> str:
 def differences(config: dict[str, Any], experiment: Any, plain: dict[str, Any]) -> list[str]:
     """ "data.batch_size=4, here 2": the keys that decide numbers and differ, with both values.
 
-    Args:
-        config: nested, as a record or a checkpoint holds it.
-        experiment: what it is compared with.
-        plain: the nested configuration of `experiment`, keys that change no number included.
+    `config` is nested, as a record or a checkpoint holds it; so is `plain`, all keys of `experiment`.
     """
     given, here = flatten(config), {key: (value, at) for key, value, at in entries(experiment)}
     lines = []

@@ -10,21 +10,16 @@ from lightning_modules.quantizers import QuantizerConfig
 
 def check(experiment: Experiment, origin: str) -> None:
     """Raises ValueError that names `origin`, the key and the value at fault."""
+    place = f"{origin}: "
     try:
         check_numbers(experiment)
         for path, section in sections(experiment):
             # a quantizer's takes the sizes, with which the tokenizer's calls it
             if hasattr(section, "check") and not isinstance(section, QuantizerConfig):
-                call(path, section)
+                place = f"{origin}: {path}"
+                section.check()
     except ValueError as error:
-        raise ValueError(f"{origin}: {error}") from None
-
-
-def call(path: str, section: Any) -> None:
-    try:
-        section.check()
-    except ValueError as error:
-        raise ValueError(f"{path}{error}") from None
+        raise ValueError(f"{place}{error}") from None
 
 
 def sections(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -63,15 +63,10 @@ def paper_counts(experiment: Experiment) -> list[PaperCount]:
         counts.append(PaperCount(source, "model parameters", parameters * 1e6))
         counts.append(PaperCount(source, "model MACs", macs * 1e9))
     if isinstance(gpt := getattr(model, "gpt", None), GPTConfig) and not gpt.dims:
-        counts += transformer_counts(gpt.size, experiment.tokenizer.codebook_size)
+        size, codes = gpt.size, experiment.tokenizer.codebook_size  # the paper's own tokens
+        if size in A_TABLE_2_VIM and codes == 8192:
+            source, value = f"A-Table 2, VIM-{size.capitalize()}", A_TABLE_2_VIM[size]
+            counts.append(PaperCount(source, "model parameters", value * 1e6, VIM_REASON))
+        if size == "gpt-404m" and codes == 100_000:
+            counts.append(PaperCount("B, appendix A", "model parameters", B_GPT * 1e6, GPT_REASON))
     return counts
-
-
-def transformer_counts(size: str, codes: int) -> list[PaperCount]:
-    """On the paper's own tokens."""
-    if size in A_TABLE_2_VIM and codes == 8192:
-        source, value = f"A-Table 2, VIM-{size.capitalize()}", A_TABLE_2_VIM[size]
-        return [PaperCount(source, "model parameters", value * 1e6, VIM_REASON)]
-    if size == "gpt-404m" and codes == 100_000:
-        return [PaperCount("B, appendix A", "model parameters", B_GPT * 1e6, GPT_REASON)]
-    return []

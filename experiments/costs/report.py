@@ -13,41 +13,39 @@ TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
 
 def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> Table:
     """The table that the command prints. Raises ValueError where the experiment cannot run on that many devices."""
-    batch, config = experiment.data.batch_size, experiment.trainer
+    batch = experiment.data.batch_size
     if devices < 1 or batch % devices:
-        raise ValueError(
-            f"--devices {devices}: data.batch_size={batch} is the global batch and must divide evenly over the devices"
-        )
+        raise ValueError(f"--devices {devices}: data.batch_size={batch} is the global batch, to be divided evenly")
     if tflops <= 0:
         raise ValueError(f"--tflops {tflops} must be above 0")
     cost = count_cost(experiment)
     if not cost.parameters:
         why = f"costs little beside what it stands on: {experiment.recipe}" if experiment.recipe else "tells no `parts`"
         raise ValueError(f"a {experiment.model.name} {why}")
-    size = experiment.data.image_size
+    size, precision = experiment.data.image_size, experiment.trainer.precision
     table = Table(title=name, show_header=False, title_justify="left")
-    rows = [
-        ("data", f"{experiment.data.name}, {size} x {size} pixels, batch {batch:,}: {batch // devices:,} a device"),
-        *cost_rows(experiment, cost, devices, tflops),
-    ]
-    if config.precision != "32-true":
-        rows.append(("precision", f"{config.precision}; memory is counted in fp32, so an upper bound"))
-    for row in rows:
+    share = f"batch {batch:,}: {batch // devices:,} a device"
+    table.add_row("data", f"{experiment.data.name}, {size} x {size} pixels, {share}")
+    for row in cost_rows(experiment, cost, devices, tflops):
         table.add_row(*row)
+    if precision != "32-true":
+        table.add_row("precision", f"{precision}; memory is counted in fp32, so an upper bound")
     return table
 
 
 def cost_rows(experiment: Experiment, cost: Cost, devices: int, tflops: float) -> list[tuple[str, str]]:
     hours = training_hours(experiment, cost, devices, tflops)
-
     parameters = [*cost.parameters.items(), ("model", cost.totals["model parameters"])]
+    names = {"projector": "projector, once a step", "perceptual": "perceptual loss, two images"}
+    names["tokenizer"] = "tokenizer, which encodes at every step"
     return [
         *experiment.model.describe().items(),
         *token_rows(experiment, cost),
         *((("stands on", experiment.recipe),) if experiment.upstream else ()),
         ("trained parameters", ""),
         *((f"  {part}", millions(number)) for part, number in parameters if number),
-        *mac_rows(cost),
+        ("MACs, one image forward", ""),
+        *((f"  {names.get(part, part)}", billions(number)) for part, number in cost.macs.items() if number),
         ("  model", f"{billions(cost.totals['model MACs'])}: all above but the search and the losses"),
         *((count.source, against_paper(count, cost.totals[count.quantity])) for count in paper_counts(experiment)),
         ("memory a device", memory_row(memory_bytes(experiment, devices), devices)),
@@ -59,13 +57,6 @@ def token_rows(experiment: Experiment, cost: Cost) -> list[tuple[str, str]]:
     if not cost.tokens:
         return []
     return [("tokens per image", f"{cost.tokens:,} of {experiment.tokenizer.codebook_size:,} codes")]
-
-
-def mac_rows(cost: Cost) -> list[tuple[str, str]]:
-    names = {"projector": "projector, once a step", "perceptual": "perceptual loss, two images"}
-    names["tokenizer"] = "tokenizer, which encodes at every step"
-    rows = [(f"  {names.get(part, part)}", billions(number)) for part, number in cost.macs.items() if number]
-    return [("MACs, one image forward", ""), *rows]
 
 
 def against_paper(count: PaperCount, counted: int) -> str:

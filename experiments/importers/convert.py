@@ -1,7 +1,6 @@
 """Turns a public checkpoint into one of this suite."""
 
 import hashlib
-import tempfile
 import warnings
 from collections import Counter
 from dataclasses import asdict
@@ -17,7 +16,8 @@ from experiments.importers import FAMILIES, Options, Source
 from experiments.importers.family import Tensors
 from experiments.importers.files import read_state_dict
 from experiments.pipeline.build import build_model
-from experiments.runtime.checkpoint_files import CHECKPOINT_FORMAT
+from experiments.runtime.checkpoints import CHECKPOINT_FORMAT
+from experiments.runtime.files import replacing
 from lightning_modules.losses import LossConfig
 from lightning_modules.optimizer import OptimizerConfig
 
@@ -58,9 +58,7 @@ def convert(
     if missing := [key for key in sorted(used) if key not in tensors]:
         raise ValueError(f"{origin}: lacks {some(missing)}, which a {name} model of its other shapes has")
     if extra := [key for key in tensors if key not in used and not key.startswith(tuple(family.dropped))]:
-        raise ValueError(
-            f"{origin}: holds {some(extra)}, of which --from {name} knows nothing; no key is left out silently"
-        )
+        raise ValueError(f"{origin}: holds {some(extra)}, of which --from {name} knows nothing; no key is ignored")
 
     state: Tensors = {}
     for key, weight in found.items():
@@ -111,10 +109,8 @@ def import_checkpoint(
         "imported": {"family": name, "file": path.name, "sha256": digest, "dropped": dict(dropped)},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        temporary = Path(folder) / "checkpoint"
-        torch.save(checkpoint, temporary)
-        temporary.replace(out)
+    with replacing(out) as file:
+        torch.save(checkpoint, file)
     model = experiment.tokenizer
     lines = [
         f"{out}: {model.name}, {model.codebook_size:,} codes of {model.code_dim} dimensions, "

@@ -45,14 +45,9 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
     num_tokens = source.shape("encoder.en_pos_embedding", 3)[1]
     image_size = math.isqrt(num_tokens) * patch_size
     if math.isqrt(num_tokens) ** 2 != num_tokens:
-        raise ValueError(
-            f"{source.origin}: {num_tokens} positions are no square grid; only square images are known here"
-        )
+        raise ValueError(f"{source.origin}: {num_tokens} positions are no square grid; only square images are known")
     if options.image_size not in (None, image_size):
-        raise ValueError(
-            f"--image-size {options.image_size}: {num_tokens} positions of {patch_size}-pixel patches are {image_size} "
-            "pixels, leave the option out"
-        )
+        raise ValueError(f"--image-size {options.image_size}: the positions are of {image_size} pixels, leave it out")
     head_dim = HEAD_DIM if options.head_dim is None else options.head_dim
     codebook_size, code_dim = source.shape("quantizer.embedding.weight", 2)
     backbone = {

@@ -59,9 +59,7 @@ def same(key: str) -> Weight:
     return Weight((key,), lambda tensor: tensor)
 
 
-def true() -> Weight:
-    """A flag of the module, such as "the table is filled"."""
-    return Weight((), lambda: torch.tensor(True))
+TRUE = Weight((), lambda: torch.tensor(True))  # a flag of the module, such as "the table is filled"
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.importers.family import Family, Tensors
+from experiments.runtime.files import readable
 
 
 class Inert:
@@ -59,10 +59,9 @@ def read(path: Path, family: Family) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: not readable as safetensors ({error}): truncated? Fetch it again") from None
+        with readable(path, ": truncated? Fetch it again", "not readable as safetensors"):
+            tensors = load_file(path)
+        return tensors
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")

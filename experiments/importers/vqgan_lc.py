@@ -7,21 +7,21 @@ by gradient or (`--quantizer_type ema`) by moving averages.
 from typing import Any
 
 from experiments.importers.cnn import infer_cnn
-from experiments.importers.family import Family, Options, Source, Weight, same, true
+from experiments.importers.family import TRUE, Family, Options, Source, Weight, same
 from experiments.importers.taming import taming_cnn_weight
 from lightning_modules.tokenizer import TokenizerConfig
 
 TABLE = "tok_embeddings.weight"
 QUANTIZER = {
     "quantizer.table": same(TABLE),
-    "quantizer.is_filled": true(),
-    "quantizer.is_matched": true(),  # the projector is trained: the first batch must not rescale it
+    "quantizer.is_filled": TRUE,
+    "quantizer.is_matched": TRUE,  # the projector is trained: the first batch must not rescale it
     "quantizer.projector.weight": same("codebook_projection.weight"),
     "quantizer.projector.bias": same("codebook_projection.bias"),
     "quantizer.codes": same(TABLE),
     "quantizer.counts": same("cluster_size"),
     "quantizer.sums": same("embed_avg"),
-    "quantizer.is_placed": true(),
+    "quantizer.is_placed": TRUE,
 }
 
 
@@ -29,15 +29,10 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
     codebook_size, feature_dim = source.shape(TABLE, 2)
     code_dim = source.shape("quant_conv.weight", 4)[0]
     if code_dim == 768:
-        raise ValueError(
-            f"{source.origin}: 768-dimensional codes; their code normalises latents of this size, and ours has no such "
-            "model"
-        )
+        raise ValueError(f"{source.origin}: 768-dimensional codes, of latents that their code alone normalises")
     if source.has("codebook_projection.0."):
-        raise ValueError(
-            f"{source.origin}: a projector of two layers ('codebook_projection.0.*', --use_cblinear 2); only the "
-            "paper's, one linear layer, can be imported"
-        )
+        what = "a projector of two layers ('codebook_projection.0.*', --use_cblinear 2)"
+        raise ValueError(f"{source.origin}: {what}; only the paper's, one linear layer, can be imported")
     model: dict[str, Any] = {"codebook_size": codebook_size, "code_dim": code_dim}
     if source.has("codebook_projection."):
         model |= {"name": "vqgan_lc", "quantizer": {"name": "large_codebook", "feature_dim": feature_dim}}

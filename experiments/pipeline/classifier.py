@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
 from experiments.pipeline.codebooks.extraction import build_device
-from experiments.runtime.files import locked, replacing
+from experiments.runtime.files import locked, readable, replacing
 from experiments.runtime.ranks import is_main
 from lightning_modules.archives import check_sums
 from lightning_modules.metrics.classifier import DECAY, LabelClassifier, TimmClassifier, fit_head
@@ -24,29 +24,27 @@ PAPER = "timm:resnet101.tv_in1k"  # A says ResNet-101 and no more
 
 
 def classifier_for(name: str, experiment: Experiment, images: ImageDataModule) -> LabelClassifier:
-    """The classifier of `images`' classes, whose accuracy on the validation images is in its id.
+    """The classifier of the classes of `images` (not augmented), whose accuracy on the validation images is in its id.
 
-    Args:
-        name: "timm:NAME", of ImageNet's classes only; "efficientnet-lite0": on ImageNet as it is, elsewhere with a
-            linear head that is trained on the training images, with their features (N, 1280) in memory; "auto":
-            the paper's on ImageNet, else efficientnet-lite0.
-        experiment: for its output folder and device.
-        images: set up, without augmentation.
-
-    Raises:
-        ValueError: the name is unknown, or the classifier cannot know these classes.
-        FileNotFoundError: its weights are not on disk and cannot be downloaded.
+    `name`: "timm:NAME", of ImageNet's classes only; "efficientnet-lite0": on ImageNet as it is, elsewhere with a linear
+    head that is trained on the training images, with their features (N, 1280) in memory; "auto": the paper's on
+    ImageNet, else efficientnet-lite0. Raises ValueError: the name is unknown, or the classifier cannot know these
+    classes; FileNotFoundError: its weights are not on disk and cannot be downloaded.
     """
     if images.num_classes < 2:
         raise ValueError(f"{images.data_id}: images without classes cannot be accepted by a classifier")
     device, encoder = build_device(experiment), encoder_for(name, images)
     needs_head = not is_imagenet(images)
-    parts = [f"{encoder.name}@{encoder.input_size}px", images.images_key("train"), f"val{images.config.val_size or ''}"]
-    parts += [f"decay{DECAY:g}"] if needs_head else []
-    key = "_".join(parts).replace("/", "_").replace(":", "-")
+    network, val = f"{encoder.name}@{encoder.input_size}px", f"val{images.config.val_size or ''}"
+    key = f"{network}_{images.images_key('train')}_{val}" + (f"_decay{DECAY:g}" if needs_head else "")
+    key = key.replace("/", "_").replace(":", "-")
     path = Path(experiment.runtime.output_dir) / "classifiers" / f"{key}.pt"
     with locked(path.with_suffix(".lock"), "is making this classifier"):
-        saved = read(path) if path.is_file() else make(encoder.to(device), images, needs_head, path)
+        if not path.is_file():
+            make(encoder.to(device), images, needs_head, path)
+        with readable(path, ": delete it"):
+            check_sums(path)
+            saved = torch.load(path, map_location="cpu", weights_only=True)
     head = None
     if needs_head:
         head = nn.Linear(saved["weight"].shape[1], saved["weight"].shape[0])
@@ -54,10 +52,8 @@ def classifier_for(name: str, experiment: Experiment, images: ImageDataModule) -
     classifier = LabelClassifier(encoder, head)
     classifier.set_accuracy(saved["accuracy"])
     if is_main():
-        print(
-            f"classifier {classifier.id}: {saved['accuracy']:.1%} of {saved['num_images']:,} validation images right",
-            flush=True,
-        )
+        share = f"{saved['accuracy']:.1%} of {saved['num_images']:,} validation images right"
+        print(f"classifier {classifier.id}: {share}", flush=True)
     return classifier.to(device)
 
 
@@ -81,16 +77,7 @@ def encoder_for(name: str, images: ImageDataModule) -> PretrainedEncoder:
     return load_encoder(name, size)
 
 
-def read(path: Path) -> dict[str, Any]:
-    try:
-        check_sums(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not readable ({reason}): delete it") from None
-
-
-def make(encoder: PretrainedEncoder, images: ImageDataModule, needs_head: bool, path: Path) -> dict[str, Any]:
+def make(encoder: PretrainedEncoder, images: ImageDataModule, needs_head: bool, path: Path) -> None:
     """Trains the head if there is to be one, measures, and writes the file atomically."""
     content: dict[str, Any] = {}
     head = None
@@ -108,7 +95,6 @@ def make(encoder: PretrainedEncoder, images: ImageDataModule, needs_head: bool, 
     content |= {"accuracy": right / total, "num_images": total}
     with replacing(path) as file:
         torch.save(content, file)
-    return content
 
 
 @torch.no_grad()

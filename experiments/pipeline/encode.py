@@ -11,10 +11,10 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from datamodules import ImageDataModule, TokenSource
+from datamodules import ImageDataModule
 from datamodules.base import Batch
 from experiments.config.compose import parse
-from experiments.runtime.checkpoint_files import load_checkpoint
+from experiments.runtime.checkpoints import load_checkpoint
 from lightning_modules.frozen import freeze
 from lightning_modules.tokenizer import Tokenizer
 
@@ -32,12 +32,9 @@ def tokenizer_digest(path: str | Path) -> str:
 
 @torch.no_grad()  # not inference_mode: an embedding could not save such ids for its backward pass
 def encode_batch(tokenizer: Tokenizer, batch: Batch, precision: str = "32-true") -> Batch:
-    """{"image": (B, 3, H, W) in [-1, 1], "label"} to {"tokens": (B, T) int64 in raster order, "label"}.
+    """{"image": (B, 3, H, W) in [-1, 1], ...} to {"tokens": (B, T) int64 in raster order, ...}.
 
-    Args:
-        tokenizer: frozen, on the batch's device.
-        batch: images and whatever else, which is passed on.
-        precision: the encoder's, 32-true or bf16-mixed; the code search is float32 in both.
+    The tokenizer is frozen; `precision` is its encoder's, 32-true or bf16-mixed: the code search is float32 in both.
     """
     assert not tokenizer.training, "freeze(tokenizer) first"
     image = batch["image"]
@@ -46,36 +43,16 @@ def encode_batch(tokenizer: Tokenizer, batch: Batch, precision: str = "32-true")
     return {"tokens": indices.flatten(1)} | {key: value for key, value in batch.items() if key != "image"}
 
 
-class EncodedImages(TokenSource, LightningDataModule):
+class EncodedImages(LightningDataModule):
     """The papers' way: images, with their flips and crops, become tokens on the device at every step.
 
     Serves what `TokensDataModule` serves, so that a module that trains on tokens need not know which of the two it has.
-    The tokenizer stays out of the trained module: no optimizer, checkpoint or ``train()`` call reaches it.
-
-    Args:
-        images: set up or not.
-        tokenizer: frozen here.
-        digest: of its checkpoint, see `tokenizer_digest`.
-        precision: of `encode_batch`.
+    The tokenizer, frozen here, is no part of the trained module: no optimizer, checkpoint or `train()` reaches it.
     """
 
-    def __init__(self, images: ImageDataModule, tokenizer: Tokenizer, digest: str, precision: str = "32-true"):
+    def __init__(self, images: ImageDataModule, tokenizer: Tokenizer, precision: str = "32-true"):
         super().__init__()
         self.images, self.tokenizer, self.precision = images, freeze(tokenizer), precision
-        self.digest, self.origin = digest, f"tokenizer {digest}"
-
-    @property
-    def codebook_size(self) -> int:
-        return self.tokenizer.config.codebook_size
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        size = self.tokenizer.encoder.grid_size
-        return size, size
-
-    @property
-    def tokenizer_digest(self) -> str:
-        return self.digest
 
     @property
     def num_classes(self) -> int:

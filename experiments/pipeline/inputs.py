@@ -29,12 +29,12 @@ def inputs_of(experiment: Experiment, seen: Seen | None = None) -> Inputs:
 
     `seen` keeps what was looked up, for many experiments on the same images.
     """
-    images = images_of(experiment, {} if seen is None else seen)
-    others = set(other_ids(experiment, {} if seen is None else seen)) - {images.data_id}
-    if not others:
+    seen = {} if seen is None else seen
+    images, other = images_of(experiment, seen), other_id(experiment, seen)
+    if other in ("", images.data_id):
         return images
-    digits = hashlib.sha256(" ".join(sorted(others)).encode()).hexdigest()[:8]
-    return Inputs(f"{images.data_id}+{digits}", images.images | {"others": sorted(others)})
+    digits = hashlib.sha256(other.encode()).hexdigest()[:8]
+    return Inputs(f"{images.data_id}+{digits}", images.images | {"others": [other]})
 
 
 def images_of(experiment: Experiment, seen: Seen) -> Inputs:
@@ -45,16 +45,13 @@ def images_of(experiment: Experiment, seen: Seen) -> Inputs:
     return seen[key]
 
 
-def other_ids(experiment: Experiment, seen: Seen) -> list[str]:
-    """Ids of what the model below reads, and of the codebook's source: a ready table, or the images it is made of."""
-    upstream = getattr(experiment, "upstream", None)
-    if upstream is not None:
-        return [inputs_of(replace(upstream, runtime=experiment.runtime), seen).data_id]
+def other_id(experiment: Experiment, seen: Seen) -> str:
+    """The id of what the model below reads, or of the codebook's source: a ready table, or its images; "" = none."""
+    if experiment.upstream is not None:
+        return inputs_of(replace(experiment.upstream, runtime=experiment.runtime), seen).data_id
     config = getattr(experiment.model, "quantizer", None)
     if not isinstance(config, LargeCodebookConfig):
-        return []
+        return ""
     if config.source.path:
-        return [table_id(Path(config.source.path))]
-    if not config.source.data:
-        return []
-    return [images_of(source_data(experiment), seen).data_id]
+        return table_id(Path(config.source.path))
+    return images_of(source_data(experiment), seen).data_id if config.source.data else ""

@@ -13,7 +13,6 @@ from torch.utils.data import Subset
 from datamodules import HeldOutDataModule, ImageDataModule, TokensConfig, TokensDataModule
 from datamodules.base import require_full_batch
 from datamodules.tokens import TokenDataset
-from datamodules.views import ViewDataset
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data, build_model, plain
 from experiments.pipeline.classifier import classifier_for
@@ -21,17 +20,10 @@ from experiments.pipeline.codebooks.build import codebook_for
 from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.encode import EncodedImages
 from experiments.pipeline.token_writer import Job, is_finished, make_job, write_tokens
-from experiments.pipeline.tokens import view_names
-from experiments.pipeline.upstream import Below, restore_below
+from experiments.pipeline.tokens import view_names, views_of
+from experiments.pipeline.upstream import Below, restore_below, use_tokenizer
 from experiments.runtime.ranks import main_first
 from lightning_modules.base import Setting
-
-
-class Needs(NamedTuple):
-    """What a run needs that does not depend on the models below. `images` are those that metrics compare with."""
-
-    images: ImageDataModule
-    classifier: Any = None
 
 
 class Prepared(NamedTuple):
@@ -42,8 +34,11 @@ class Prepared(NamedTuple):
     images: ImageDataModule
 
 
-def gather(experiment: Experiment) -> Needs:
-    """Makes the needs, so that what can fail fails before anything below is trained. Raises ValueError or OSError."""
+def gather(experiment: Experiment) -> tuple[ImageDataModule, Any]:
+    """The images that metrics compare with, and the classifier or None: what can fail before anything below is trained.
+
+    Raises ValueError or OSError.
+    """
     model = experiment.model
     with main_first():  # caches, the classifier's head
         images = build_data(plain(experiment) if experiment.upstream else experiment)
@@ -52,7 +47,7 @@ def gather(experiment: Experiment) -> Needs:
         if model.heldout:
             check_heldout(model, images)
         classifier = classifier_for(model.classifier, experiment, images) if model.classifier else None
-    return Needs(images, classifier)
+    return images, classifier
 
 
 def check_heldout(model: Any, images: ImageDataModule) -> int:
@@ -67,8 +62,11 @@ def check_heldout(model: Any, images: ImageDataModule) -> int:
     return number
 
 
-def prepare(experiment: Experiment, needs: Needs | None = None) -> Prepared:
-    """Data and module of the experiment, on the trained models below it. Raises ValueError or OSError."""
+def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = None) -> Prepared:
+    """Data and module of the experiment, on the trained models below it; `needs` of `gather`.
+
+    Raises ValueError or OSError.
+    """
     images, classifier = needs or gather(experiment)
     below = restore_below(experiment)
     with main_first():  # tokens, codebook
@@ -97,12 +95,18 @@ def data_for(experiment: Experiment, below: Below, images: ImageDataModule) -> L
     model = experiment.model
     if model.inputs == "tokens" and model.encode_on_the_fly:
         precision = below.experiment.trainer.precision
-        encoded = EncodedImages(build_data(experiment), below.tokenizer, below.tokenizer_digest, precision)
+        encoded = EncodedImages(build_data(experiment), below.tokenizer, precision)
         encoded.setup("fit")
         return encoded
-    job = None if model.inputs == "images" else token_job(experiment, below, images)
-    data = build_data(experiment) if job is None else read_tokens(experiment, tokens_for(experiment, job))
-    data.setup("fit")
+    data: Any
+    if model.inputs == "images":
+        data = build_data(experiment)
+    else:
+        job = token_job(experiment, below, images)
+        job.tokenizer.to(build_device(experiment))
+        write_tokens(job, job.folder, waits=True)
+        data = read_tokens(experiment, job.folder)
+        data.setup("fit")
     if not model.heldout:
         return data
     plain_set: Any = images.train_set
@@ -124,20 +128,16 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
     if below is None or experiment.model.inputs == "images":
         return Prepared(module, images, images)
     job = token_job(experiment, below, images)
-    if experiment.reads_kept_tokens and is_finished(folder := token_folder(experiment, job), job.meta):
-        return Prepared(module, read_tokens(experiment, folder), images)
-    data = EncodedImages(images, below.tokenizer, below.tokenizer_digest, below.experiment.trainer.precision)
+    if experiment.reads_kept_tokens and is_finished(job.folder, job.meta):
+        return Prepared(module, read_tokens(experiment, job.folder), images)
+    data = EncodedImages(images, below.tokenizer, below.experiment.trainer.precision)
     return Prepared(module, data, images)
 
 
 def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below | None:
     """Gives a restored module its tokenizer. Raises ValueError when it is not there, or not the one of the training."""
-    below = restore_below(experiment, path, module.upstream_data_id)
-    if below is not None:
-        try:
-            module.use_tokenizer(below.tokenizer, below.tokenizer_digest)
-        except ValueError as error:
-            raise ValueError(f"{path or 'the tokenizer below'}: {error}") from None
+    if (below := restore_below(experiment, path, module.upstream_data_id)) is not None:
+        use_tokenizer(module, below, path or "the tokenizer below")
     return below
 
 
@@ -146,26 +146,9 @@ def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below 
 
 def token_job(experiment: Experiment, below: Below, images: ImageDataModule) -> Job:
     """Encoding `images`, those of training plain and, where the experiment flips, mirrored."""
-    assert images.train_set is not None and images.val_set is not None
-    views = view_names(None, experiment.data.flip)
-    sources = {
-        "train": ViewDataset(images.train_set, views, seed=images.config.data_seed),
-        "val": ViewDataset(images.val_set, ["plain"]),
-    }
     tokenizer_experiment = replace(below.experiment, data=images.config)
-    return make_job(tokenizer_experiment, below.tokenizer, below.tokenizer_digest, images, sources, batch_size=64)
-
-
-def token_folder(experiment: Experiment, job: Job) -> Path:
-    return Path(experiment.runtime.output_dir) / "tokens" / job.name
-
-
-def tokens_for(experiment: Experiment, job: Job) -> Path:
-    """The folder with the tokens of `job`; encoded now where they are missing."""
-    folder = token_folder(experiment, job)
-    job.tokenizer.to(build_device(experiment))
-    write_tokens(job, folder, waits=True)
-    return folder
+    sources = views_of(images, view_names(None, experiment.data.flip))
+    return make_job(tokenizer_experiment, below.tokenizer, below.tokenizer_digest, images, sources)
 
 
 def read_tokens(experiment: Experiment, folder: Path) -> TokensDataModule:

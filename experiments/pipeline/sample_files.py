@@ -18,11 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from experiments.runtime.files import replacing
-from experiments.runtime.records import write_json
+from experiments.runtime.files import readable, replacing, write_json
 from lightning_modules.figures import num_columns
 
-FORMATS = ("grid", "png", "npz")
+FORMATS = {"grid": ".png", "png": "", "npz": ".npz"}  # and how their names end; png is a folder
 
 
 class Images(NamedTuple):
@@ -31,14 +30,6 @@ class Images(NamedTuple):
     ids: list[int]
     labels: Tensor  # (B,)
     pixels: Tensor  # (B, 3, H, W) uint8
-
-
-def suffix(form: str) -> str:
-    return {"grid": ".png", "png": "", "npz": ".npz"}[form]
-
-
-def file_name(number: int, label: int, num_classes: int) -> str:
-    return f"{number:06d}" + (f"-class{label:03d}" if num_classes else "") + ".png"
 
 
 def note_path(out: Path, form: str) -> Path:
@@ -53,8 +44,8 @@ def numbers_in(folder: Path) -> set[int]:
 
 def check_out(out: Path, form: str, description: dict[str, Any], num: int) -> bool:
     """Whether the `num` images are all there. Raises ValueError where something else is."""
-    if form != "png" and out.suffix != suffix(form):
-        raise ValueError(f"--out {out}: the name of a {form} ends in {suffix(form)}")
+    if form != "png" and out.suffix != FORMATS[form]:
+        raise ValueError(f"--out {out}: the name of a {form} ends in {FORMATS[form]}")
     if not out.exists():
         return False
     advice = "choose another --out or delete it"
@@ -65,10 +56,8 @@ def check_out(out: Path, form: str, description: dict[str, Any], num: int) -> bo
         if form == "png" and not any(out.iterdir()):
             return False
         raise ValueError(f"--out {out}: is there already, and not made by this command: {advice}")
-    try:
+    with readable(note, f": {advice}"):
         found = loads(note.read_text())
-    except ValueError as error:
-        raise ValueError(f"{note}: not readable ({error}): {advice}") from None
     if found != description:
         key = next(key for key in {**description, **found} if found.get(key) != description.get(key))
         differs = f"{key} {found.get(key)}, not {description.get(key)}"
@@ -99,7 +88,8 @@ def write(out: Path, form: str, batches: Iterable[Images], num: int, num_classes
     else:
         for ids, labels, pixels in batches:
             for number, label, image in zip(ids, labels.tolist(), pixels, strict=True):
-                with replacing(out / file_name(number, label, num_classes)) as file:
+                name = f"{number:06d}-class{label:03d}.png" if num_classes else f"{number:06d}.png"
+                with replacing(out / name) as file:
                     save_png(image, file)
 
 

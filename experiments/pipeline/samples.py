@@ -1,25 +1,23 @@
 """Samples images of a trained VIM. Image i of a seed is the same at any batch size and number of images."""
 
 import argparse
-import hashlib
-import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.config.values import from_dotlist, merge
-from experiments.pipeline.build import build_data, plain, restore
+from experiments.config.identity import digest_of
+from experiments.pipeline.build import build_data, plain
 from experiments.pipeline.classifier import classifier_for
 from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.prepare import lend
-from experiments.pipeline.sample_files import Images, check_out, suffix
-from experiments.pipeline.upstream import output_dir_of
+from experiments.pipeline.sample_files import FORMATS, Images, check_out
+from experiments.pipeline.upstream import restore_for
 from experiments.runtime.progress import progress
 from lightning_modules.metrics.classifier import LabelClassifier
 from lightning_modules.metrics.extractors import to_uint8
@@ -49,10 +47,9 @@ class Job:
     def num_candidates(self) -> int:
         return round(self.num / self.accept)
 
-    def sample(self, ids: list[int]) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in [-1, 1] and tokens (B, T) of the numbers `ids`."""
-        images, tokens, _ = self.module.sample(ids, self.seed, self.labels(ids), self.sampling)
-        return images, tokens
+    def sample(self, ids: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W) in [-1, 1], tokens (B, T) and labels (B,) of the numbers `ids`."""
+        return self.module.sample(ids, self.seed, self.labels(ids), self.sampling)
 
 
 def batches(ids: list[int], size: int) -> Iterator[list[int]]:
@@ -67,7 +64,7 @@ def images_of(job: Job, done: set[int]) -> Iterator[Images]:
     missing = [number for number in range(job.num) if number not in done]
     with progress("image", job.num, job.num - len(missing)) as show:
         for ids in batches(missing, job.batch_size):
-            images, _ = job.sample(ids)
+            images, *_ = job.sample(ids)
             yield Images(ids, job.labels(ids), to_uint8(images).cpu())
             show(len(ids))
 
@@ -78,9 +75,9 @@ def accepted(job: Job, done: set[int]) -> Iterator[Images]:
     tokens, scores = [], []
     with progress("candidate", job.num_candidates, 0) as show:
         for ids in batches(list(range(job.num_candidates)), job.batch_size):
-            images, found = job.sample(ids)
+            images, found, wanted = job.sample(ids)
             tokens.append(found.cpu())
-            scores.append(job.classifier(images, job.labels(ids).to(images.device)).cpu())
+            scores.append(job.classifier(images, wanted).cpu())
             show(len(ids))
     all_tokens, labels = torch.cat(tokens), job.labels(list(range(job.num_candidates)))
     kept = in_turn(best_of_each_class(torch.cat(scores), labels, job.num), labels)
@@ -91,12 +88,11 @@ def accepted(job: Job, done: set[int]) -> Iterator[Images]:
 
 def in_turn(kept: Tensor, labels: Tensor) -> list[int]:
     """The numbers `kept` (n,) so that their classes, out of `labels` (N,), come in turn again."""
-    seen: Counter[int] = Counter()
-    place = []
+    by_class: dict[int, list[int]] = {}
     for number, label in zip(kept.tolist(), labels[kept].tolist(), strict=True):
-        place.append((seen[label], label, number))
-        seen[label] += 1
-    return [number for _, _, number in sorted(place)]
+        by_class.setdefault(label, []).append(number)
+    rounds = zip_longest(*(by_class[label] for label in sorted(by_class)))
+    return [number for one in rounds for number in one if number is not None]
 
 
 # ---- from arguments to a checked job
@@ -138,10 +134,8 @@ def sampling_of(module: Any, arguments: argparse.Namespace) -> SamplingConfig:
     sampling = replace(module.config.sampling, **given)
     sampling.check()
     if sampling.guidance_scale != 1 and not module.config.label_dropout:
-        raise ValueError(
-            f"--guidance {sampling.guidance_scale:g}: the model was not trained without its label now and then; that "
-            "takes model.label_dropout=0.1, say, in training"
-        )
+        scale, reason = f"{sampling.guidance_scale:g}", "the model was not trained without its label now and then"
+        raise ValueError(f"--guidance {scale}: {reason}; that takes model.label_dropout=0.1, say, in training")
     return sampling
 
 
@@ -151,12 +145,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
     Raises ValueError or FileNotFoundError before any long work.
     """
     check_numbers(arguments)
-    overrides = from_dotlist(arguments.overrides)
-    if other := set(overrides) - {"data", "runtime"}:
-        raise ValueError(f"{min(other)}: the model is trained, only data.* and runtime.* can be changed")
-    output_dir = arguments.output_dir or output_dir_of(arguments.checkpoint)
-    where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
-    experiment, module = restore(arguments.checkpoint, merge(where, overrides))
+    experiment, module = restore_for(arguments, "the model")
     if not experiment.model.generates:
         raise ValueError(f"{arguments.checkpoint}: holds a '{experiment.model.name}', which generates no images")
     classes = parse_classes(arguments.classes, module.num_conditions)
@@ -175,9 +164,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
     }
     if arguments.format != "png" or arguments.accept < 1:  # a folder may grow
         description["num"] = job.num
-    name = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:8]
-    parent = Path(arguments.checkpoint).absolute().parents[1]
-    out = Path(arguments.out or parent / "samples" / f"{name}{suffix(arguments.format)}")
+    name = f"{digest_of(description)[:8]}{FORMATS[arguments.format]}"
+    out = Path(arguments.out or Path(arguments.checkpoint).absolute().parents[1] / "samples" / name)
     if check_out(out, arguments.format, description, job.num):
         print(f"they are finished, nothing was done: {out}")
         return None

@@ -7,7 +7,6 @@ Shapes: B images a batch, N of a split, V views of each, T = h * w tokens.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,12 +20,11 @@ from datamodules import ImageDataModule
 from datamodules.base import keep_batch
 from datamodules.token_files import DTYPE, SPLITS, TokenMeta, labels_path, read_meta, tokens_path
 from datamodules.views import ViewDataset
-from experiments.config.experiment import Experiment
-from experiments.config.identity import identity
+from experiments.config.experiment import Experiment, RuntimeConfig
+from experiments.config.identity import digest_of, identity
 from experiments.pipeline.encode import encode_batch
 from experiments.runtime.appending import append
-from experiments.runtime.files import locked
-from experiments.runtime.records import write_json
+from experiments.runtime.files import locked, readable, require_space, write_json
 from lightning_modules.frozen import freeze
 from lightning_modules.tokenizer import Tokenizer
 
@@ -44,14 +42,14 @@ class Job:
     meta: TokenMeta
     sources: dict[str, ViewDataset]  # by split
     tokenizer: Tokenizer  # frozen, on the device to use
-    batch_size: int = 64  # images, each in all its views
-    num_workers: int = 0
+    batch_size: int  # images, each in all its views
+    runtime: RuntimeConfig
 
     @property
-    def name(self) -> str:
-        """Names the tokens: tokenizer, weights, images and views."""
-        text = json.dumps(asdict(self.meta), sort_keys=True)
-        return f"{self.meta.tokenizer_digest}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    def folder(self) -> Path:
+        """Where the tokens are kept, named by tokenizer, weights, images and views."""
+        name = f"{self.meta.tokenizer_digest}-{digest_of(asdict(self.meta))[:8]}"
+        return Path(self.runtime.output_dir) / "tokens" / name
 
 
 def make_job(
@@ -60,7 +58,7 @@ def make_job(
     tokenizer_digest: str,
     data: ImageDataModule,
     sources: dict[str, ViewDataset],
-    batch_size: int,
+    batch_size: int = 64,
 ) -> Job:
     """The job of encoding `sources`, made of the images of `data`, with `tokenizer`, which is frozen."""
     size = tokenizer.encoder.grid_size
@@ -77,7 +75,7 @@ def make_job(
         views={split: list(source.views) for split, source in sources.items()},
         labels_sha256={s: hashlib.sha256(labels_of(source).tobytes()).hexdigest() for s, source in sources.items()},
     )
-    return Job(meta, sources, freeze(tokenizer), batch_size, experiment.runtime.num_workers)
+    return Job(meta, sources, freeze(tokenizer), batch_size, experiment.runtime)
 
 
 def labels_of(source: ViewDataset) -> np.ndarray:
@@ -89,15 +87,14 @@ def is_finished(folder: Path, meta: TokenMeta) -> bool:
     if not (folder / "meta.json").is_file():
         return False
     if (found := replace(read_meta(folder), sha256={})) != meta:
-        raise ValueError(
-            f"{folder}: holds other tokens ({differences(asdict(found), asdict(meta))}): choose another --out"
-        )
+        raise ValueError(f"{folder}: holds other tokens ({differences(asdict(found), meta)}): choose another --out")
     return True
 
 
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    names = [key for key in wanted if found.get(key) != wanted[key]]
-    return ", ".join(f"{key} {found.get(key)} instead of {wanted[key]}" for key in names[:2])
+def differences(found: dict[str, Any], wanted: TokenMeta) -> str:
+    """The first two of them, in words; "" = none."""
+    differ = [(key, value) for key, value in asdict(wanted).items() if found.get(key) != value]
+    return ", ".join(f"{key} {found.get(key)} instead of {value}" for key, value in differ[:2])
 
 
 def write_tokens(job: Job, folder: Path, waits: bool = False) -> bool:
@@ -112,7 +109,8 @@ def write_tokens(job: Job, folder: Path, waits: bool = False) -> bool:
             return False
         folder.mkdir(exist_ok=True)
         done = resume_point(job, folder)
-        check_space(job.meta, folder, done)
+        missing = sum((len(s) - done[k]) * job.meta.row_bytes(k) + len(s) * 8 for k, s in job.sources.items())
+        require_space(folder, missing, "the tokens need")
         for split in SPLITS:
             encode_split(job, folder, split, done)
         finish(job, folder)
@@ -123,17 +121,14 @@ def resume_point(job: Job, folder: Path) -> dict[str, int]:
     """Images done, by split: whole batches that are on disk."""
     path = folder / "state.json"
     if not path.is_file():
-        for file in (tokens_path(folder, split) for split in SPLITS):
-            if file.is_file() and file.stat().st_size:
+        for split in SPLITS:
+            if (file := tokens_path(folder, split)).is_file() and file.stat().st_size:
                 raise ValueError(f"{file}: not made by this command, which would overwrite it: choose another --out")
         save_state(job, folder, dict.fromkeys(SPLITS, 0))
-    try:
+    with readable(path, f": delete {folder}"):
         state = json.loads(path.read_text())
         meta, counts = dict(state["meta"]), {split: int(state["done"][split]) for split in SPLITS}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not readable ({error!r}): delete {folder}") from None
-    if meta != asdict(job.meta):
-        differ = differences(meta, asdict(job.meta))
+    if differ := differences(meta, job.meta):
         raise ValueError(f"{folder}: holds a half of other tokens ({differ}): delete it or choose another --out")
     done = {}
     for split, images in counts.items():
@@ -147,19 +142,13 @@ def save_state(job: Job, folder: Path, done: dict[str, int]) -> None:
     write_json(folder / "state.json", {"meta": asdict(job.meta), "done": done})
 
 
-def check_space(meta: TokenMeta, folder: Path, done: dict[str, int]) -> None:
-    """Raises ValueError when the disk cannot hold what is missing."""
-    missing = sum((meta.num_images[s] - done[s]) * meta.row_bytes(s) + meta.num_images[s] * 8 for s in SPLITS)
-    if (free := shutil.disk_usage(folder).free) < missing:
-        raise ValueError(f"{folder}: the tokens need {missing / 1e9:,.2f} GB, the disk has {free / 1e9:,.2f} GB left")
-
-
 @torch.inference_mode()
 def encode_split(job: Job, folder: Path, split: str, done: dict[str, int]) -> None:
     """Appends the tokens of the images after the first done[split], which it counts up."""
     source, meta = job.sources[split], job.meta
     rest: Sequence[int] = range(done[split], len(source))
-    loader = DataLoader(Subset(source, rest), job.batch_size, num_workers=job.num_workers, collate_fn=keep_batch)
+    workers = job.runtime.num_workers
+    loader = DataLoader(Subset(source, rest), job.batch_size, num_workers=workers, collate_fn=keep_batch)
 
     def save(images: int) -> None:
         done[split] = images

@@ -8,13 +8,15 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from datamodules import ImageDataModule
 from datamodules.image_folder import ImageFolderConfig, ImageFolderDataModule
 from datamodules.views import ViewDataset
 from experiments.config.experiment import Experiment
-from experiments.config.values import from_dotlist, merge
+from experiments.config.values import from_dotlist
 from experiments.pipeline.build import build_data, plain, resolve_data, restore_tokenizer
 from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.token_writer import Job, make_job
+from experiments.pipeline.upstream import restore_for
 from experiments.runtime.ranks import check_accelerator
 
 
@@ -25,6 +27,15 @@ def view_names(num_views: int | None, flip: bool) -> list[str]:
     if num_views < len(fixed):
         raise ValueError(f"--views {num_views}: must be at least {len(fixed)}" + (" with --flip" if flip else ""))
     return fixed + ["crop"] * (num_views - len(fixed))
+
+
+def views_of(
+    data: ImageDataModule, names: list[str], crop: Callable[..., Tensor] | None = None
+) -> dict[str, ViewDataset]:
+    """Both splits, those of training in the views `names`, which are fixed by the seed of the data."""
+    assert data.train_set is not None and data.val_set is not None
+    train = ViewDataset(data.train_set, names, crop, data.config.data_seed)
+    return {"train": train, "val": ViewDataset(data.val_set, ["plain"])}
 
 
 def plain_experiment(experiment: Experiment, data: str, given: dict[str, Any]) -> Experiment:
@@ -48,25 +59,15 @@ def crop_transform(experiment: Experiment, flip: bool) -> Callable[..., Tensor]:
 
 def prepare(arguments: argparse.Namespace) -> Job:
     """Restores the tokenizer and sets up the images. Raises ValueError or FileNotFoundError before any long work."""
-    views, batch_size = view_names(arguments.views, arguments.flip), arguments.batch_size
+    path, views, batch_size = arguments.checkpoint, view_names(arguments.views, arguments.flip), arguments.batch_size
     if batch_size < 1:
         raise ValueError(f"--batch-size {batch_size}: must be at least 1")
-    overrides = from_dotlist(arguments.overrides)
-    if other := set(overrides) - {"data", "runtime"}:
-        raise ValueError(f"{min(other)}: the tokenizer is trained, only data.* and runtime.* can be changed")
-    where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": arguments.output_dir}}
-    experiment, module = restore_tokenizer(arguments.checkpoint, merge(where, overrides))
+    experiment, module = restore_for(arguments, "the tokenizer", restore_tokenizer)
     check_accelerator(experiment.runtime)
-    experiment = plain_experiment(experiment, arguments.data, chosen(experiment, overrides.get("data", {})))
+    given = from_dotlist(arguments.overrides).get("data", {})
+    sizes = {key: getattr(experiment.data, key) for key in ("train_size", "val_size") if key in given}
+    experiment = plain_experiment(experiment, arguments.data, sizes)
     crop = crop_transform(experiment, arguments.flip) if "crop" in views else None
     data = build_data(experiment)
-    assert data.train_set is not None and data.val_set is not None
-    seed = experiment.data.data_seed
-    sources = {"train": ViewDataset(data.train_set, views, crop, seed), "val": ViewDataset(data.val_set, ["plain"])}
     module.to(L.Fabric(accelerator=experiment.runtime.accelerator, devices=1).device)
-    return make_job(experiment, module, tokenizer_digest(arguments.checkpoint), data, sources, batch_size)
-
-
-def chosen(experiment: Experiment, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The sizes that the user has given, checked by the schema."""
-    return {key: getattr(experiment.data, key) for key in ("train_size", "val_size") if key in overrides}
+    return make_job(experiment, module, tokenizer_digest(path), data, views_of(data, views, crop), batch_size)

@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
@@ -18,26 +17,13 @@ from experiments.pipeline.inputs import Inputs, inputs_of
 from experiments.pipeline.prepare import gather, prepare
 from experiments.pipeline.summary import print_summary
 from experiments.pipeline.upstream import checkpoint_below, upstream_of
+from experiments.runtime import health
 from experiments.runtime.callbacks import InCheckpoint
-from experiments.runtime.checkpoint_files import load_checkpoint
-from experiments.runtime.files import LOCK, inherited, locked, require_writable
-from experiments.runtime.health import (
-    naming_last_checkpoint,
-    peak_device_memory_bytes,
-    peak_memory_bytes,
-    reset_peak_memory,
-)
+from experiments.runtime.checkpoints import load_checkpoint
+from experiments.runtime.files import LOCK, inherited, locked, require_writable, write_json
 from experiments.runtime.progress import Throughput
 from experiments.runtime.ranks import check_devices, from_main, is_main, main_first, num_devices
-from experiments.runtime.records import (
-    FORMAT,
-    Record,
-    environment,
-    read_record,
-    record_path,
-    same_experiment,
-    write_json,
-)
+from experiments.runtime.records import FORMAT, Record, environment, read_record, record_path, same_experiment
 from experiments.runtime.signals import StopRequest, wait_for
 from experiments.runtime.trainer import build_trainer, log_hyperparameters, quiet
 from lightning_modules.lightning_fixes import not_swallowed
@@ -99,13 +85,13 @@ def train_alone(
     resumed = from_main(resumed)
     needs = gather(experiment)  # before hours of work on what it stands on
     train_upstream(experiment)
-    reset_peak_memory()
+    health.reset_peak_memory()
     throughput = Throughput()
     module, data, images = prepare(experiment, needs)
     if is_main():
         print_summary(experiment, module, name, images.data_id)
 
-    with StopRequest() as stop, not_swallowed(), naming_last_checkpoint(checkpoints):
+    with StopRequest() as stop, not_swallowed(), health.naming_last_checkpoint(checkpoints):
         images_read = InCheckpoint(**inputs._asdict())
         trainer = build_trainer(experiment, module, folder, images_read, throughput, *callbacks, stop=stop)
         if experiment.trainer.validate_every:
@@ -134,8 +120,8 @@ def train_alone(
         "parameters": module.num_parameters,
         "images_per_second": throughput.images_per_second,
         "wall_seconds": throughput.wall_seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "peak_device_memory_bytes": peak_device_memory_bytes(),
+        "peak_memory_bytes": health.peak_memory_bytes(),
+        "peak_device_memory_bytes": health.peak_device_memory_bytes(),
         "device": str(trainer.strategy.root_device),
         "num_devices": trainer.world_size,
         "environment": made_on,
@@ -214,9 +200,5 @@ def use_reference(trainer: L.Trainer, module: Any, images: ImageDataModule, outp
         return
     with main_first():
         loader = images.ordered_train_dataloader() if split == "train" else images.ordered_val_dataloader()
-        device = trainer.strategy.root_device
-        module.use_reference(output_dir / "references", pixels(loader), images.images_key(split), device)
-
-
-def pixels(loader: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
-    return (batch["image"] for batch in loader)
+        pixels, device = (batch["image"] for batch in loader), trainer.strategy.root_device
+        module.use_reference(output_dir / "references", pixels, images.images_key(split), device)

@@ -1,13 +1,15 @@
 """Finds the trained models that an experiment stands on; nothing here trains them."""
 
+import argparse
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.config.compose import RECIPES, load_experiment
 from experiments.config.experiment import Experiment, RuntimeConfig
-from experiments.config.values import flatten
+from experiments.config.values import flatten, from_dotlist, merge
 from experiments.pipeline.build import restore, restore_tokenizer
 from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.inputs import inputs_of
@@ -64,11 +66,16 @@ def restore_below(experiment: Experiment, tokenizer: str | None = None, data_id:
     module = restore(path, runtime)[1]
     below = restore_below(upstream, tokenizer, module.upstream_data_id)
     assert below is not None
+    use_tokenizer(module, below, path)
+    return below._replace(upstream=module)
+
+
+def use_tokenizer(module: Any, below: Below, origin: str | Path) -> None:
+    """Gives a restored module its tokenizer. Raises ValueError, which begins with `origin`: it is another one."""
     try:
         module.use_tokenizer(below.tokenizer, below.tokenizer_digest)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return below._replace(upstream=module)
+        raise ValueError(f"{origin}: {error}") from None
 
 
 def existing(experiment: Experiment, upstream: Experiment, data_id: str = "") -> Path:
@@ -88,6 +95,21 @@ def training_command(experiment: Experiment, recipe: str) -> str:
     changes |= {f"runtime.{key}": getattr(experiment.runtime, key) for key in ("data_dir", "output_dir")}
     words = [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
     return f"python -m experiments.train {shlex.join([str(Path('experiments') / recipe), *words])}"
+
+
+def restore_for(
+    arguments: argparse.Namespace, fixed: str = "", restore: Callable[..., Any] = restore
+) -> tuple[Experiment, Any]:
+    """The checkpoint of a command, with its --data-dir, --output-dir (default: the run's own) and keys.
+
+    `fixed` is what cannot be changed any more, "the model"; only data and runtime can. Raises ValueError.
+    """
+    overrides = from_dotlist(arguments.overrides)
+    if fixed and (other := set(overrides) - {"data", "runtime"}):
+        raise ValueError(f"{min(other)}: {fixed} is trained, only data.* and runtime.* can be changed")
+    output_dir = arguments.output_dir or output_dir_of(arguments.checkpoint)
+    where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
+    return restore(arguments.checkpoint, merge(where, overrides))
 
 
 def output_dir_of(checkpoint: str | Path) -> str:

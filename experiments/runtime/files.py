@@ -2,17 +2,20 @@
 
 import errno
 import fcntl
+import json
 import os
+import shutil
 import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from experiments.runtime.errors import is_first
 
+GB = 1e9
 PARTIAL = ".partial"  # what is written, until it is whole
 LOCK = ".lock"  # of a folder
 HELD: dict[Path, int] = {}  # lock file -> the process that holds it; a fork has its parent's entries
@@ -41,6 +44,23 @@ def replacing(path: Path, concurrent_writers: bool = False) -> Iterator[BinaryIO
         raise
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Writes atomically: a reader sees the old file or the whole new one, also after a crash or on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, concurrent_writers=True) as file:
+        file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+@contextmanager
+def readable(path: str | Path, advice: str = "", problem: str = "not readable") -> Iterator[None]:
+    """A damaged or foreign file, of which libraries raise many kinds, is a ValueError: what is wrong, then `advice`."""
+    try:
+        yield
+    except Exception as error:
+        reason = repr(error) if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise ValueError(f"{path}: {problem} ({reason.splitlines()[0]}){advice}") from None
+
+
 def os_error(error: BaseException | None) -> OSError | None:
     """The system's error that caused `error`: torch.save covers it with a RuntimeError of its own."""
     while error is not None and not (isinstance(error, OSError) and error.errno):
@@ -61,6 +81,15 @@ def require_writable(folder: Path) -> None:
         ) from None
 
 
+def require_space(folder: Path, needed: int, what: str, advice: str = "") -> None:
+    """Raises ValueError, `what` "needs" so many bytes, when the disk of `folder` has not `needed` bytes free."""
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise ValueError(
+            f"{folder}: {what} {needed:,} bytes ({needed / GB:.1f} GB) more, and the disk has {free:,} "
+            f"({free / GB:.1f} GB) free: free some, choose another runtime.output_dir{advice}"
+        )
+
+
 @contextmanager
 def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for it or stop it") -> Iterator[None]:
     """A lock of one process, which writes its number into the file `path`; others wait for it, and say so.
@@ -70,14 +99,8 @@ def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for i
     process however that ends, and which data loader workers, that outlive a killed process by seconds, do not inherit
     (they would a flock).
 
-    Args:
-        path: in a folder that is made if need be; FOLDER/.lock stands for the folder.
-        doing: what the other process does, for messages, such as "is training there".
-        waits: for the other process to end, instead of the error.
-        advice: for the error's message.
-
-    Raises:
-        ValueError: another process holds it, with its number and host.
+    `path` is in a folder that is made if need be; FOLDER/.lock stands for the folder. `doing` is what the other process
+    does, such as "is training there". Raises ValueError, with that process and `advice`, unless this one `waits`.
     """
     path = path.resolve()
     if not is_first() or HELD.get(path) == os.getpid() or os.environ.get(INHERITED) == str(path):

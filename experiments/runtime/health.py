@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from experiments.runtime.checkpoint_files import load_checkpoint
+from experiments.runtime.checkpoints import load_checkpoint
 from lightning_modules.finite import ADVICE, first_not_finite
 
 # ---- numbers

@@ -14,6 +14,24 @@ from tqdm import tqdm
 SECONDS = 10.0  # between two lines
 
 
+class Pace:
+    """How fast long work goes on, of which `done` was done when it began."""
+
+    def __init__(self, done: int = 0) -> None:
+        self.first, self.start = done, time.monotonic()
+        self.shown = self.start
+
+    def is_due(self) -> bool:
+        """Whether it is time for another line."""
+        if is_due := (now := time.monotonic()) - self.shown >= SECONDS:
+            self.shown = now
+        return is_due
+
+    def each(self, done: int) -> float:
+        """Seconds a unit, when `done` are done."""
+        return (time.monotonic() - self.start) / (done - self.first)
+
+
 @contextmanager
 def progress(unit: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
     """A function to call with how many more are done; for work of a few seconds it shows nothing."""
@@ -21,16 +39,15 @@ def progress(unit: str, total: int, done: int = 0) -> Iterator[Callable[[int], N
         with tqdm(total=total, initial=done, unit=f" {unit}s", unit_scale=True, delay=5) as bar:
             yield lambda more: bar.update(more) and None
         return
-    first, start = done, time.monotonic()
-    last = start
+    pace = Pace(done)
 
     def show(more: int) -> None:
-        nonlocal done, last
-        done, now = done + more, time.monotonic()
-        if more and now - last >= SECONDS:
-            last, speed = now, (done - first) / (now - start)
-            left = (total - done) / speed
-            print(f"  {unit} {done:,}/{total:,}  {speed:,.1f} {unit}s/s  {left:,.0f} s left", flush=True)
+        nonlocal done
+        done += more
+        if more and pace.is_due():
+            each = pace.each(done)
+            left = each * (total - done)
+            print(f"  {unit} {done:,}/{total:,}  {1 / each:,.1f} {unit}s/s  {left:,.0f} s left", flush=True)
 
     yield show
 
@@ -74,17 +91,15 @@ class Throughput(Callback):
 class TimeLeft(RichProgressBar):
     """Lightning's bar, which counts an epoch's batches, with the step and the time left of the whole run beside it."""
 
-    start, first_step = 0.0, 0
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.pace = Pace(trainer.global_step)
         super().on_train_start(trainer, pl_module)
-        self.start, self.first_step = time.monotonic(), trainer.global_step
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics: dict[str, Any] = {**super().get_metrics(trainer, pl_module)}
         metrics["step"] = f"{trainer.global_step}/{trainer.max_steps}"
-        if (done := trainer.global_step - self.first_step) > 0:
-            left = (time.monotonic() - self.start) / done * (trainer.max_steps - trainer.global_step)
+        if trainer.global_step > self.pace.first:
+            left = self.pace.each(trainer.global_step) * (trainer.max_steps - trainer.global_step)
             metrics["left"] = str(timedelta(seconds=round(left)))
         return metrics
 
@@ -92,35 +107,24 @@ class TimeLeft(RichProgressBar):
 class ProgressLines(Callback):
     """A plain line every few seconds, for logs: step, loss, speed, time left; in a long validation its batches."""
 
-    def __init__(self, seconds: float = SECONDS) -> None:
-        self.interval, self.last, self.start, self.first_step = seconds, 0.0, 0.0, 0
-        self.validation_start = 0.0
-
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.validation_start = time.monotonic()
+        self.validation = Pace()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        now, done, total = time.monotonic(), batch_idx + 1, trainer.num_val_batches[dataloader_idx]
-        if now - max(self.last, self.validation_start) < self.interval or not trainer.is_global_zero:
-            return
-        self.last = now
-        left = (now - self.validation_start) / done * (total - done)
-        print(f"  validation batch {done}/{total:.0f}  {left:.0f} s left", flush=True)
+        if trainer.is_global_zero and self.validation.is_due():
+            done, total = batch_idx + 1, trainer.num_val_batches[dataloader_idx]
+            left = self.validation.each(done) * (total - done)
+            print(f"  validation batch {done}/{total:.0f}  {left:.0f} s left", flush=True)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.start = self.last = time.monotonic()
-        self.first_step = trainer.global_step
+        self.training = Pace(trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        now, step = time.monotonic(), trainer.global_step
-        if now - self.last < self.interval or not trainer.is_global_zero or step == self.first_step:
-            return
-        self.last = now
-        per_step = (now - self.start) / (step - self.first_step)
-        left = per_step * (trainer.max_steps - step)
-        loss = float(trainer.callback_metrics.get(module.progress_metric, float("nan")))
-        print(
-            f"  step {step}/{trainer.max_steps}  loss {loss:.4f}  {per_step:.3f} s/step  {left:.0f} s left", flush=True
-        )
+        step, pace = trainer.global_step, self.training
+        if trainer.is_global_zero and step > pace.first and pace.is_due():
+            each = pace.each(step)
+            loss = float(trainer.callback_metrics.get(module.progress_metric, float("nan")))
+            words = f"step {step}/{trainer.max_steps}  loss {loss:.4f}  {each:.3f} s/step"
+            print(f"  {words}  {each * (trainer.max_steps - step):.0f} s left", flush=True)

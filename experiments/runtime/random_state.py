@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
+from lightning_modules.distributed import is_distributed, rank, world_size
+
 
 class RandomState(Callback):
     """Callback: keeps the state of all random numbers in checkpoints: flips, dropout and re-seeded codes go on as if
@@ -22,17 +24,15 @@ class RandomState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Collective: Lightning calls it on every rank."""
-        own = random_state()
-        if not (dist.is_available() and dist.is_initialized()):
-            return own
-        ranks: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(ranks, own)
+        if not is_distributed():
+            return random_state()
+        ranks: list[Any] = [None] * world_size()
+        dist.all_gather_object(ranks, random_state())
         return {"ranks": ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         ranks = state.get("ranks", [state])
-        is_same = dist.is_available() and dist.is_initialized() and dist.get_world_size() == len(ranks)
-        self.saved = ranks[dist.get_rank() if is_same else 0]
+        self.saved = ranks[rank() if world_size() == len(ranks) else 0]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.restore()
@@ -55,12 +55,11 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restores what `random_state` gave; GPUs' states where there are as many. Older checkpoints have only torch's."""
+    """Restores what `random_state` gave; GPUs' states where there are as many."""
     torch.set_rng_state(state["cpu"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-    if "numpy" in state:
-        numpy = state["numpy"]
-        key = numpy["state"]["key"].numpy().astype(np.uint32)
-        np.random.set_state(numpy | {"state": numpy["state"] | {"key": key}})
-        random.setstate(state["python"])
+    numpy = state["numpy"]
+    key = numpy["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state(numpy | {"state": numpy["state"] | {"key": key}})
+    random.setstate(state["python"])

@@ -82,9 +82,7 @@ def check_accelerator(runtime: RuntimeConfig) -> None:
     if name not in ACCELERATORS:
         raise ValueError(f"runtime.accelerator='{name}' is none of {', '.join(ACCELERATORS)}")
     if name not in ("auto", "cpu") and not torch.accelerator.is_available():
-        raise ValueError(
-            f"runtime.accelerator={name}, but torch finds no GPU here: leave it out, or set runtime.accelerator=cpu"
-        )
+        raise ValueError(f"runtime.accelerator={name}, but torch finds no GPU here: leave it out, or set it to cpu")
 
 
 def check_gpus(runtime: RuntimeConfig) -> None:
@@ -150,18 +148,15 @@ def join(experiment: Experiment) -> None:
     runtime, (devices, nodes) = experiment.runtime, placement(experiment.runtime)
     if num_devices(runtime) == 1 or dist.is_initialized():
         return
-    trainer = L.Trainer(
-        accelerator=runtime.accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=DDPStrategy(),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = silent_trainer(runtime, devices=devices, num_nodes=nodes, strategy=DDPStrategy())
     assert trainer.strategy.launcher is not None
     trainer.strategy.launcher.launch(trainer.strategy.setup_environment)
+
+
+def silent_trainer(runtime: RuntimeConfig, **options: Any) -> L.Trainer:
+    """Writes no file and shows nothing."""
+    options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return L.Trainer(accelerator=runtime.accelerator, **options)
 
 
 def is_main() -> bool:
@@ -212,19 +207,16 @@ class SameStart(Callback):
     """
 
     def __init__(self) -> None:
-        self.states = random_states()
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if world_size() == 1:
             return
-        cpu, cuda = from_main(self.states)
+        cpu, cuda = from_main((self.cpu, self.cuda))
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state(cuda)
         if isinstance(trainer.strategy, DDPStrategy):
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.data, src=0)
-
-
-def random_states() -> tuple[torch.Tensor, torch.Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None

@@ -11,11 +11,12 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from experiments.config.experiment import Experiment
 from experiments.config.identity import digest_of
 from experiments.runtime import code_version
-from experiments.runtime.files import replacing
+from experiments.runtime.files import readable
 
 FORMAT = 1
 PUBLISHED = Path(__file__).resolve().parents[2] / "sweeps" / "records"
@@ -24,26 +25,11 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity
 Record = dict[str, Any]
 
 
-class Identified(Protocol):
-    """What a look-up needs of an `Experiment`; a sweep's plan has it without importing torch."""
-
-    def identity(self) -> dict[str, Any]: ...
-    def differences(self, config: dict[str, Any]) -> list[str]: ...
-    def digest(self) -> str: ...
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes atomically: a reader sees the old file or the whole new one, also after a crash or on a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, concurrent_writers=True) as file:
-        file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-
-
-def record_path(directory: Path, experiment: Identified, data_id: str) -> Path:
+def record_path(directory: Path, experiment: Experiment, data_id: str) -> Path:
     return directory / f"{experiment.digest()}.{data_id}.json"
 
 
-def run_dir(output_dir: Path, name: str, experiment: Identified, data_id: str) -> Path:
+def run_dir(output_dir: Path, name: str, experiment: Experiment, data_id: str) -> Path:
     """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST (of experiment and data): TensorBoard's list shows K and seed."""
     letters = {"codebook_size": "k", "seed": "s"}
     numbers = "_".join(f"{letters[key]}{number}" for key, number in size_and_seed(experiment).items())
@@ -61,13 +47,10 @@ def data_name(data_id: str) -> str:
     return re.sub("-[0-9a-f]{8}$", "", images_id(data_id))
 
 
-def size_and_seed(experiment: Identified) -> dict[str, int]:
+def size_and_seed(experiment: Experiment) -> dict[str, int]:
     """`codebook_size`, of the tokenizer at the bottom where there is one, and the run's own `seed`."""
-    own = tokenizer = experiment.identity()
-    while "upstream" in tokenizer:
-        tokenizer = tokenizer["upstream"]
-    codes = {key: value for key, value in tokenizer["model"].items() if key == "codebook_size"}
-    return codes | {"seed": own["seed"]}
+    codes = getattr(experiment.bottom.model, "codebook_size", None)
+    return ({} if codes is None else {"codebook_size": codes}) | {"seed": experiment.seed}
 
 
 KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protocols": dict}
@@ -75,25 +58,21 @@ KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protoc
 
 def read_record(path: Path) -> Record:
     """Raises ValueError that names the file when it is not a whole record."""
-    try:
+    with readable(path, "; delete it to run the cell again", "not a readable result record"):
         record = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a readable result record ({error}); delete it to run the cell again") from None
-    if not isinstance(record, dict):
-        record = {}
+    record = record if isinstance(record, dict) else {}
     if missing := KINDS.keys() - record.keys():
         raise ValueError(f"{path}: a result record without {', '.join(sorted(missing))}; delete it")
     wrong = [key for key, kind in KINDS.items() if not isinstance(record[key], kind)]
-    wrong += (
-        [name for name, value in record["metrics"].items() if not isinstance(value, int | float)] if not wrong else []
-    )
+    if not wrong:
+        wrong = [name for name, value in record["metrics"].items() if not isinstance(value, int | float)]
     if wrong or not isinstance(record.get("environment", {}), dict):
         raise ValueError(f"{path}: damaged at {', '.join(wrong) or 'environment'}; delete it to run the cell again")
     return record
 
 
-def find_records(experiment: Identified, directories: Sequence[Path]) -> dict[str, Record]:
-    """The finished records of this experiment, by data id; the first directory that has one wins."""
+def find_records(experiment: Experiment, directories: Sequence[Path]) -> dict[str, Record]:
+    """The finished records of this very experiment, by data id; the first directory that has one wins."""
     found: dict[str, Record] = {}
     for directory in directories:
         for path in sorted(directory.glob(f"{experiment.digest()}.*.json")):
@@ -103,7 +82,7 @@ def find_records(experiment: Identified, directories: Sequence[Path]) -> dict[st
     return found
 
 
-def same_experiment(record: Record, experiment: Identified) -> bool:
+def same_experiment(record: Record, experiment: Experiment) -> bool:
     """Whether the record is of all that decides this experiment's numbers, but for the images."""
     return not experiment.differences(record["config"])
 

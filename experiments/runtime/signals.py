@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -51,9 +51,7 @@ class StopSignals:
     def receive(self, number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -74,10 +72,8 @@ class StopRequest(StopSignals):
         self.number = number
         os.write(2, STOPPING)  # print() must not be entered a second time from a handler
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        super().__exit__(kind, *error)
         if kind is None:
             self.check()  # a signal after the last call of `check`
 

@@ -4,7 +4,6 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
@@ -13,8 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
 from experiments.runtime.callbacks import Dashboard, InCheckpoint
-from experiments.runtime.checkpoint_files import CHECKPOINT_FORMAT
-from experiments.runtime.checkpoints import AtomicCheckpointIO, ResumePoints
+from experiments.runtime.checkpoints import CHECKPOINT_FORMAT, AtomicCheckpointIO, ResumePoints
 from experiments.runtime.health import FiniteWeights
 from experiments.runtime.progress import ProgressLines, TimeLeft
 from experiments.runtime.random_state import RandomState
@@ -44,10 +42,9 @@ def build_trainer(
     if config.weight_ema:
         # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
         callbacks.append(AveragedWeights(decay=config.weight_ema, use_buffers=False))
-    automatic: dict[str, Any] = {}
-    if module.automatic_optimization:  # else it accumulates and clips by hand
-        automatic["accumulate_grad_batches"] = optimizer.accumulate
-        automatic["gradient_clip_val"] = optimizer.gradient_clip or None
+    accumulate, clip = optimizer.accumulate, optimizer.gradient_clip or None
+    if not module.automatic_optimization:  # it accumulates and clips by hand
+        accumulate, clip = 1, None
     devices, num_nodes = placement(runtime)
     return L.Trainer(
         accelerator=runtime.accelerator,
@@ -66,29 +63,27 @@ def build_trainer(
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=on_terminal,
         enable_model_summary=False,
-        **automatic,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
     )
 
 
 def log_hyperparameters(trainer: L.Trainer, experiment: Experiment, metrics: dict[str, float]) -> None:
     """Final metrics beside the configuration, for TensorBoard's HPARAMS tab."""
     assert trainer.logger is not None
-    values: dict[str, Any] = {
-        key: value if isinstance(value, (int, float, bool, str)) else str(value)
-        for key, value in flatten(experiment.identity()).items()
-    }
-    trainer.logger.log_hyperparams(values, {f"final/{name}": value for name, value in metrics.items()})
+    final = {f"final/{name}": value for name, value in metrics.items()}
+    trainer.logger.log_hyperparams(flatten(experiment.identity()), final)
     trainer.logger.finalize("success")
 
 
 def quiet() -> None:
     """Silences messages that Lightning and torch print at every start and that need no action."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # Both optimizers follow one schedule; the discriminator's rests until its start step.
-    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data in memory needs none
-    warnings.filterwarnings(
-        "ignore", message=".*It is recommended to use .*sync_dist=True"
-    )  # they are all ranks' already
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # what newer torch calls it, older does not know
+    for message in (
+        ".*LeafSpec.*",
+        "Detected call of `lr_scheduler.step",  # both optimizers follow one, the discriminator's rests until its start
+        ".*does not have many workers.*",  # data in memory needs none
+        ".*It is recommended to use .*sync_dist=True",  # they are all ranks' already
+        ".*broadcast_buffers",  # what newer torch calls it, older does not know
+    ):
+        warnings.filterwarnings("ignore", message=message)

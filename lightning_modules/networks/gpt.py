@@ -24,6 +24,10 @@ class GPTSize(NamedTuple):
     width: int
     mlp_width: int
 
+    @property
+    def words(self) -> str:
+        return f"{self.blocks} blocks, {self.heads} heads, width {self.width:,}, MLP {self.mlp_width:,}"
+
 
 GPT_SIZES: dict[str, GPTSize] = {
     "micro": GPTSize(4, 4, 128, 512),  # micro to small: of no paper, for CIFAR-10 on a CPU

@@ -23,6 +23,15 @@ class SamplingConfig:
     top_p: float = 1.0  # only the fewest tokens that have this much probability together; 1: all
     guidance_scale: float = 1.0  # s in logits_u + s * (logits_c - logits_u); 1: none. Needs training with `no_class`
 
+    @property
+    def id(self) -> str:
+        """For protocol ids: how images were sampled."""
+        parts = [f"t{self.temperature:g}"]
+        parts += [f"top-k{self.top_k}"] if self.top_k else []
+        parts += [f"top-p{self.top_p:g}"] if self.top_p < 1 else []
+        parts += [f"guidance{self.guidance_scale:g}"] if self.guidance_scale != 1 else []
+        return "-".join(parts)
+
     def check(self) -> None:
         """Raises ValueError, with the key relative to this section, for a number out of range."""
         if not self.temperature > 0:

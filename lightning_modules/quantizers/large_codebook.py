@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.checks import one_of, require
 from lightning_modules.distributed import all_reduce_sum
 from lightning_modules.options import place
 from lightning_modules.quantizers.base import QuantizerConfig, QuantizerOutput
@@ -40,6 +41,11 @@ class CodebookSource:
     seed: int = 0
     data: str = ""
     tolerance: float = 0.0  # also stop when a pass lowers the inertia by at most this share of it, 0 = go on
+
+    def check(self) -> None:
+        """Raises ValueError, with the key relative to this section, for a value that cannot be."""
+        one_of(self, "method", ("kmeans", "random", "normal"))
+        require(0 <= self.tolerance < 1, f"tolerance={self.tolerance} must be in [0, 1)")
 
 
 @dataclass

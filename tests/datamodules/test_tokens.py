@@ -250,22 +250,6 @@ def test_files_are_checked_once_and_not_for_every_stage(tmp_path: Path) -> None:
     data.setup("fit")
 
 
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ({"codebook_size": 1024}, "tokens of codebook_size 100000, but 1024 is asked for"),
-        ({"grid_size": (3, 2)}, r"tokens of grid_size \(2, 3\), but \(3, 2\)"),
-        ({"tokenizer_digest": "abc-xyz"}, "tokens of tokenizer_digest abc-def, but abc-xyz"),
-    ],
-)
-def test_tokens_of_another_tokenizer(tmp_path: Path, wanted: dict[str, Any], message: str) -> None:
-    data = loaded(write(tmp_path))
-    data.expect()
-    data.expect(NUM_CODES, (2, 3), "abc-def")
-    with pytest.raises(ValueError, match=message):
-        data.expect(**wanted)
-
-
 def test_mistakes_in_the_options(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.path is empty"):
         TokensDataModule(TokensConfig()).setup()

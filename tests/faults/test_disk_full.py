@@ -18,7 +18,7 @@ from datamodules.cache import cached
 from experiments.pipeline.codebooks.build import read_codebook, save_codebook
 from experiments.pipeline.codebooks.kmeans import State, StateFile
 from experiments.runtime.errors import DISK_FULL, user_errors
-from experiments.runtime.records import write_json
+from experiments.runtime.files import write_json
 from lightning_modules.metrics.fidelity import Fidelity
 
 

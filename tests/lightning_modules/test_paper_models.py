@@ -9,7 +9,7 @@ from torch import nn
 
 from experiments.config.compose import parse
 from experiments.config.experiment import MODULES
-from lightning_modules import tokenizer, vim
+from lightning_modules import losses, tokenizer, vim
 from lightning_modules.networks import PatchGAN, StyleGANDiscriminator
 from lightning_modules.optimizer import OptimizerConfig, build_schedule
 from lightning_modules.tokenizer import Tokenizer, TokenizerOutput
@@ -47,8 +47,8 @@ def total_loss(module: Tokenizer, monkeypatch: pytest.MonkeyPatch, step: int, **
         return lambda *_: torch.tensor(terms.get(name, 0.0))
 
     for name in ("l1", "l2", "logit_laplace"):
-        monkeypatch.setattr(tokenizer, f"{name}_loss", value(name))
-    monkeypatch.setattr(tokenizer, "adaptive_weight", lambda *_: torch.tensor(7.0))
+        monkeypatch.setattr(losses, f"{name}_loss", value(name))
+    monkeypatch.setattr(losses, "adaptive_weight", lambda *_: torch.tensor(7.0))
     monkeypatch.setattr(module, "adversarial_loss", value("adversarial"))
     monkeypatch.setattr(Tokenizer, "log", lambda *_, **__: None)
     monkeypatch.setattr(Tokenizer, "log_dict", lambda *_, **__: None)

@@ -16,6 +16,7 @@ from vim_cases import build, tiny_vim
 from lightning_modules import vim as vim_module
 from lightning_modules.optimizer import build_optimizer, decay_of_matrices
 from lightning_modules.vim import VIM
+from lightning_modules.vim_parts import keep_tokens
 
 Batch = dict[str, Tensor]
 
@@ -83,8 +84,7 @@ def test_corrupted_inputs_and_clean_targets(tiny: TinyExperiment, monkeypatch: p
     kept = (fed == before[:, :-1]).float().mean()
     assert kept == pytest.approx(0.7 + 0.3 / 32, abs=0.015), "a random token is the right one now and then"
     assert fed.min() >= 0 and fed.max() < 32
-    module.config.keep_tokens = 1.0
-    assert module.corrupt(before) is before
+    assert keep_tokens(before, 1.0, 32) is before
 
 
 @pytest.mark.usefixtures("silent")

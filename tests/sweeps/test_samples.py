@@ -13,7 +13,8 @@ from experiments.pipeline.build import restore
 from experiments.pipeline.prepare import lend
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
-from experiments.runtime.records import record_path, write_json
+from experiments.runtime.files import write_json
+from experiments.runtime.records import record_path
 from lightning_modules.figures import sample_grid
 from sweeps import samples
 from sweeps.grid import Grid, Row, Run, Table

@@ -17,8 +17,8 @@ from experiments.config import compose as config_module
 from experiments.config.experiment import Experiment
 from experiments.config.values import read_yaml
 from experiments.pipeline import upstream as chain
-from experiments.runtime.files import LOCK, locked
-from experiments.runtime.records import Record, read_record, record_path, run_dir, write_json
+from experiments.runtime.files import LOCK, locked, write_json
+from experiments.runtime.records import Record, read_record, record_path, run_dir
 from sweeps import grid as grid_module
 from sweeps import queue as queue_module
 from sweeps import storage as storage_module

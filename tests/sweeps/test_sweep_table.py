@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from experiments.config.values import read_yaml
 from experiments.runtime import code_version
-from experiments.runtime.records import record_path, write_json
+from experiments.runtime.files import write_json
+from experiments.runtime.records import record_path
 from sweeps import grid as grid_module
 from sweeps import plots
 from sweeps import table as table_module

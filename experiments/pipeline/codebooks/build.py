@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from datamodules import DATAMODULES
 from experiments.config.experiment import Experiment
 from experiments.config.identity import digest_of, identity
 from experiments.pipeline.build import data_module
-from experiments.pipeline.codebooks.extraction import build_device, features_for, images_id, large_codebook, sole_worker
-from experiments.pipeline.codebooks.features import require_space
+from experiments.pipeline.codebooks.extraction import build_device, features_for, large_codebook, sole_worker
+from experiments.pipeline.codebooks.features import FEWER
 from experiments.pipeline.codebooks.kmeans import StateFile, load_state, make_table, new_state, split
+from experiments.runtime.files import replacing, require_space
 from experiments.runtime.signals import StopRequest
 
 
@@ -61,7 +61,8 @@ def table_id(path: Path) -> str:
 
 def codebook_path(experiment: Experiment, data_id: str) -> Path:
     source, size = large_codebook(experiment).source, experiment.tokenizer.codebook_size
-    name = f"{source.method}_{size}_{digest_of([identity(source), *images_id(experiment, data_id)])}.safetensors"
+    images = [data_id, experiment.data.image_size, experiment.data.data_seed]
+    name = f"{source.method}_{size}_{digest_of([identity(source), *images])}.safetensors"
     return Path(experiment.runtime.output_dir) / "codebooks" / name
 
 
@@ -119,7 +120,8 @@ def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
     with sole_worker(experiment, path):
         if path.is_file() and not path_exists:  # another worker has made it in the meantime
             return
-        require_space(path.parent, 4 * K * config.feature_dim * 4, "the codebook, with two saved states on the way,")
+        what = "the codebook, with two saved states on the way, needs"
+        require_space(path.parent, 4 * K * config.feature_dim * 4, what, FEWER)
         work = f"{codebook_path(experiment, data_id).name} {tuple(features.shape)}"
         device = build_device(experiment)
         state = load_state(partial, work, device) if partial.is_file() else new_state(work, source.seed)
@@ -139,10 +141,5 @@ def save_codebook(
     """Atomic, with its metadata. Raises OSError when the disk is full."""
     metadata = {"source": json.dumps(source), "data": data_id, "features": str(num_features)} | statistics
     metadata["sha256"] = sha256_of(table)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder) / "codebook.safetensors"
-        try:
-            save_file({"codebook": table.contiguous()}, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path}: {error}") from None
-        temporary.replace(path)
+    with replacing(path, concurrent_writers=True) as file:  # PATH.partial is the state of the clustering
+        file.write(save({"codebook": table.contiguous()}, metadata))

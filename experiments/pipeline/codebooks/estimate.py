@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from experiments.config.experiment import Experiment
-from experiments.pipeline.codebooks.extraction import build_device, large_codebook, patch_features, plain_data
-from experiments.pipeline.codebooks.features import GB
+from experiments.pipeline.codebooks.extraction import build_device, feature_maps, large_codebook, plain_data
 from experiments.pipeline.codebooks.kmeans import CHUNK
-from lightning_modules.networks.encoders import load_encoder
+from experiments.runtime.files import GB
 from lightning_modules.quantizers import nearest_code
 
 SAMPLE_IMAGES = 256
@@ -76,21 +75,19 @@ def words(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-@torch.no_grad()
 def estimate(experiment: Experiment, num_images: int | None = None) -> Estimate:
     """Measures the encoder on up to 256 training images, decoding included, and a pass on 2,048 of their features.
 
     `num_images`: extrapolate to so many (default: those that the recipe asks for).
     """
-    config, device, data = large_codebook(experiment), build_device(experiment), plain_data(experiment)
-    source, K = config.source, experiment.tokenizer.codebook_size
-    encoder = load_encoder(source.encoder, source.encoder_image_size).to(device)
+    source, K = large_codebook(experiment).source, experiment.tokenizer.codebook_size
+    device, data, encode = build_device(experiment), plain_data(experiment), feature_maps(experiment)
     size = data.config.image_size
-    h, w, C = patch_features(encoder, torch.zeros(1, 3, size, size, device=device), source).shape[1:]  # and warms up
+    h, w, C = encode(torch.zeros(1, 3, size, size)).shape[1:]  # and warms up
 
     maps, start = [], time.perf_counter()
     for batch in data.ordered_train_dataloader():
-        maps.append(patch_features(encoder, batch["image"].to(device), source).cpu())  # (B, h, w, C)
+        maps.append(encode(batch["image"]).cpu())  # (B, h, w, C)
         if sum(map(len, maps)) >= SAMPLE_IMAGES:
             break
     images_per_second = sum(map(len, maps)) / (time.perf_counter() - start)

@@ -30,10 +30,9 @@ from datamodules import DATAMODULES, ImageDataModule
 from experiments.config.experiment import Experiment
 from experiments.config.identity import digest_of
 from experiments.pipeline.build import build_data, plain
-from experiments.pipeline.codebooks.features import Features, require_space
+from experiments.pipeline.codebooks.features import FEWER, Features
 from experiments.runtime.appending import append
-from experiments.runtime.files import locked
-from experiments.runtime.records import write_json
+from experiments.runtime.files import locked, readable, require_space, write_json
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
 
@@ -41,17 +40,12 @@ Check = Callable[[tuple[int, int], np.ndarray], None]
 
 
 def large_codebook(experiment: Experiment) -> LargeCodebookConfig:
-    """The quantizer's options. Raises ValueError for another quantizer, or an unknown way to make its codebook."""
+    """The quantizer's options. Raises ValueError for another quantizer, or an unknown data set for its codebook."""
     config = experiment.tokenizer.quantizer
     if not isinstance(config, LargeCodebookConfig):
         raise ValueError(f"model.quantizer.name={config.name}: only large_codebook has a codebook file")
-    source = config.source
-    if source.method not in ("kmeans", "random", "normal"):
-        raise ValueError(f"model.quantizer.source.method='{source.method}' is none of kmeans, random, normal")
-    if source.data and source.data not in DATAMODULES:
-        raise ValueError(f"model.quantizer.source.data='{source.data}' is none of {', '.join(DATAMODULES)}")
-    if not 0 <= source.tolerance < 1:
-        raise ValueError(f"model.quantizer.source.tolerance={source.tolerance} must be in [0, 1)")
+    if (name := config.source.data) not in ("", *DATAMODULES):
+        raise ValueError(f"model.quantizer.source.data='{name}' is none of {', '.join(DATAMODULES)}")
     return config
 
 
@@ -62,15 +56,15 @@ def build_device(experiment: Experiment) -> torch.device:
     return torch.device("cpu")
 
 
-def images_id(experiment: Experiment, data_id: str) -> tuple[object, ...]:
-    """Which training images the features are of; `data_seed` picks their subset."""
-    return data_id, experiment.data.image_size, experiment.data.data_seed
+def setting_of(experiment: Experiment, data_id: str) -> dict[str, Any]:
+    """What the features are of; `data_seed` picks the subset of the training images."""
+    data, source = experiment.data, asdict(large_codebook(experiment).source)
+    options = {key: source[key] for key in ("encoder", "encoder_image_size", "stage", "pool", "num_images")}
+    return {"data_id": data_id, "image_size": data.image_size, "data_seed": data.data_seed, **options}
 
 
 def features_folder(experiment: Experiment, data_id: str) -> Path:
-    source = large_codebook(experiment).source
-    identity = [source.encoder, source.encoder_image_size, source.stage, source.pool, source.num_images]
-    name = f"features_{digest_of([identity, *images_id(experiment, data_id)])}"
+    name = f"features_{digest_of(setting_of(experiment, data_id))}"
     return Path(experiment.runtime.output_dir) / "codebooks" / name
 
 
@@ -89,19 +83,6 @@ def plain_data(experiment: Experiment) -> ImageDataModule:
     return build_data(plain(experiment, train_size=size, batch_size=64))  # None = all; shapes has no end
 
 
-def describe(experiment: Experiment, data: ImageDataModule, data_id: str) -> dict[str, Any]:
-    """What the features of `data` are of."""
-    source = asdict(large_codebook(experiment).source)
-    return {
-        "data_id": data_id,
-        "image_size": experiment.data.image_size,
-        "data_seed": experiment.data.data_seed,
-        **{key: source[key] for key in ("encoder", "encoder_image_size", "stage", "pool", "num_images")},
-        "images": len(data.train_set),  # type: ignore[arg-type]
-        "dtype": "float32",
-    }
-
-
 def features_for(experiment: Experiment, data_id: str, check: Check = lambda *_: None) -> Features:
     """The features of the training images; extracted if they are not kept yet.
 
@@ -109,20 +90,18 @@ def features_for(experiment: Experiment, data_id: str, check: Check = lambda *_:
     Raises ValueError when the folder is damaged or of other data, or the disk is too small.
     """
     folder, data = features_folder(experiment, data_id), plain_data(experiment)
-    setting = describe(experiment, data, data_id)
     labels: np.ndarray = data.train_set.labels.numpy()  # type: ignore[union-attr]  # (images,)
+    setting = setting_of(experiment, data_id) | {"images": len(labels), "dtype": "float32"}
     if not folder.is_dir():
-        source, device, size = large_codebook(experiment).source, build_device(experiment), data.config.image_size
-        encoder = load_encoder(source.encoder, source.encoder_image_size).to(device)
-        _, h, w, C = patch_features(encoder, torch.zeros(1, 3, size, size, device=device), source).shape
+        encode, size = feature_maps(experiment), data.config.image_size
+        _, h, w, C = encode(torch.zeros(1, 3, size, size)).shape
         check((len(labels) * h * w, C), labels.repeat(h * w))
         with sole_worker(experiment, folder):
             if not folder.is_dir():
                 partial = folder.with_name(f"{folder.name}.partial")
                 partial.mkdir(exist_ok=True)
-                loader = data.ordered_train_dataloader
-                encode = lambda batch: patch_features(encoder, batch.to(device), source)  # noqa: E731
-                extract(partial, setting | {"features": len(labels) * h * w, "dims": C}, labels, loader, encode)
+                whole = setting | {"features": len(labels) * h * w, "dims": C}
+                extract(partial, whole, labels, data.ordered_train_dataloader, encode)
                 partial.rename(folder)
     features = Features(folder)
     read_metadata(folder, setting | {"features": len(features), "dims": features.shape[1]})
@@ -133,6 +112,14 @@ def features_for(experiment: Experiment, data_id: str, check: Check = lambda *_:
     return features
 
 
+def feature_maps(experiment: Experiment) -> Callable[[Tensor], Tensor]:
+    """`patch_features` of images (B, 3, H, W) by the encoder of the recipe, on its device."""
+    source, device = large_codebook(experiment).source, build_device(experiment)
+    encoder = load_encoder(source.encoder, source.encoder_image_size).to(device)
+    return lambda images: patch_features(encoder, images.to(device), source)
+
+
+@torch.no_grad()
 def patch_features(encoder: PretrainedEncoder, images: Tensor, source: CodebookSource) -> Tensor:
     """Pooled features (B, h, w, C) of images (B, 3, H, W). Raises ValueError for a stage or pool that is not there."""
     if source.stage:
@@ -142,10 +129,8 @@ def patch_features(encoder: PretrainedEncoder, images: Tensor, source: CodebookS
         maps = stages[-1].permute(0, 2, 3, 1)
     else:
         maps = encoder.features(images)  # (B, h, w, C)
-    if source.pool > min(maps.shape[1:3]):
-        raise ValueError(
-            f"model.quantizer.source.pool={source.pool}: the map has only {tuple(maps.shape[1:3])} patches"
-        )
+    if source.pool > min(grid := tuple(maps.shape[1:3])):
+        raise ValueError(f"model.quantizer.source.pool={source.pool}: the map has only {grid} patches")
     if source.pool > 1:
         maps = F.avg_pool2d(maps.permute(0, 3, 1, 2), source.pool).permute(0, 2, 3, 1)
     return maps.float()
@@ -154,12 +139,10 @@ def patch_features(encoder: PretrainedEncoder, images: Tensor, source: CodebookS
 def read_metadata(folder: Path, setting: dict[str, Any]) -> dict[str, Any]:
     """Raises ValueError when it is not readable, or of another setting than `setting`."""
     path = folder / "metadata.json"
-    try:
+    with readable(path, f"; delete {folder} and it is made again"):
         metadata = json.loads(path.read_text())
         differ = [key for key in setting if metadata.get(key) != setting[key]]
         is_sound = 0 <= metadata["images_done"] <= metadata["images"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not readable ({error!r}); delete {folder} and it is made again") from None
     if differ or not is_sound:
         key = differ[0] if differ else "images_done"
         raise ValueError(
@@ -169,7 +152,6 @@ def read_metadata(folder: Path, setting: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-@torch.no_grad()
 def extract(
     folder: Path, setting: dict[str, Any], labels: np.ndarray, loader: Callable[[int], Any], encode: Callable
 ) -> None:
@@ -183,7 +165,7 @@ def extract(
     images, done = setting["images"], metadata["images_done"]
     row_bytes = setting["features"] // images * C * 4  # of an image
     needed = (images - done) * row_bytes + (0 if done else setting["features"] * 8)
-    require_space(folder.parent, needed, f"extracting features of {images:,} images")
+    require_space(folder.parent, needed, f"extracting features of {images:,} images needs", FEWER)
     if not done:
         np.save(folder / "labels.npy", labels.repeat(setting["features"] // images))
         with open(path, "wb") as file:

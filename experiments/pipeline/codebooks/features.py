@@ -6,7 +6,6 @@ that writes to a map instead of raising an error.
 Shapes: N features of C channels in all.
 """
 
-import shutil
 from itertools import pairwise
 from pathlib import Path
 from zipfile import BadZipFile
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GB = 1e9
+FEWER = ", or use fewer images (model.quantizer.source.num_images)"  # advice where the disk is too small
 
 
 class Features:
@@ -66,14 +65,3 @@ def open_array(path: Path, dtype: type, ndim: int) -> np.memmap:
     if problem:
         raise ValueError(f"{path}: damaged or cut off ({problem}); delete {path.parent} and it is made again")
     return array
-
-
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raises ValueError when the disk of `folder` has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"{folder}: {what} needs {needed:,} bytes ({needed / GB:.1f} GB) more, and the disk has {free:,} "
-            f"({free / GB:.1f} GB) free: free some, choose another runtime.output_dir, or use fewer images "
-            "(model.quantizer.source.num_images)"
-        )

@@ -9,7 +9,6 @@ Shapes: N features of C channels in all, n of a part, k codes of a part.
 """
 
 import math
-import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from experiments.pipeline.codebooks.features import Features
-from experiments.runtime.files import PARTIAL, replacing
+from experiments.runtime.files import PARTIAL, readable, replacing
 from experiments.runtime.progress import progress
 from experiments.runtime.signals import StopRequest
 from lightning_modules.quantizers import CodebookSource, nearest_code
@@ -82,11 +81,8 @@ class StateFile:
 
 def load_state(path: Path, identity: str, device: torch.device) -> State:
     """Raises ValueError that names the file when it is damaged or of another codebook."""
-    try:
+    with readable(path, "; delete it: clustering starts again"):
         state = State(**torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "empty"
-        raise ValueError(f"{path}: not readable ({reason}); delete it: clustering starts again") from None
     if state.identity != identity:
         raise ValueError(f"{path}: of another codebook; delete it or choose another --out")
     for name in ("centres", "sums", "counts"):

@@ -12,7 +12,8 @@ from experiments.config.compose import compose, load_experiment, parse
 from experiments.config.experiment import Experiment
 from experiments.config.values import from_dotlist, merge
 from experiments.pipeline.build import resolve_data
-from experiments.runtime.records import find_records, read_record, record_path, write_json
+from experiments.runtime.files import write_json
+from experiments.runtime.records import find_records, read_record, record_path
 from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.vit_vqgan import ViTVQGANConfig
 

@@ -6,7 +6,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -199,8 +199,8 @@ def test_an_existing_file_is_kept(taming: Tensors, tmp_path: Path, monkeypatch: 
     with pytest.raises(ValueError, match="a folder; give the name of the file to write"):
         import_checkpoint("taming", source, tmp_path, SIZE, force=True)
 
-    def fails(content: Any, path: Path) -> None:
-        path.write_text("half of it")
+    def fails(content: Any, file: BinaryIO) -> None:
+        file.write(b"half of it")
         raise OSError("disk full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):

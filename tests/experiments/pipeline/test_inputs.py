@@ -17,7 +17,7 @@ from experiments.config.experiment import Experiment
 from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
-from experiments.runtime.checkpoint_files import load_checkpoint
+from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.records import data_name, images_id
 
 SOURCE = "model.quantizer.source"

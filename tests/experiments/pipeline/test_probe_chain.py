@@ -17,7 +17,7 @@ from experiments.pipeline.build import resolve_data, restore
 from experiments.pipeline.prepare import prepare
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
-from experiments.runtime.checkpoint_files import load_checkpoint
+from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.records import read_record, same_experiment
 from lightning_modules.linear_probe import LinearProbe
 

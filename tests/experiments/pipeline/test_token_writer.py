@@ -15,7 +15,7 @@ from token_cases import contents, run, served, write_all
 from datamodules.token_files import SPLITS, tokens_path
 from experiments.pipeline import token_writer
 from experiments.pipeline.encode import encode_batch
-from experiments.runtime import appending, progress
+from experiments.runtime import appending, files, progress
 
 PROJECT = Path(__file__).parents[3]
 
@@ -172,9 +172,10 @@ def test_a_disk_that_is_too_small(
 ) -> None:
     needed = (20 * 2 + 10) * 64 * 4 + 30 * 8
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(token_writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed - 1}))
+        patch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed - 1}))
         patch.setattr(token_writer, "encode_batch", lambda *_: pytest.fail("too late"))
         write_all(tiny, tmp_path, monkeypatch)
-    assert "the tokens need 0.00 GB, the disk has 0.00 GB left" in capsys.readouterr().err
-    monkeypatch.setattr(token_writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed}))
+    words = f"the tokens need {needed:,} bytes (0.0 GB) more, and the disk has {needed - 1:,} (0.0 GB) free"
+    assert words in capsys.readouterr().err
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed}))
     write_all(tiny, tmp_path, monkeypatch)

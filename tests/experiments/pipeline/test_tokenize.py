@@ -36,7 +36,7 @@ def test_tokens_decode_to_the_reconstruction(tiny: TinyExperiment, tmp_path: Pat
         "val_labels.npy",
     ]
     data = served(folder)
-    data.expect(32, (8, 8), tokenizer_digest(checkpoint))
+    assert (data.codebook_size, data.grid_size, data.tokenizer_digest) == (32, (8, 8), tokenizer_digest(checkpoint))
     assert (data.num_classes, data.data_id, folder.name.rsplit("-", 1)[0]) == (10, "shapes", data.tokenizer_digest)
 
     images = build_data(tiny("vqgan", *SIZES))

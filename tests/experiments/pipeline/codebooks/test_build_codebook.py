@@ -198,7 +198,7 @@ def test_a_build_that_fails_leaves_nothing(tiny: TinyExperiment, monkeypatch: py
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "save", full)
     with pytest.raises(OSError, match="No space left"):
         codebook_for(experiment, "shapes")
     monkeypatch.undo()
@@ -258,10 +258,13 @@ def test_feature_dim_of_another_encoder(tiny: TinyExperiment) -> None:
         codebook_for(tiny("vqgan_lc", "model.quantizer.feature_dim=768"), "shapes")
 
 
-def test_method_is_checked_before_any_work(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "load_encoder", lambda *_: pytest.fail("too late"))
-    with pytest.raises(ValueError, match=r"source\.method='kmean' is none of kmeans, random"):
-        codebook_for(tiny("vqgan_lc", f"{SOURCE}.method=kmean"), "shapes")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("method=kmean", r"source\.method='kmean' is none of kmeans, random"), ("tolerance=1.5", r"1\.5 must be in")],
+)
+def test_options_are_checked_with_the_recipe(tiny: TinyExperiment, option: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny("vqgan_lc", f"{SOURCE}.{option}")
 
 
 def test_a_file_of_the_wrong_shape(tiny: TinyExperiment, tmp_path: Path) -> None:

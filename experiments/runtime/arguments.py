@@ -1,0 +1,30 @@
+"""What commands have in common on the command line. Options may stand between keys: `parse_intermixed_args`."""
+
+import argparse
+
+
+def of_recipe(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Of `python -m experiments.NAME FILE [key=value ...]`; `doc`, the command's docstring, is its help."""
+    return parser(name, doc, file="a recipe, for example experiments/vqgan_lc_cifar10.yaml")
+
+
+def of_checkpoint(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Of `python -m experiments.NAME CHECKPOINT [key=value ...]`, for `pipeline.upstream.restore_for`."""
+    made = parser(name, doc, checkpoint="a final.ckpt or last.ckpt of a run")
+    made.add_argument("--data-dir", default="data", help="folder of the images (default: data)")
+    made.add_argument("--output-dir", help="where a run's upstream, tokens, ... are (default: the run's own)")
+    return made
+
+
+def parser(name: str, doc: str | None, **positional: str) -> argparse.ArgumentParser:
+    """With the arguments `positional`, each with its meaning, before the keys."""
+    form = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=doc, formatter_class=form)
+    for argument, meaning in positional.items():
+        made.add_argument(argument, help=meaning)
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.val_size=1000")
+    return made
+
+
+def add_data(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--data", default="auto", help="auto | cifar10 | shapes | image_folder (default: auto)")
