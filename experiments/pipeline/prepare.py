@@ -34,16 +34,17 @@ class Prepared(NamedTuple):
     images: ImageDataModule
 
 
-def gather(experiment: Experiment) -> tuple[ImageDataModule, Any]:
+def gather(experiment: Experiment, trains: bool = True) -> tuple[ImageDataModule, Any]:
     """The images that metrics compare with, and the classifier or None: what can fail before anything below is trained.
 
-    Raises ValueError or OSError.
+    Raises ValueError or OSError; with `trains` also where the training images fill no batch.
     """
     model = experiment.model
     with main_first():  # caches, the classifier's head
         images = build_data(plain(experiment) if experiment.upstream else experiment)
-        views = len(view_names(None, experiment.data.flip)) if experiment.reads_kept_tokens else 1
-        require_full_batch(views * len(images.train_set), experiment.data.batch_size)  # type: ignore[arg-type]
+        if trains:
+            views = len(view_names(None, experiment.data.flip)) if experiment.reads_kept_tokens else 1
+            require_full_batch(views * len(images.train_set), experiment.data.batch_size)  # type: ignore[arg-type]
         if model.heldout:
             check_heldout(model, images)
         classifier = classifier_for(model.classifier, experiment, images) if model.classifier else None
@@ -122,7 +123,7 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
     Tokens are those of its training where they still are, else the validation images are encoded now. Trains nothing.
     """
     below = lend(experiment, module, tokenizer)  # may not be there; the classifier takes longer
-    images, classifier = gather(experiment)
+    images, classifier = gather(experiment, trains=False)
     if classifier is not None:
         module.use_classifier(classifier)
     if below is None or experiment.model.inputs == "images":
