@@ -7,6 +7,7 @@ from experiments.config.experiment import Experiment
 from experiments.costs.counts import Cost, count_cost, memory_bytes, training_hours
 from experiments.costs.papers import TOLERANCE, PaperCount, paper_counts
 from experiments.runtime.health import memory_limit
+from lightning_modules.checks import require
 
 TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
 
@@ -16,8 +17,7 @@ def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> T
     batch = experiment.data.batch_size
     if devices < 1 or batch % devices:
         raise ValueError(f"--devices {devices}: data.batch_size={batch} is the global batch, to be divided evenly")
-    if tflops <= 0:
-        raise ValueError(f"--tflops {tflops} must be above 0")
+    require(tflops > 0, f"--tflops {tflops} must be above 0")
     cost = count_cost(experiment)
     if not cost.parameters:
         raise ValueError(f"a {experiment.model.name} costs little beside what it stands on: {experiment.recipe}")

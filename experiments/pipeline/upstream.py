@@ -9,17 +9,19 @@ from typing import Any, NamedTuple
 
 from experiments.config.compose import RECIPES, load_experiment
 from experiments.config.experiment import Experiment, RuntimeConfig
+from experiments.config.identity import digest_of
 from experiments.config.values import flatten, from_dotlist, merge
 from experiments.pipeline.build import restore, restore_tokenizer
 from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.inputs import inputs_of
-from experiments.runtime import records
 from lightning_modules.tokenizer import Tokenizer
 
 
-def run_dir(experiment: Experiment, name: str) -> Path:
-    """Where the run is trained: `experiments.runtime.records.run_dir` in its own `output_dir`, on the images there."""
-    return records.run_dir(Path(experiment.runtime.output_dir), name, experiment, inputs_of(experiment).data_id)
+def run_dir(experiment: Experiment, name: str, data_id: str = "") -> Path:
+    """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST (of experiment and data): TensorBoard's list shows K and seed."""
+    digest = digest_of([experiment.digest(), data_id or inputs_of(experiment).data_id])
+    name = f"{name}_k{experiment.tokenizer.codebook_size}_s{experiment.seed}_{digest}"
+    return Path(experiment.runtime.output_dir) / "experiments" / name
 
 
 def upstream_of(experiment: Experiment) -> Experiment | None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.experiment import Experiment
-from experiments.config.identity import digest_of
 from experiments.runtime import code_version
 from experiments.runtime.files import readable
 
@@ -29,13 +28,6 @@ def record_path(directory: Path, experiment: Experiment, data_id: str) -> Path:
     return directory / f"{experiment.digest()}.{data_id}.json"
 
 
-def run_dir(output_dir: Path, name: str, experiment: Experiment, data_id: str) -> Path:
-    """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST (of experiment and data): TensorBoard's list shows K and seed."""
-    size, seed = size_and_seed(experiment).values()
-    digest = digest_of([experiment.digest(), data_id])
-    return output_dir / "experiments" / f"{name}_k{size}_s{seed}_{digest}"
-
-
 def images_id(data_id: str) -> str:
     """Of a run's data id that of its images alone, which the rows of a table have in common."""
     return data_id.partition("+")[0]
@@ -44,11 +36,6 @@ def images_id(data_id: str) -> str:
 def data_name(data_id: str) -> str:
     """The images' name without fingerprint, for captions and file names: cifar10-export of cifar10-export-1a2b3c4d."""
     return re.sub("-[0-9a-f]{8}$", "", images_id(data_id))
-
-
-def size_and_seed(experiment: Experiment) -> dict[str, int]:
-    """`codebook_size`, of the tokenizer that a stage-2 run stands on, and the run's own `seed`."""
-    return {"codebook_size": experiment.tokenizer.codebook_size, "seed": experiment.seed}
 
 
 KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protocols": dict}

@@ -22,6 +22,7 @@ from experiments.pipeline.codebooks.features import Features
 from experiments.runtime.files import PARTIAL, readable, replacing
 from experiments.runtime.progress import progress
 from experiments.runtime.signals import StopRequest
+from lightning_modules.checks import require
 from lightning_modules.quantizers import CodebookSource, nearest_code
 
 CHUNK = 16384  # rows read and assigned at a time: 50 MB at 768 channels
@@ -83,8 +84,7 @@ def load_state(path: Path, identity: str, device: torch.device) -> State:
     """Raises ValueError that names the file when it is damaged or of another codebook."""
     with readable(path, "; delete it: clustering starts again"):
         state = State(**torch.load(path, map_location="cpu", weights_only=True))
-    if state.identity != identity:
-        raise ValueError(f"{path}: of another codebook; delete it or choose another --out")
+    require(state.identity == identity, f"{path}: of another codebook; delete it or choose another --out")
     for name in ("centres", "sums", "counts"):
         if (value := getattr(state, name)) is not None:
             setattr(state, name, value.to(device))
@@ -101,8 +101,7 @@ def split(labels: np.ndarray, size: int, per_class: bool) -> list[Part]:
         return [(np.arange(len(labels)), size)]
     sizes = [size // len(classes) + (i < size % len(classes)) for i in range(len(classes))]
     for c, count, n in zip(classes, counts, sizes, strict=True):
-        if n > count:
-            raise ValueError(f"class {c} has {count} features, fewer than its {n} codes: set source.per_class=false")
+        require(n <= count, f"class {c} has {count} features, fewer than its {n} codes: set source.per_class=false")
     rows = np.split(labels.argsort(kind="stable"), counts.cumsum()[:-1])
     return list(zip(rows, sizes, strict=True))
 
