@@ -120,11 +120,8 @@ def parse_upstream(values: Any, origin: str) -> tuple[str, Experiment]:
     return recipe, parse(compose(*layers), f"{origin}: upstream ({recipe})")
 
 
-# ---- what would fail, or be ignored, after minutes of work: every section's `check()` is called
-
-
 def check(experiment: Experiment, origin: str) -> None:
-    """Raises ValueError that names `origin`, the key and the value at fault."""
+    """Calls every section's `check()`. Raises ValueError that names `origin`, the key and the value at fault."""
     place = f"{origin}: "
     try:
         check_numbers(experiment)

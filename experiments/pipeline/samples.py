@@ -44,10 +44,6 @@ class Job:
         classes = torch.tensor(self.classes or [0])
         return classes[torch.tensor(ids) % len(classes)]
 
-    @property
-    def num_candidates(self) -> int:
-        return round(self.num / self.accept)
-
     def sample(self, ids: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1], tokens (B, T) and labels (B,) of the numbers `ids`."""
         return self.module.sample(ids, self.seed, self.labels(ids), self.sampling)
@@ -73,14 +69,14 @@ def images_of(job: Job, done: set[int]) -> Iterator[Images]:
 def accepted(job: Job, done: set[int]) -> Iterator[Images]:
     """The best of each class of all candidates; only tokens and scores of the others are ever kept."""
     assert job.classifier is not None
-    tokens, scores = [], []
-    with progress("candidate", job.num_candidates, 0) as show:
-        for ids in batches(list(range(job.num_candidates)), job.batch_size):
+    tokens, scores, candidates = [], [], list(range(round(job.num / job.accept)))
+    with progress("candidate", len(candidates)) as show:
+        for ids in batches(candidates, job.batch_size):
             images, found, wanted = job.sample(ids)
             tokens.append(found.cpu())
             scores.append(job.classifier(images, wanted).cpu())
             show(len(ids))
-    all_tokens, labels = torch.cat(tokens), job.labels(list(range(job.num_candidates)))
+    all_tokens, labels = torch.cat(tokens), job.labels(candidates)
     kept = in_turn(best_of_each_class(torch.cat(scores), labels, job.num), labels)
     kept = [number for number in kept if number not in done]
     for ids in batches(kept, job.batch_size):

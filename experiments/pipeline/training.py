@@ -21,9 +21,10 @@ from experiments.pipeline.upstream import checkpoint_below, upstream_of
 from experiments.runtime import health
 from experiments.runtime.callbacks import InCheckpoint
 from experiments.runtime.checkpoints import load_checkpoint
+from experiments.runtime.errors import is_main
 from experiments.runtime.files import LOCK, inherited, locked, require_writable, write_json
 from experiments.runtime.progress import Throughput
-from experiments.runtime.ranks import check_devices, from_main, is_main, main_first, num_devices
+from experiments.runtime.ranks import check_devices, from_main, main_first, num_devices
 from experiments.runtime.records import FORMAT, Record, environment, read_record, record_path, same_experiment
 from experiments.runtime.signals import StopRequest, wait_for
 from experiments.runtime.trainer import build_trainer, quiet

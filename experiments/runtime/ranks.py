@@ -19,7 +19,6 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from lightning.pytorch.utilities import rank_zero_only
 
 from experiments.config.experiment import Experiment, RuntimeConfig
 from lightning_modules.checks import require
@@ -154,11 +153,6 @@ def silent_trainer(runtime: RuntimeConfig, **options: Any) -> L.Trainer:
     """Writes no file and shows nothing."""
     options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return L.Trainer(accelerator=runtime.accelerator, **options)
-
-
-def is_main() -> bool:
-    """Whether this process is the one that prints and writes; known before the processes are joined."""
-    return (rank() if dist.is_initialized() else getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 @functools.cache

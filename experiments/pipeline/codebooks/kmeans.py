@@ -121,8 +121,8 @@ def make_table(
     """
     generator = torch.Generator()
     generator.set_state(state.generator)
-    is_kmeans = source.method == "kmeans"
-    pass_rows = [len(rows) * source.iterations if is_kmeans else 0 for rows, _ in parts]
+    iterations = source.iterations if source.method == "kmeans" else 0
+    pass_rows = [len(rows) * iterations for rows, _ in parts]
     now = len(state.finished)
     done = sum(pass_rows[:now]) + (len(parts[now][0]) * state.iteration + state.row if now < len(parts) else 0)
     with progress("feature", sum(pass_rows), done) as show:
@@ -131,13 +131,13 @@ def make_table(
                 seeds = torch.randperm(len(rows), generator=generator)[:k].numpy()
                 state.centres = require_finite(features.rows(rows[seeds]), features).to(device)
                 state.generator = generator.get_state()
-            is_done = not is_kmeans
-            while not is_done and state.iteration < source.iterations:
+            is_done = False
+            while not is_done and state.iteration < iterations:
                 one_pass(features, rows, state, save, show)
                 is_done = move_centres(features, rows, state, generator, source.tolerance)
-            show((source.iterations - state.iteration) * len(rows) if is_kmeans else 0)
+            show((iterations - state.iteration) * len(rows))
             state.finished.append(state.centres.cpu())
-            state.total_inertia += state.last_inertia if is_kmeans and state.iteration else 0
+            state.total_inertia += state.last_inertia if state.iteration else 0
             state.centres, state.iteration, state.last_inertia = None, 0, math.inf
     return torch.cat(state.finished)
 
