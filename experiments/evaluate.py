@@ -29,8 +29,8 @@ def main() -> None:
     with user_errors():
         experiment, module = restore_for(given)
         check_accelerator(experiment.runtime)
-        upstream = experiment.upstream  # whose data is a matter of the past
-        resolved = replace(resolve_data(experiment, given.data), upstream=upstream)
+        # the data of what it stands on is a matter of the past
+        resolved = replace(resolve_data(experiment, given.data), upstream=experiment.upstream)
         module, data, images = prepare_evaluation(resolved, module, given.tokenizer)
         trainer = silent_trainer(experiment.runtime, devices=1, precision=experiment.trainer.precision)
         metrics = evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir))

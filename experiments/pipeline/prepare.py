@@ -92,9 +92,7 @@ def data_for(experiment: Experiment, below: Below, images: ImageDataModule) -> L
     model = experiment.model
     if model.inputs == "tokens" and model.encode_on_the_fly:
         precision = below.experiment.trainer.precision
-        encoded = EncodedImages(build_data(experiment), below.tokenizer, precision)
-        encoded.setup("fit")
-        return encoded
+        return EncodedImages(build_data(experiment), below.tokenizer, precision)
     data: Any
     if model.inputs == "images":
         data = build_data(experiment)
