@@ -33,8 +33,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """
     files, layers = [Path(path)], [read_yaml(path)]
     while "extends" in layers[0]:
-        base = str(layers[0]["extends"])
-        layers[0] = {key: value for key, value in layers[0].items() if key != "extends"}
+        base = str(layers[0].pop("extends"))
         file = files[-1].parent / base
         if file.resolve() in [known.resolve() for known in files]:
             raise ValueError(f"{files[-1]}: extends='{base}' leads back to itself")

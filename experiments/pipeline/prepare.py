@@ -34,10 +34,7 @@ class Prepared(NamedTuple):
 
 
 def gather(experiment: Experiment) -> tuple[ImageDataModule, Any]:
-    """The images that metrics compare with, and the classifier or None: what can fail before anything below is trained.
-
-    Raises ValueError or OSError.
-    """
+    """The images that metrics compare with, and the classifier: what may fail early. Raises ValueError or OSError."""
     model = experiment.model
     with main_first():  # caches, the classifier's head
         images = build_data(plain(experiment) if experiment.upstream else experiment)
@@ -60,10 +57,7 @@ def check_heldout(model: Any, images: ImageDataModule) -> int:
 
 
 def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = None) -> Prepared:
-    """Data and module of the experiment, on the trained models below it; `needs` of `gather`.
-
-    Raises ValueError or OSError.
-    """
+    """Data and module, on the trained models below; `needs` is what `gather` gave. Raises ValueError or OSError."""
     images, classifier = needs or gather(experiment)
     below = restore_below(experiment)
     with main_first():  # tokens, codebook

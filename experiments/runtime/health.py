@@ -39,11 +39,10 @@ def naming_last_checkpoint(checkpoints: Path) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         steps = {path: load_checkpoint(path)["global_step"] for path in checkpoints.glob("*.ckpt")}
-        last = max(steps, key=steps.__getitem__, default=None)
-        good = (
-            f"the last good checkpoint is {last}, of step {steps[last]}" if last else "no checkpoint was saved before"
-        )
-        raise FloatingPointError(f"{error}; {good}") from None
+        if not steps:
+            raise FloatingPointError(f"{error}; no checkpoint was saved before it") from None
+        last = max(steps, key=steps.__getitem__)
+        raise FloatingPointError(f"{error}; the last good checkpoint is {last}, of step {steps[last]}") from None
 
 
 def reset_peak_memory() -> None:
