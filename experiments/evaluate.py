@@ -31,8 +31,8 @@ def main() -> None:
         quiet()
         experiment, module = restore_for(given)
         check_accelerator(experiment.runtime)
-        upstream = experiment.upstream  # its data is not needed any more
-        resolved = replace(resolve_data(experiment, given.data), upstream=upstream)
+        # the data of what it stands on is not needed any more
+        resolved = replace(resolve_data(experiment, given.data), upstream=experiment.upstream)
         module, data, images = prepare_evaluation(resolved, module, given.tokenizer)
         trainer = silent_trainer(experiment.runtime, devices=1, precision=experiment.trainer.precision)
         metrics = evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir))

@@ -15,6 +15,7 @@ from experiments.importers import FAMILIES, Options
 from experiments.importers.convert import import_checkpoint
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
+from lightning_modules.checks import require
 
 
 def main() -> None:
@@ -27,8 +28,7 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     with user_errors():
         for option, value in {"image-size": given.image_size, "head-dim": given.head_dim}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"--{option} {value} must be at least 1")
+            require(value is None or value >= 1, f"--{option} {value} must be at least 1")
         options, overrides = Options(given.image_size, given.head_dim), from_dotlist(given.overrides)
         paths = Path(given.checkpoint), Path(given.out)
         print(import_checkpoint(given.family, *paths, options, overrides, given.force))

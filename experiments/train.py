@@ -13,8 +13,8 @@ from experiments.pipeline.build import resolve_data
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime import arguments
-from experiments.runtime.errors import user_errors
-from experiments.runtime.ranks import from_main, is_main, join, main_first
+from experiments.runtime.errors import is_main, user_errors
+from experiments.runtime.ranks import from_main, join, main_first
 from experiments.runtime.signals import follow_parent
 from experiments.runtime.trainer import quiet
 

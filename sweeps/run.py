@@ -14,18 +14,10 @@ from optuna.trial import Trial
 from experiments.config.identity import digest_of
 from experiments.pipeline.inputs import Seen, inputs_of
 from experiments.pipeline.training import train_apart as train
+from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
 from experiments.runtime.files import write_json
-from experiments.runtime.records import (
-    PUBLISHED,
-    Record,
-    data_name,
-    find_records,
-    record_path,
-    run_dir,
-    same_experiment,
-    size_and_seed,
-)
+from experiments.runtime.records import PUBLISHED, Record, data_name, find_records, record_path, same_experiment
 from experiments.runtime.signals import follow_parent
 from sweeps.grid import Grid, Run, load_grid
 from sweeps.queue import Queue
@@ -131,11 +123,12 @@ class Sweep:
             words = f"trained {duration(time.monotonic() - start)}"
         value = float(record["metrics"].get(self.grid.objective, math.nan))
         attributes = record["metrics"] | ({} if self.queue.is_journal else {"record": record})
-        self.queue.finish(trial, value, attributes, size_and_seed(run.experiment))
+        sizes = {"codebook_size": run.experiment.tokenizer.codebook_size, "seed": run.experiment.seed}
+        self.queue.finish(trial, value, attributes, sizes)
         self.say(run, words + self.numbers(run, record))
 
     def folder(self, run: Run) -> Path:
-        return run_dir(self.output_dir, run.name, run.experiment, self.data_ids[run.digest])
+        return run_dir(run.experiment, run.name, self.data_ids[run.digest])
 
     def numbers(self, run: Run, record: Record) -> str:
         """ ", util % 93.4, rFID 31.2": the first metrics of the table that the run is in."""

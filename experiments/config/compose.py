@@ -1,7 +1,8 @@
 """From a YAML file and key=value arguments to a checked `Experiment`."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.experiment import CHOICES, Experiment, schema
 from experiments.config.values import explain, from_dotlist, merge, read_yaml, select
-from experiments.config.walker import check
+from lightning_modules.quantizers import QuantizerConfig
 
 RECIPES = Path(__file__).resolve().parents[1]
 PARTS = [key for key in CHOICES if "." in key]  # sections whose keys belong to one class only
@@ -32,8 +33,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """
     files, layers = [Path(path)], [read_yaml(path)]
     while "extends" in layers[0]:
-        base = str(layers[0]["extends"])
-        layers[0] = {key: value for key, value in layers[0].items() if key != "extends"}
+        base = str(layers[0].pop("extends"))
         file = files[-1].parent / base
         if file.resolve() in [known.resolve() for known in files]:
             raise ValueError(f"{files[-1]}: extends='{base}' leads back to itself")
@@ -117,3 +117,37 @@ def parse_upstream(values: Any, origin: str) -> tuple[str, Experiment]:
     is_whole = {"seed", "trainer"} <= changes.keys() and len(named) == 2  # as records and checkpoints hold it
     layers = [changes] if is_whole else [read_recipe(RECIPES / recipe), changes]
     return recipe, parse(compose(*layers), f"{origin}: upstream ({recipe})")
+
+
+def check(experiment: Experiment, origin: str) -> None:
+    """Calls every section's `check()`. Raises ValueError that names `origin`, the key and the value at fault."""
+    place = f"{origin}: "
+    try:
+        check_numbers(experiment)
+        for path, section in sections(experiment):
+            # a quantizer's takes the sizes, with which the tokenizer's calls it
+            if hasattr(section, "check") and not isinstance(section, QuantizerConfig):
+                place = f"{origin}: {path}"
+                section.check()
+    except ValueError as error:
+        raise ValueError(f"{place}{error}") from None
+
+
+def sections(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The dataclass and all those in it, inner ones first, with "model.loss." before their keys; not `upstream`, which
+    has been checked, nor `runtime`, which depends on the machine."""
+    for name in (field.name for field in fields(config)):
+        if is_dataclass(value := getattr(config, name)) and name not in ("upstream", "runtime"):
+            yield from sections(value, f"{path}{name}.")
+    yield path, config
+
+
+def check_numbers(experiment: Experiment) -> None:
+    """What the types let pass: infinite numbers, whole ones that no tensor holds, and lists in lists."""
+    for path, section in (*sections(experiment), ("runtime.", experiment.runtime)):
+        for name, value in vars(section).items():
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, list | dict):
+                    raise ValueError(f"{path}{name}={value}: must be a list of numbers")
+                if isinstance(item, int | float) and not abs(item) < 2**63:
+                    raise ValueError(f"{path}{name}={value} is not a number to compute with")

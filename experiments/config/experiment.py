@@ -37,7 +37,6 @@ MODULES: dict[str, tuple[type[Module], type[ModuleConfig]]] = {
     "linear_probe": (LinearProbe, LinearProbeConfig),
 }
 
-
 PRECISIONS = ("32-true", "bf16-mixed")
 
 

@@ -7,6 +7,7 @@ from experiments.config.experiment import Experiment
 from experiments.costs.counts import Cost, count_cost, memory_bytes, training_hours
 from experiments.costs.papers import TOLERANCE, PaperCount, paper_counts
 from experiments.runtime.health import memory_limit
+from lightning_modules.checks import require
 
 TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
 
@@ -16,8 +17,7 @@ def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> T
     batch = experiment.data.batch_size
     if devices < 1 or batch % devices:
         raise ValueError(f"--devices {devices}: data.batch_size={batch} is the global batch, to be divided evenly")
-    if tflops <= 0:
-        raise ValueError(f"--tflops {tflops} must be above 0")
+    require(tflops > 0, f"--tflops {tflops} must be above 0")
     cost = count_cost(experiment)
     if not cost.parameters:
         why = f"costs little beside what it stands on: {experiment.recipe}" if experiment.recipe else "tells no `parts`"
@@ -35,6 +35,7 @@ def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> T
 
 def cost_rows(experiment: Experiment, cost: Cost, devices: int, tflops: float) -> list[tuple[str, str]]:
     hours = training_hours(experiment, cost, devices, tflops)
+    time = f"{hours:,.0f} h" if hours >= 10 else f"{60 * hours:,.1f} min"
     parameters = [*cost.parameters.items(), ("model", cost.totals["model parameters"])]
     names = {"projector": "projector, once a step", "perceptual": "perceptual loss, two images"}
     names["tokenizer"] = "tokenizer, which encodes at every step"
@@ -49,7 +50,11 @@ def cost_rows(experiment: Experiment, cost: Cost, devices: int, tflops: float) -
         ("  model", f"{billions(cost.totals['model MACs'])}: all above but the search and the losses"),
         *((count.source, against_paper(count, cost.totals[count.quantity])) for count in paper_counts(experiment)),
         ("memory a device", memory_row(memory_bytes(experiment, devices), devices)),
-        ("training", training_row(experiment, hours, devices, tflops)),
+        (
+            "training",
+            f"about {time} for {experiment.trainer.max_steps:,} steps on {devices} device(s) at {tflops:g} TFLOP/s "
+            "sustained each; forward and backward of all networks, no loading, no communication, no validation",
+        ),
     ]
 
 
@@ -83,14 +88,6 @@ def machine_memory() -> tuple[int, str]:
         properties = torch.cuda.get_device_properties(0)
         return properties.total_memory, properties.name
     return memory_limit(), "this machine's memory"
-
-
-def training_row(experiment: Experiment, hours: float, devices: int, tflops: float) -> str:
-    time = f"{hours:,.0f} h" if hours >= 10 else f"{60 * hours:,.1f} min"
-    return (
-        f"about {time} for {experiment.trainer.max_steps:,} steps on {devices} device(s) at {tflops:g} TFLOP/s "
-        "sustained each; forward and backward of all networks, no loading, no communication, no validation"
-    )
 
 
 def millions(number: float) -> str:

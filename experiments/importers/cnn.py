@@ -11,8 +11,8 @@ from experiments.importers.family import Options, Source, Weight, same
 IMAGE_SIZE = 256  # not in the weights: all published models of these families are trained at it
 
 
-def infer_cnn(source: Source, levels: str, blocks: str, options: Options) -> dict[str, Any]:
-    """The `data` and `model.backbone` sections; level i of the encoder has the blocks `{levels}{i}.{blocks}.{j}.`.
+def infer_cnn(source: Source, levels: str, blocks: str, options: Options, **model: Any) -> dict[str, Any]:
+    """The `data` and `model` sections; level i of the encoder has the blocks `{levels}{i}.{blocks}.{j}.`.
 
     Attention is placed by level there and by resolution here, so `image_size` decides its numbers, not its place.
     Raises ValueError for a width that is no multiple of the first one.
@@ -40,7 +40,7 @@ def infer_cnn(source: Source, levels: str, blocks: str, options: Options) -> dic
         "attention_resolutions": attention,
         "latent_channels": source.shape("encoder.conv_out.weight", 4)[0],
     }
-    return {"data": {"name": "image_folder", "image_size": image_size}, "model": {"backbone": backbone}}
+    return {"data": {"name": "image_folder", "image_size": image_size}, "model": model | {"backbone": backbone}}
 
 
 def cnn_weight(key: str, rules: Sequence[tuple[str, str]]) -> Weight | None:

@@ -18,6 +18,7 @@ from experiments.importers.files import read_state_dict
 from experiments.pipeline.build import build_model
 from experiments.runtime.checkpoints import CHECKPOINT_FORMAT
 from experiments.runtime.files import replacing
+from lightning_modules.checks import require
 from lightning_modules.losses import LossConfig
 from lightning_modules.optimizer import OptimizerConfig
 
@@ -87,12 +88,9 @@ def import_checkpoint(
     force: bool = False,
 ) -> str:
     """Reads `path`, writes `out` atomically and returns a report. Raises ValueError for anything but a clean import."""
-    if out.is_dir():
-        raise ValueError(f"{out}: a folder; give the name of the file to write")
-    if out.exists() and not force:
-        raise ValueError(f"{out}: exists; choose another name, or --force")
-    if out.exists() and path.exists() and out.samefile(path):
-        raise ValueError(f"{out}: is the file to import; choose another name")
+    require(not out.is_dir(), f"{out}: a folder; give the name of the file to write")
+    require(force or not out.exists(), f"{out}: exists; choose another name, or --force")
+    require(out.resolve() != path.resolve(), f"{out}: is the file to import; choose another name")
     family = FAMILIES[name]
     tensors, wrapper = read_state_dict(path, family)
     experiment, state = convert(name, tensors, options, overrides, str(path))

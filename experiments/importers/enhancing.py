@@ -47,7 +47,8 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
     if math.isqrt(num_tokens) ** 2 != num_tokens:
         raise ValueError(f"{source.origin}: {num_tokens} positions are no square grid; only square images are known")
     if options.image_size not in (None, image_size):
-        raise ValueError(f"--image-size {options.image_size}: the positions are of {image_size} pixels, leave it out")
+        found = f"{num_tokens} positions of {patch_size}-pixel patches are {image_size} pixels"
+        raise ValueError(f"--image-size {options.image_size}: {found}, leave the option out")
     head_dim = HEAD_DIM if options.head_dim is None else options.head_dim
     codebook_size, code_dim = source.shape("quantizer.embedding.weight", 2)
     backbone = {

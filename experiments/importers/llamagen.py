@@ -20,15 +20,10 @@ RULES = [  # levels and middle are numbered as in this suite
 
 def infer(source: Source, options: Options) -> dict[str, Any]:
     codebook_size, code_dim = source.shape("quantize.embedding.weight", 2)
-    values = infer_cnn(source, "encoder.conv_blocks.", "res", options)
-    values["model"] |= {
-        "name": "vqgan_fc",
-        "codebook_size": codebook_size,
-        "code_dim": code_dim,
-        # codebook_l2_norm is not in the weights: True is the public default, and what all published models have
-        "quantizer": {"name": "factorized", "l2_norm": True, "commitment_weight": 0.25, "codebook_weight": 1.0},
-    }
-    return values
+    # codebook_l2_norm is not in the weights: True is the public default, and what all published models have
+    quantizer = {"name": "factorized", "l2_norm": True, "commitment_weight": 0.25, "codebook_weight": 1.0}
+    sizes = {"codebook_size": codebook_size, "code_dim": code_dim}
+    return infer_cnn(source, "encoder.conv_blocks.", "res", options, name="vqgan_fc", quantizer=quantizer, **sizes)
 
 
 def weight(key: str, config: TokenizerConfig) -> Weight | None:

@@ -37,15 +37,10 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
             "code ('quantize.embedding.weight') can be imported"
         )
     codebook_size, code_dim = source.shape("quantize.embedding.weight", 2)
-    values = infer_cnn(source, "encoder.down.", "block", options)
-    values["model"] |= {
-        "name": "vqgan",
-        "codebook_size": codebook_size,
-        "code_dim": code_dim,
-        # legacy=True, taming's default: beta = 0.25 multiplies the codebook term. It changes no reconstruction.
-        "quantizer": {"name": "vq", "commitment_weight": 1.0, "codebook_weight": 0.25},
-    }
-    return values
+    # legacy=True, taming's default: beta = 0.25 multiplies the codebook term. It changes no reconstruction.
+    quantizer = {"name": "vq", "commitment_weight": 1.0, "codebook_weight": 0.25}
+    sizes = {"codebook_size": codebook_size, "code_dim": code_dim}
+    return infer_cnn(source, "encoder.down.", "block", options, name="vqgan", quantizer=quantizer, **sizes)
 
 
 def weight(key: str, config: TokenizerConfig) -> Weight | None:

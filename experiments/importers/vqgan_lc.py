@@ -40,9 +40,7 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
         model |= {"name": "vqgan_ema", "quantizer": {"name": "ema"}}
     else:
         model |= {"name": "vqgan", "quantizer": {"name": "vq", "commitment_weight": 1.0, "codebook_weight": 0.33}}
-    values = infer_cnn(source, "encoder.down.", "block", options)
-    values["model"] |= model
-    return values
+    return infer_cnn(source, "encoder.down.", "block", options, **model)
 
 
 def weight(key: str, config: TokenizerConfig) -> Weight | None:

@@ -11,7 +11,7 @@ from experiments.config.compose import parse
 from experiments.config.experiment import MODULES, Experiment
 from experiments.config.values import merge
 from experiments.runtime.checkpoints import load_checkpoint
-from experiments.runtime.ranks import is_main
+from experiments.runtime.errors import is_main
 from lightning_modules.base import Setting
 from lightning_modules.tokenizer import Tokenizer
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
 from experiments.pipeline.codebooks.extraction import build_device
+from experiments.runtime.errors import is_main
 from experiments.runtime.files import locked, readable, replacing
-from experiments.runtime.ranks import is_main
 from lightning_modules.archives import check_sums
 from lightning_modules.metrics.classifier import DECAY, LabelClassifier, TimmClassifier, fit_head
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder

@@ -44,7 +44,7 @@ def encode_batch(tokenizer: Tokenizer, batch: Batch, precision: str = "32-true")
 
 
 class EncodedImages(LightningDataModule):
-    """The papers' way: images, with their flips and crops, become tokens on the device at every step.
+    """The papers' way: images that are set up, flips and crops included, become tokens on the device at every step.
 
     Serves what `TokensDataModule` serves, so that a module that trains on tokens need not know which of the two it has.
     The tokenizer, frozen here, is no part of the trained module: no optimizer, checkpoint or `train()` reaches it.
@@ -53,20 +53,6 @@ class EncodedImages(LightningDataModule):
     def __init__(self, images: ImageDataModule, tokenizer: Tokenizer, precision: str = "32-true"):
         super().__init__()
         self.images, self.tokenizer, self.precision = images, freeze(tokenizer), precision
-
-    @property
-    def num_classes(self) -> int:
-        return self.images.num_classes
-
-    @property
-    def data_id(self) -> str:
-        return self.images.data_id
-
-    def prepare_data(self) -> None:
-        self.images.prepare_data()
-
-    def setup(self, stage: str | None = None) -> None:
-        self.images.setup(stage)
 
     def train_dataloader(self) -> Any:
         self.images.trainer = self.trainer  # its number of devices and rank

@@ -35,10 +35,8 @@ class Prepared(NamedTuple):
 
 
 def gather(experiment: Experiment, trains: bool = True) -> tuple[ImageDataModule, Any]:
-    """The images that metrics compare with, and the classifier or None: what can fail before anything below is trained.
-
-    Raises ValueError or OSError; with `trains` also where the training images fill no batch.
-    """
+    """The images that metrics compare with, and the classifier: what may fail early. Raises ValueError or OSError;
+    with `trains` also where the training images fill no batch."""
     model = experiment.model
     with main_first():  # caches, the classifier's head
         images = build_data(plain(experiment) if experiment.upstream else experiment)
@@ -64,10 +62,7 @@ def check_heldout(model: Any, images: ImageDataModule) -> int:
 
 
 def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = None) -> Prepared:
-    """Data and module of the experiment, on the trained models below it; `needs` of `gather`.
-
-    Raises ValueError or OSError.
-    """
+    """Data and module, on the trained models below; `needs` is what `gather` gave. Raises ValueError or OSError."""
     images, classifier = needs or gather(experiment)
     below = restore_below(experiment)
     with main_first():  # tokens, codebook
@@ -96,9 +91,7 @@ def data_for(experiment: Experiment, below: Below, images: ImageDataModule) -> L
     model = experiment.model
     if model.inputs == "tokens" and model.encode_on_the_fly:
         precision = below.experiment.trainer.precision
-        encoded = EncodedImages(build_data(experiment), below.tokenizer, precision)
-        encoded.setup("fit")
-        return encoded
+        return EncodedImages(build_data(experiment), below.tokenizer, precision)
     data: Any
     if model.inputs == "images":
         data = build_data(experiment)

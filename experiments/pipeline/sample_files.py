@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from experiments.runtime.files import readable, replacing, write_json
+from lightning_modules.checks import require
 from lightning_modules.figures import num_columns
 
 FORMATS = {"grid": ".png", "png": "", "npz": ".npz"}  # and how their names end; png is a folder
@@ -44,13 +45,12 @@ def numbers_in(folder: Path) -> set[int]:
 
 def check_out(out: Path, form: str, description: dict[str, Any], num: int) -> bool:
     """Whether the `num` images are all there. Raises ValueError where something else is."""
-    if form != "png" and out.suffix != FORMATS[form]:
-        raise ValueError(f"--out {out}: the name of a {form} ends in {FORMATS[form]}")
+    ending = FORMATS[form]
+    require(out.suffix == ending or form == "png", f"--out {out}: the name of a {form} ends in {ending}")
     if not out.exists():
         return False
     advice = "choose another --out or delete it"
-    if out.is_dir() != (form == "png"):
-        raise ValueError(f"--out {out}: is {'a folder' if out.is_dir() else 'a file'}: {advice}")
+    require(out.is_dir() == (form == "png"), f"--out {out}: is {'a folder' if out.is_dir() else 'a file'}: {advice}")
     note = note_path(out, form)
     if not note.is_file():
         if form == "png" and not any(out.iterdir()):

@@ -19,6 +19,7 @@ from experiments.pipeline.prepare import lend
 from experiments.pipeline.sample_files import FORMATS, Images, check_out
 from experiments.pipeline.upstream import restore_for
 from experiments.runtime.progress import progress
+from lightning_modules.checks import require
 from lightning_modules.metrics.classifier import LabelClassifier
 from lightning_modules.metrics.extractors import to_uint8
 from lightning_modules.metrics.generation import best_of_each_class
@@ -42,10 +43,6 @@ class Job:
         """(B,); zeros of an unconditional model."""
         classes = torch.tensor(self.classes or [0])
         return classes[torch.tensor(ids) % len(classes)]
-
-    @property
-    def num_candidates(self) -> int:
-        return round(self.num / self.accept)
 
     def sample(self, ids: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1], tokens (B, T) and labels (B,) of the numbers `ids`."""
@@ -72,14 +69,14 @@ def images_of(job: Job, done: set[int]) -> Iterator[Images]:
 def accepted(job: Job, done: set[int]) -> Iterator[Images]:
     """The best images of each class among all candidates, of which only tokens and scores are kept in memory."""
     assert job.classifier is not None
-    tokens, scores = [], []
-    with progress("candidate", job.num_candidates, 0) as show:
-        for ids in batches(list(range(job.num_candidates)), job.batch_size):
+    tokens, scores, candidates = [], [], list(range(round(job.num / job.accept)))
+    with progress("candidate", len(candidates)) as show:
+        for ids in batches(candidates, job.batch_size):
             images, found, wanted = job.sample(ids)
             tokens.append(found.cpu())
             scores.append(job.classifier(images, wanted).cpu())
             show(len(ids))
-    all_tokens, labels = torch.cat(tokens), job.labels(list(range(job.num_candidates)))
+    all_tokens, labels = torch.cat(tokens), job.labels(candidates)
     kept = in_turn(best_of_each_class(torch.cat(scores), labels, job.num), labels)
     kept = [number for number in kept if number not in done]
     for ids in batches(kept, job.batch_size):
@@ -101,8 +98,7 @@ def in_turn(kept: Tensor, labels: Tensor) -> list[int]:
 def parse_classes(text: str | None, num_classes: int) -> list[int]:
     """ "0,3" -> [0, 3]; "all" and None: every class. Raises ValueError."""
     if not num_classes:
-        if text is not None:
-            raise ValueError(f"--classes {text}: the model was trained without classes")
+        require(text is None, f"--classes {text}: the model was trained without classes")
         return []
     if text is None or text == "all":
         return list(range(num_classes))
@@ -117,14 +113,12 @@ def parse_classes(text: str | None, num_classes: int) -> list[int]:
 
 def check_numbers(arguments: argparse.Namespace) -> None:
     """Raises ValueError for what is out of range whatever the model is."""
-    if arguments.num < 1 or arguments.batch_size < 1:
-        raise ValueError(f"--num {arguments.num} and --batch-size {arguments.batch_size} must be at least 1")
-    if arguments.seed < 0:
-        raise ValueError(f"--seed {arguments.seed} must not be negative")
-    if not 0 < arguments.accept <= 1:
-        raise ValueError(f"--accept {arguments.accept}: the share of candidates to keep lies in (0, 1]")
-    if round(arguments.num / arguments.accept) > SEED_STRIDE:
-        raise ValueError(f"--num {arguments.num}: a seed has {SEED_STRIDE:,} images, candidates included: take several")
+    num, size, accept = arguments.num, arguments.batch_size, arguments.accept
+    require(num >= 1 and size >= 1, f"--num {num} and --batch-size {size} must be at least 1")
+    require(arguments.seed >= 0, f"--seed {arguments.seed} must not be negative")
+    require(0 < accept <= 1, f"--accept {accept}: the share of candidates to keep lies in (0, 1]")
+    is_enough = round(num / accept) <= SEED_STRIDE
+    require(is_enough, f"--num {num}: a seed has {SEED_STRIDE:,} images, candidates included: take several")
 
 
 def sampling_of(module: Any, arguments: argparse.Namespace) -> SamplingConfig:

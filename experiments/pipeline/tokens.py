@@ -18,14 +18,15 @@ from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.token_writer import Job, make_job
 from experiments.pipeline.upstream import restore_for
 from experiments.runtime.ranks import check_accelerator
+from lightning_modules.checks import require
 
 
 def view_names(num_views: int | None, flip: bool) -> list[str]:
     """The plain image, with `flip` the mirrored one, then crops. Raises ValueError for fewer views than these."""
     fixed = ["plain", "mirrored"] if flip else ["plain"]
     num_views = len(fixed) if num_views is None else num_views
-    if num_views < len(fixed):
-        raise ValueError(f"--views {num_views}: must be at least {len(fixed)}" + (" with --flip" if flip else ""))
+    least = f"{len(fixed)} with --flip" if flip else f"{len(fixed)}"
+    require(num_views >= len(fixed), f"--views {num_views}: must be at least {least}")
     return fixed + ["crop"] * (num_views - len(fixed))
 
 
@@ -60,8 +61,7 @@ def crop_transform(experiment: Experiment, flip: bool) -> Callable[..., Tensor]:
 def prepare(arguments: argparse.Namespace) -> Job:
     """Restores the tokenizer and sets up the images. Raises ValueError or FileNotFoundError before any long work."""
     path, views, batch_size = arguments.checkpoint, view_names(arguments.views, arguments.flip), arguments.batch_size
-    if batch_size < 1:
-        raise ValueError(f"--batch-size {batch_size}: must be at least 1")
+    require(batch_size >= 1, f"--batch-size {batch_size}: must be at least 1")
     experiment, module = restore_for(arguments, "the tokenizer", restore_tokenizer)
     check_accelerator(experiment.runtime)
     given = from_dotlist(arguments.overrides).get("data", {})

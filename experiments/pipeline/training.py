@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
+from experiments.config.values import flatten
 from experiments.pipeline.inputs import Inputs, inputs_of
 from experiments.pipeline.prepare import gather, prepare
 from experiments.pipeline.summary import print_summary
@@ -20,12 +21,13 @@ from experiments.pipeline.upstream import checkpoint_below, upstream_of
 from experiments.runtime import health
 from experiments.runtime.callbacks import InCheckpoint
 from experiments.runtime.checkpoints import load_checkpoint
+from experiments.runtime.errors import is_main
 from experiments.runtime.files import LOCK, inherited, locked, require_writable, write_json
 from experiments.runtime.progress import Throughput
-from experiments.runtime.ranks import check_devices, from_main, is_main, main_first, num_devices
+from experiments.runtime.ranks import check_devices, from_main, main_first, num_devices
 from experiments.runtime.records import FORMAT, Record, environment, read_record, record_path, same_experiment
 from experiments.runtime.signals import StopRequest, wait_for
-from experiments.runtime.trainer import build_trainer, log_hyperparameters, quiet
+from experiments.runtime.trainer import build_trainer, quiet
 from lightning_modules.lightning_fixes import not_swallowed
 
 
@@ -127,7 +129,10 @@ def train_alone(
         "environment": made_on,
     }
     if trainer.is_global_zero:
-        log_hyperparameters(trainer, experiment, metrics)
+        shown = {f"final/{metric}": value for metric, value in metrics.items()}
+        assert trainer.logger is not None
+        trainer.logger.log_hyperparams(flatten(experiment.identity()), shown)  # TensorBoard's HPARAMS tab
+        trainer.logger.finalize("success")
         write_json(path, record)
     return record
 

@@ -9,17 +9,20 @@ from typing import Any, NamedTuple
 
 from experiments.config.compose import RECIPES, load_experiment
 from experiments.config.experiment import Experiment, RuntimeConfig
+from experiments.config.identity import digest_of
 from experiments.config.values import flatten, from_dotlist, merge
 from experiments.pipeline.build import restore, restore_tokenizer
 from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.inputs import inputs_of
-from experiments.runtime import records
 from lightning_modules.tokenizer import Tokenizer
 
 
-def run_dir(experiment: Experiment, name: str) -> Path:
-    """Where the run is trained: `experiments.runtime.records.run_dir` of its own `output_dir` and images."""
-    return records.run_dir(Path(experiment.runtime.output_dir), name, experiment, inputs_of(experiment).data_id)
+def run_dir(experiment: Experiment, name: str, data_id: str = "") -> Path:
+    """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST (of experiment and data): TensorBoard's list shows K and seed."""
+    digest = digest_of([experiment.digest(), data_id or inputs_of(experiment).data_id])
+    codes = getattr(experiment.bottom.model, "codebook_size", None)
+    size = "" if codes is None else f"_k{codes}"
+    return Path(experiment.runtime.output_dir) / "experiments" / f"{name}{size}_s{experiment.seed}_{digest}"
 
 
 def upstream_of(experiment: Experiment) -> Experiment | None:
@@ -35,9 +38,7 @@ def checkpoint_below(experiment: Experiment, upstream: Experiment, data_id: str 
 
     `data_id`: of the upstream run, where `experiment` has been trained on it; else the images here decide.
     """
-    output_dir = Path(upstream.runtime.output_dir)
-    data_id = data_id or inputs_of(upstream).data_id
-    return records.run_dir(output_dir, experiment.upstream_name, upstream, data_id) / "checkpoints" / "final.ckpt"
+    return run_dir(upstream, experiment.upstream_name, data_id) / "checkpoints" / "final.ckpt"
 
 
 class Below(NamedTuple):

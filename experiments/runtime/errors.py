@@ -23,15 +23,15 @@ def user_errors() -> Iterator[None]:
             yield
     except Stopped as stop:
         saved = f": {stop.saved}" if stop.saved else ""
-        if is_first():
+        if is_main():
             print(f"\nstopped by {stop.name}{saved}; the same command continues from there", file=sys.stderr)
         raise
     except KeyboardInterrupt:
-        if is_first():
+        if is_main():
             print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except (OSError, ValueError, FloatingPointError) as error:
-        if not is_first() and not isinstance(error, OSError):  # all ranks find the same
+        if not is_main() and not isinstance(error, OSError):  # all ranks find the same
             sys.exit(1)
         if isinstance(error, OSError) and is_disk_full(error):
             fail(f"{error.filename or 'a file'} {DISK_FULL}")
@@ -42,16 +42,15 @@ def user_errors() -> Iterator[None]:
         fail(f"a file {DISK_FULL}")
 
 
-def first_words() -> str:
-    """ "rank 3: ", and nothing for rank 0 or a single process."""
+def own_rank() -> int:
+    """0 for a single process; of torchrun's or SLURM's environment until the processes are joined."""
     utilities = sys.modules.get("lightning.pytorch.utilities")  # a process that has not imported it is a single one
-    zero_only = getattr(utilities, "rank_zero_only", None)
-    rank = getattr(zero_only, "rank", None)  # of torchrun's or SLURM's environment until the processes are joined
-    return f"rank {rank}: " if rank else ""
+    return getattr(getattr(utilities, "rank_zero_only", None), "rank", None) or 0
 
 
-def is_first() -> bool:
-    return not first_words()
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return own_rank() == 0
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -74,5 +73,6 @@ DISK_FULL = "could not be written, the disk is full: free space and run the same
 
 
 def fail(message: str) -> NoReturn:
-    print(f"error: {first_words()}{' '.join(message.split())}", file=sys.stderr)
+    rank = own_rank()
+    print(f"error: {f'rank {rank}: ' if rank else ''}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from experiments.runtime.errors import is_first
+from experiments.runtime.errors import is_main
 
 GB = 1e9
 PARTIAL = ".partial"  # what is written, until it is whole
@@ -103,7 +103,7 @@ def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for i
     does, such as "is training there". Raises ValueError, with that process and `advice`, unless this one `waits`.
     """
     path = path.resolve()
-    if not is_first() or HELD.get(path) == os.getpid() or os.environ.get(INHERITED) == str(path):
+    if not is_main() or HELD.get(path) == os.getpid() or os.environ.get(INHERITED) == str(path):
         yield  # not opened again: any close of a record lock's file frees it
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,6 @@ from lightning.pytorch.callbacks import Callback
 from experiments.runtime.checkpoints import load_checkpoint
 from lightning_modules.finite import ADVICE, first_not_finite
 
-# ---- numbers
-
 
 class FiniteWeights(Callback):
     """Callback: neither saves nor validates weights that are not finite, so every checkpoint can be continued."""
@@ -45,9 +43,6 @@ def naming_last_checkpoint(checkpoints: Path) -> Iterator[None]:
             raise FloatingPointError(f"{error}; no checkpoint was saved before it") from None
         last = max(steps, key=steps.__getitem__)
         raise FloatingPointError(f"{error}; the last good checkpoint is {last}, of step {steps[last]}") from None
-
-
-# ---- memory
 
 
 def reset_peak_memory() -> None:

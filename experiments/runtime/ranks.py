@@ -19,9 +19,9 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from lightning.pytorch.utilities import rank_zero_only
 
 from experiments.config.experiment import Experiment, RuntimeConfig
+from lightning_modules.checks import require
 from lightning_modules.distributed import rank, world_size
 
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -52,8 +52,7 @@ def placement(runtime: RuntimeConfig) -> tuple[int | str, int]:
     wanted = "auto" if runtime.devices == "-1" else runtime.devices
     if wanted != "auto" and not re.fullmatch("0*[1-9][0-9]*|([0-9]+,)+[0-9]*", wanted):
         raise ValueError(f"runtime.devices={wanted} must be a number from 1 on, GPUs by number such as 0,3, or auto")
-    if runtime.num_nodes < 1:
-        raise ValueError(f"runtime.num_nodes={runtime.num_nodes} must be at least 1")
+    require(runtime.num_nodes >= 1, f"runtime.num_nodes={runtime.num_nodes} must be at least 1")
     given: int | str = int(wanted) if wanted.isdigit() else wanted
     found = launched()
     if found is None:
@@ -79,8 +78,7 @@ def num_devices(runtime: RuntimeConfig) -> int:
 def check_accelerator(runtime: RuntimeConfig) -> None:
     """Raises ValueError for an accelerator that is unknown, or that this machine does not have."""
     name = runtime.accelerator
-    if name not in ACCELERATORS:
-        raise ValueError(f"runtime.accelerator='{name}' is none of {', '.join(ACCELERATORS)}")
+    require(name in ACCELERATORS, f"runtime.accelerator='{name}' is none of {', '.join(ACCELERATORS)}")
     if name not in ("auto", "cpu") and not torch.accelerator.is_available():
         raise ValueError(f"runtime.accelerator={name}, but torch finds no GPU here: leave it out, or set it to cpu")
 
@@ -94,21 +92,19 @@ def check_gpus(runtime: RuntimeConfig) -> None:
     else:
         numbers = [] if devices == "auto" else devices.strip(",").split(",")
         is_there = all(int(number) < gpus for number in numbers) and len(set(numbers)) == len(numbers)
-    if not is_there:
-        raise ValueError(f"runtime.devices={devices}, but there are {gpus} GPUs to use here: take others, or auto")
+    require(is_there, f"runtime.devices={devices}, but there are {gpus} GPUs to use here: take others, or auto")
 
 
 def check_devices(experiment: Experiment) -> None:
     """Raises ValueError for devices that are not there and for what does not go together with them, before any work."""
     check_accelerator(experiment.runtime)
     check_gpus(experiment.runtime)
-    devices, strategy = num_devices(experiment.runtime), experiment.runtime.strategy
-    if strategy not in STRATEGIES:
-        raise ValueError(f"runtime.strategy='{strategy}' is none of {', '.join(STRATEGIES)}")
-    if strategy == "fsdp" and not experiment.model.can_shard:
-        raise ValueError(f"runtime.strategy=fsdp is not for {experiment.model.name}, which is not sharded")
-    if strategy == "fsdp" and experiment.trainer.weight_ema:
-        raise ValueError("runtime.strategy=fsdp cannot average weights: set trainer.weight_ema=0")
+    devices, strategy, model = num_devices(experiment.runtime), experiment.runtime.strategy, experiment.model
+    require(strategy in STRATEGIES, f"runtime.strategy='{strategy}' is none of {', '.join(STRATEGIES)}")
+    if strategy == "fsdp":
+        require(model.can_shard, f"runtime.strategy=fsdp is not for {model.name}, which is not sharded")
+        averages = experiment.trainer.weight_ema > 0
+        require(not averages, "runtime.strategy=fsdp cannot average weights: set trainer.weight_ema=0")
     level: Experiment | None = experiment
     while level is not None:
         if level.data.batch_size % devices:
@@ -157,11 +153,6 @@ def silent_trainer(runtime: RuntimeConfig, **options: Any) -> L.Trainer:
     """Writes no file and shows nothing."""
     options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return L.Trainer(accelerator=runtime.accelerator, **options)
-
-
-def is_main() -> bool:
-    """Whether this process is the one that prints and writes; known before the processes are joined."""
-    return (rank() if dist.is_initialized() else getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 @functools.cache

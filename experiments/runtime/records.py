@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.experiment import Experiment
-from experiments.config.identity import digest_of
 from experiments.runtime import code_version
 from experiments.runtime.files import readable
 
@@ -29,14 +28,6 @@ def record_path(directory: Path, experiment: Experiment, data_id: str) -> Path:
     return directory / f"{experiment.digest()}.{data_id}.json"
 
 
-def run_dir(output_dir: Path, name: str, experiment: Experiment, data_id: str) -> Path:
-    """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST (of experiment and data): TensorBoard's list shows K and seed."""
-    letters = {"codebook_size": "k", "seed": "s"}
-    numbers = "_".join(f"{letters[key]}{number}" for key, number in size_and_seed(experiment).items())
-    digest = digest_of([experiment.digest(), data_id])
-    return output_dir / "experiments" / f"{name}_{numbers}_{digest}"
-
-
 def images_id(data_id: str) -> str:
     """The part of a run's data id that names its images, which the rows of a table have in common."""
     return data_id.partition("+")[0]
@@ -45,12 +36,6 @@ def images_id(data_id: str) -> str:
 def data_name(data_id: str) -> str:
     """A data id without its fingerprint, for captions and file names: cifar10-export of cifar10-export-1a2b3c4d."""
     return re.sub("-[0-9a-f]{8}$", "", images_id(data_id))
-
-
-def size_and_seed(experiment: Experiment) -> dict[str, int]:
-    """`codebook_size`, of the tokenizer at the bottom where there is one, and the run's own `seed`."""
-    codes = getattr(experiment.bottom.model, "codebook_size", None)
-    return ({} if codes is None else {"codebook_size": codes}) | {"seed": experiment.seed}
 
 
 KINDS = {"format": int, "config": dict, "data_id": str, "metrics": dict, "protocols": dict}

@@ -16,10 +16,7 @@ STOPPING = b"\nstopping as soon as the work done is saved; a second signal stops
 
 
 class Stopped(SystemExit):
-    """Ends the command with the shell's exit status of a signal: 130 for SIGINT, 143 for SIGTERM.
-
-    `saved` says what was saved where, for the message.
-    """
+    """Ends the command with the shell's exit status of a signal, 130 for SIGINT; `saved` says what was saved where."""
 
     def __init__(self, signum: int, saved: str = "") -> None:
         super().__init__(128 + signum)

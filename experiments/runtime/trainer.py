@@ -10,12 +10,10 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from experiments.config.experiment import Experiment
-from experiments.config.values import flatten
-from experiments.runtime.callbacks import Dashboard, InCheckpoint
+from experiments.runtime.callbacks import Dashboard, InCheckpoint, RandomState
 from experiments.runtime.checkpoints import CHECKPOINT_FORMAT, AtomicCheckpointIO, ResumePoints
 from experiments.runtime.health import FiniteWeights
 from experiments.runtime.progress import ProgressLines, TimeLeft
-from experiments.runtime.random_state import RandomState
 from experiments.runtime.ranks import SameStart, build_strategy, placement
 from experiments.runtime.signals import StopRequest
 from lightning_modules.lightning_fixes import AveragedWeights
@@ -66,14 +64,6 @@ def build_trainer(
         accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
     )
-
-
-def log_hyperparameters(trainer: L.Trainer, experiment: Experiment, metrics: dict[str, float]) -> None:
-    """Final metrics beside the configuration, for TensorBoard's HPARAMS tab."""
-    assert trainer.logger is not None
-    final = {f"final/{name}": value for name, value in metrics.items()}
-    trainer.logger.log_hyperparams(flatten(experiment.identity()), final)
-    trainer.logger.finalize("success")
 
 
 def quiet() -> None:

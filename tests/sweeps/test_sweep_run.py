@@ -18,7 +18,7 @@ from experiments.config.experiment import Experiment
 from experiments.config.values import read_yaml
 from experiments.pipeline import upstream as chain
 from experiments.runtime.files import LOCK, locked, write_json
-from experiments.runtime.records import Record, read_record, record_path, run_dir
+from experiments.runtime.records import Record, read_record, record_path
 from sweeps import grid as grid_module
 from sweeps import queue as queue_module
 from sweeps import storage as storage_module
@@ -284,7 +284,7 @@ def test_a_cell_that_another_command_trains_is_waited_for(trainer: Trainer, tmp_
     context = multiprocessing.get_context("fork")
     resolve = workers_module.data_resolver("auto", "data", str(tmp_path / "runs"))
     taken = grid_module.load_grid(tmp_path / "sweep.yaml", "quick").prepared(resolve).runs[1]
-    folder = run_dir(tmp_path / "runs", "vqgan_cifar10", taken.experiment, "shapes")
+    folder = chain.run_dir(taken.experiment, "vqgan_cifar10")
     folder.mkdir(parents=True)
     is_held, may_end = context.Event(), context.Event()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -20,8 +20,9 @@ from experiments.pipeline.build import data_module
 from experiments.pipeline.codebooks.extraction import build_device, features_for, large_codebook, sole_worker
 from experiments.pipeline.codebooks.features import FEWER
 from experiments.pipeline.codebooks.kmeans import StateFile, load_state, make_table, new_state, split
-from experiments.runtime.files import replacing, require_space
+from experiments.runtime.files import readable, replacing, require_space
 from experiments.runtime.signals import StopRequest
+from lightning_modules.checks import require
 
 
 def codebook_for(experiment: Experiment, data_id: str) -> Tensor:
@@ -82,13 +83,10 @@ def read_codebook(path: Path, shape: tuple[int, int]) -> Tensor:
 
 def open_codebook(path: Path) -> tuple[Tensor, dict[str, str]]:
     """The table and the metadata beside it. Raises ValueError that names the file when it is missing or broken."""
-    try:
-        with safe_open(path, "pt") as file:
-            return file.get_tensor("codebook"), file.metadata() or {}
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such codebook; build it with `python -m experiments.build_codebook`") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a codebook file ({error}); delete it and build it again") from None
+    require(path.is_file(), f"{path}: no such codebook; build it with `python -m experiments.build_codebook`")
+    with readable(path, "; delete it and build it again", "not a codebook file"), safe_open(path, "pt") as file:
+        content = file.get_tensor("codebook"), file.metadata() or {}
+    return content
 
 
 def sha256_of(table: Tensor) -> str:
@@ -105,8 +103,8 @@ def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
     source, path_exists = config.source, path.is_file()
 
     def check(shape: tuple[int, int], labels: np.ndarray) -> None:
-        if shape[1] != config.feature_dim:
-            raise ValueError(f"model.quantizer.feature_dim={config.feature_dim}: the encoder gives {shape[1]}")
+        dim = config.feature_dim
+        require(shape[1] == dim, f"model.quantizer.feature_dim={dim}: the encoder gives {shape[1]}")
         if shape[0] < K:
             raise ValueError(
                 f"model.codebook_size={K} exceeds the {shape[0]} features of the training images: use more images "

@@ -8,11 +8,13 @@ Shapes: N features of C channels in all.
 
 from itertools import pairwise
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from experiments.runtime.files import readable
+from lightning_modules.checks import require
 
 FEWER = ", or use fewer images (model.quantizer.source.num_images)"  # advice where the disk is too small
 
@@ -26,8 +28,8 @@ class Features:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "features.npy"
         array, labels = open_array(self.path, np.float32, 2), open_array(folder / "labels.npy", np.int64, 1)
-        if len(array) != len(labels):
-            raise ValueError(f"{folder}: {len(array)} features but {len(labels)} labels; delete the folder")
+        sizes = f"{len(array)} features but {len(labels)} labels"
+        require(len(array) == len(labels), f"{folder}: {sizes}; delete the folder")
         self.shape: tuple[int, int] = array.shape
         self.offset: int = array.offset
 
@@ -55,13 +57,9 @@ class Features:
 
 def open_array(path: Path, dtype: type, ndim: int) -> np.memmap:
     """A whole .npy file, for its shape and offset. Raises ValueError that names the file."""
-    try:
+    with readable(path, f"; delete {path.parent} and it is made again", "damaged or cut off"):
         array = np.load(path, mmap_mode="r")
         size = path.stat().st_size
         is_whole = size == array.offset + array.nbytes and array.dtype == dtype and array.ndim == ndim
-        problem = "" if is_whole else f"{array.dtype} {array.shape} in {size} bytes"
-    except (OSError, ValueError, EOFError, AttributeError, BadZipFile) as error:
-        problem = str(error)
-    if problem:
-        raise ValueError(f"{path}: damaged or cut off ({problem}); delete {path.parent} and it is made again")
+        require(is_whole, f"{array.dtype} {array.shape} in {size} bytes")
     return array

@@ -22,6 +22,7 @@ from experiments.pipeline.codebooks.features import Features
 from experiments.runtime.files import PARTIAL, readable, replacing
 from experiments.runtime.progress import progress
 from experiments.runtime.signals import StopRequest
+from lightning_modules.checks import require
 from lightning_modules.quantizers import CodebookSource, nearest_code
 
 CHUNK = 16384  # rows read and assigned at a time: 50 MB at 768 channels
@@ -83,8 +84,7 @@ def load_state(path: Path, identity: str, device: torch.device) -> State:
     """Raises ValueError that names the file when it is damaged or of another codebook."""
     with readable(path, "; delete it: clustering starts again"):
         state = State(**torch.load(path, map_location="cpu", weights_only=True))
-    if state.identity != identity:
-        raise ValueError(f"{path}: of another codebook; delete it or choose another --out")
+    require(state.identity == identity, f"{path}: of another codebook; delete it or choose another --out")
     for name in ("centres", "sums", "counts"):
         if (value := getattr(state, name)) is not None:
             setattr(state, name, value.to(device))
@@ -101,8 +101,7 @@ def split(labels: np.ndarray, size: int, per_class: bool) -> list[Part]:
         return [(np.arange(len(labels)), size)]
     sizes = [size // len(classes) + (i < size % len(classes)) for i in range(len(classes))]
     for c, count, n in zip(classes, counts, sizes, strict=True):
-        if n > count:
-            raise ValueError(f"class {c} has {count} features, fewer than its {n} codes: set source.per_class=false")
+        require(n <= count, f"class {c} has {count} features, fewer than its {n} codes: set source.per_class=false")
     rows = np.split(labels.argsort(kind="stable"), counts.cumsum()[:-1])
     return list(zip(rows, sizes, strict=True))
 
@@ -122,8 +121,8 @@ def make_table(
     """
     generator = torch.Generator()
     generator.set_state(state.generator)
-    is_kmeans = source.method == "kmeans"
-    pass_rows = [len(rows) * source.iterations if is_kmeans else 0 for rows, _ in parts]
+    iterations = source.iterations if source.method == "kmeans" else 0
+    pass_rows = [len(rows) * iterations for rows, _ in parts]
     now = len(state.finished)
     done = sum(pass_rows[:now]) + (len(parts[now][0]) * state.iteration + state.row if now < len(parts) else 0)
     with progress("feature", sum(pass_rows), done) as show:
@@ -132,13 +131,13 @@ def make_table(
                 seeds = torch.randperm(len(rows), generator=generator)[:k].numpy()
                 state.centres = require_finite(features.rows(rows[seeds]), features).to(device)
                 state.generator = generator.get_state()
-            is_done = not is_kmeans
-            while not is_done and state.iteration < source.iterations:
+            is_done = False
+            while not is_done and state.iteration < iterations:
                 one_pass(features, rows, state, save, show)
                 is_done = move_centres(features, rows, state, generator, source.tolerance)
-            show((source.iterations - state.iteration) * len(rows) if is_kmeans else 0)
+            show((iterations - state.iteration) * len(rows))
             state.finished.append(state.centres.cpu())
-            state.total_inertia += state.last_inertia if is_kmeans and state.iteration else 0
+            state.total_inertia += state.last_inertia if state.iteration else 0
             state.centres, state.iteration, state.last_inertia = None, 0, math.inf
     return torch.cat(state.finished)
 

@@ -252,7 +252,7 @@ def test_images_are_generated_with_averaged_weights(tiny: TinyExperiment, tmp_pa
     module.sample_images = lambda: (seen.append(module.gpt.head.weight.clone()), sample())[1]  # type: ignore[method-assign]
     images, trainer = build_data(experiment), build_trainer(experiment, module, tmp_path)
     use_reference(trainer, module, images, tmp_path)
-    data = EncodedImages(images, module.tokenizer, "untrained")  # type: ignore[arg-type]
+    data = EncodedImages(images, module.tokenizer)  # type: ignore[arg-type]
     trainer.fit(module, data)
     assert len(seen) == 1 and torch.equal(seen[0], module.gpt.head.weight), "which are the averaged ones at the end"
 
@@ -368,6 +368,6 @@ def test_evaluation_without_generation_needs_no_samples(tiny: TinyExperiment, tm
     experiment = tiny_vim(tiny, NO_IMAGES)
     images = build_data(experiment)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    data = EncodedImages(images, module.tokenizer, "untrained")  # type: ignore[arg-type]
+    data = EncodedImages(images, module.tokenizer)  # type: ignore[arg-type]
     assert set(evaluate(trainer, module, data, images, tmp_path)) == {"bits_per_token/val"}
     assert not [*tmp_path.iterdir()], "no reference features either"

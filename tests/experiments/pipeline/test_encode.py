@@ -80,7 +80,6 @@ def test_encoding_at_every_step_gives_the_same_batches(
     before = {key: value.clone() for key, value in tokenizer.state_dict().items()}
     encoded = EncodedImages(build_data(experiment), tokenizer)
     cached = served(folder_of(experiment))
-    assert (encoded.num_classes, encoded.data_id) == (cached.num_classes, cached.data_id)
 
     seen = []
     for data in (cached, encoded):
