@@ -5,12 +5,14 @@ A run = experiment YAML + scale overlay + the row's `set` + command-line overrid
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from experiments.config.compose import compose, parse, read_recipe
 from experiments.config.experiment import Experiment
-from experiments.config.values import from_dotlist, merge
+from experiments.config.identity import digest_of
+from experiments.config.values import flatten, from_dotlist, merge
 from sweeps.schema import SWEEPS, CellSpec, ScaleSpec, SweepSpec, TableSpec, nearest, read_spec, scale_names
 
 EXPERIMENTS = SWEEPS.parent / "experiments"
@@ -23,7 +25,12 @@ class Run:
     name: str  # of the experiment file
     label: str  # of the row, for people
     experiment: Experiment
-    digest: str
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that tells the cell apart from the other rows of its sweep."""
+        inputs = named_inputs(self.experiment.identity())
+        return digest_of([self.experiment.digest(), inputs]) if any(inputs) else self.experiment.digest()
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,7 @@ class Grid:
         """The same grid of other experiments, for example on another data set."""
 
         def change(run: Run) -> Run:
-            experiment = prepare(run.experiment)
-            return replace(run, experiment=experiment, digest=experiment.digest())
+            return replace(run, experiment=prepare(run.experiment))
 
         def rows(table: Table) -> tuple[Row, ...]:
             return tuple(replace(row, runs=tuple(map(change, row.runs))) for row in table.rows)
@@ -101,7 +107,7 @@ def load_grid(path: str | Path, scale: str, seeds: str = "", overrides: Sequence
         runs = []
         for experiment in (replace(checked, seed=seed) for seed in numbers):
             suffix = f" seed {experiment.seed}" if len(numbers) > 1 else ""
-            runs.append(Run(name, label + suffix, experiment, experiment.digest()))
+            runs.append(Run(name, label + suffix, experiment))
         return Row(cell.row, cell.paper, tuple(runs), cell.rule, cell.use)
 
     tables = tuple(
@@ -126,6 +132,14 @@ def recipe_values(
         recipe = str(upstream.pop("recipe", ""))
         values["upstream"] = {"recipe": recipe} | recipe_values(Path(recipe).stem, upstream, overlay, files)
     return values
+
+
+def named_inputs(config: dict[str, Any]) -> list[str]:
+    """The data sets and codebook files that rows of a sweep may differ in alone.
+
+    An experiment's digest leaves them out, as the contents of what it reads decide, wherever that is.
+    """
+    return [value for key, value in flatten(config).items() if key.endswith(("data.dataset", "source.path"))]
 
 
 def load_scale(scale: str) -> ScaleSpec:

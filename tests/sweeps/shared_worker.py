@@ -53,7 +53,7 @@ def work(
     `heartbeat`, `grace`: seconds."""
     import torch
 
-    from experiments.runtime.callbacks import Throughput
+    from experiments.runtime.progress import Throughput
     from sweeps import grid, queue, run, storage
 
     sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115

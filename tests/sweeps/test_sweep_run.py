@@ -284,7 +284,7 @@ def test_a_cell_that_another_command_trains_is_waited_for(trainer: Trainer, tmp_
     context = multiprocessing.get_context("fork")
     resolve = workers_module.data_resolver("auto", "data", str(tmp_path / "runs"))
     taken = grid_module.load_grid(tmp_path / "sweep.yaml", "quick").prepared(resolve).runs[1]
-    folder = run_dir(tmp_path / "runs", "vqgan_cifar10", taken.experiment)
+    folder = run_dir(tmp_path / "runs", "vqgan_cifar10", taken.experiment, "shapes")
     folder.mkdir(parents=True)
     is_held, may_end = context.Event(), context.Event()
 

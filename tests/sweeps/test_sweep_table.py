@@ -279,6 +279,29 @@ def test_files_are_written_for_each_data_set_apart(sweep_file: Path, capsys: pyt
     assert "1 of 3 runs are missing" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_number_of_one_data_set_is_not_in_the_row_of_another(sweep_file: Path) -> None:
+    """Their experiments differ in nothing else."""
+    for name, dataset in (("imagenet", ""), ("ffhq", "ffhq")):
+        text = f"model: {{name: vqgan}}\ndata: {{name: image_folder, dataset: '{dataset}'}}\n"
+        (sweep_file.parent / f"vqgan_{name}.yaml").write_text(text)
+    other = "quantizer: VQ, K: 32}, set: {model.codebook_size: 32}"
+    sweep_file.write_text(
+        SWEEP.replace(other, "quantizer: faces, K: 16}, dataset: ffhq, set: {model.codebook_size: 16}")
+    )
+    first, faces, _ = load_grid(sweep_file, "paper").runs
+    assert first.experiment.digest() == faces.experiment.digest()
+    out = sweep_file.parent / "runs"
+    for run, usage in ((first, 11.0), (faces, 22.0)):
+        data_id = f"image_folder-000000{usage:.0f}"
+        content = {"format": 1, "config": run.experiment.identity(), "data_id": data_id}
+        path = record_path(out / "records", run.experiment, data_id)
+        write_json(path, content | record(METRICS | {"usage/epoch": usage}))
+    assert table_module.main([str(sweep_file), "--scale", "paper", "--output-dir", str(out)]) == 0
+    texts = [path.read_text() for path in sorted((out / "tables").glob("*.md"))]
+    rows = [[line.split("|")[4].strip() for line in text.splitlines() if " 16 |" in line] for text in texts]
+    assert rows == [["11.0", ""], ["", "22.0"]]
+
+
 def test_a_table_names_the_data_without_their_fingerprint_unless_it_must(
     sweep_file: Path, capsys: pytest.CaptureFixture
 ) -> None:
