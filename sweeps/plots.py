@@ -8,11 +8,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.runtime.records import Record
-from sweeps.grid import Row, Table, label_of, show
+from sweeps.grid import Table, label_of, show
 from sweeps.render import replace_file
 from sweeps.schema import ColumnSpec
-from sweeps.sheet import Finished, Measured, measure
+from sweeps.sheet import Finished, Measured, measure, records_of
 
 
 def write_plot(table: Table, finished: Finished, data: str, scale: str, path: Path) -> Path | None:
@@ -44,7 +43,7 @@ def draw_rows(figure: Figure, table: Table, finished: Finished, columns: Sequenc
             label = f"{line} = {show(name)}" if isinstance(name, bool) else show(name)
             points = [(row.heads[x], measure(column, records_of(row, finished))) for row in rows]
             num_points += draw_points(axes, points, color, label)
-            paper = [(row.heads[x], row.paper[column.metric]) for row in rows if column.metric in row.paper]
+            paper = [(row.heads[x], row.cell.paper[column.metric]) for row in rows if column.metric in row.cell.paper]
             if paper and is_usage(column):
                 axes.plot(*zip(*paper, strict=True), ls="--", lw=1, marker=".", alpha=0.6, color=color)
         counts = Counter(row.heads[x] for row in table.rows if row.runs)
@@ -100,10 +99,6 @@ def draw_points(axes: Axes, points: Sequence[tuple[float, Measured | None]], col
         at, mean, std = zip(*measured, strict=True)
         axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=color, label=label)
     return len(measured)
-
-
-def records_of(row: Row, finished: Finished) -> list[Record]:
-    return [finished[run.digest] for run in row.runs if run.digest in finished]
 
 
 def is_usage(column: ColumnSpec) -> bool:

@@ -14,32 +14,13 @@ from optuna.trial import Trial
 from experiments.config.identity import digest_of
 from experiments.pipeline.inputs import Seen, inputs_of
 from experiments.pipeline.training import train_apart as train
+from experiments.runtime import records
 from experiments.runtime.errors import user_errors
-from experiments.runtime.records import (
-    PUBLISHED,
-    Record,
-    data_name,
-    find_records,
-    record_path,
-    run_dir,
-    same_experiment,
-    size_and_seed,
-    write_json,
-)
-from experiments.runtime.signals import follow_parent
-from sweeps.grid import Grid, Run, load_grid
+from experiments.runtime.records import PUBLISHED, Record, find_records, record_path
+from sweeps.grid import Grid, Run
 from sweeps.queue import Queue
 from sweeps.table import render_grid
-from sweeps.workers import (
-    add_seeds,
-    add_worker_arguments,
-    check_worker_arguments,
-    data_resolver,
-    duration,
-    keep_traceback,
-    parser_of,
-    share,
-)
+from sweeps.workers import begin, duration, grid_of, keep_traceback, parse_training, parser_of, share
 
 
 class Sweep:
@@ -56,7 +37,6 @@ class Sweep:
     def __init__(self, grid: Grid, output_dir: Path, published: bool = True) -> None:
         self.grid, self.output_dir, self.published = grid, output_dir, published
         self.runs = {run.digest: run for run in grid.runs}
-        self.position = {digest: number for number, digest in enumerate(self.runs, 1)}
         self.columns = {
             run.digest: table.spec.columns for table in grid.tables for row in table.rows for run in row.runs
         }
@@ -77,24 +57,26 @@ class Sweep:
 
         Workers that count published records apart from others: the former would end the trials of the latter.
         """
-        data = sorted(set(self.data_ids.values()))
-        digest = digest_of([self.grid.objective, self.grid.maximize, data, self.published])
-        return f"{self.grid.name}_{self.grid.scale}_{'+'.join(map(data_name, data))}_{digest}"
+        data, spec = sorted(set(self.data_ids.values())), self.grid.spec
+        digest = digest_of([spec.objective, spec.maximize, data, self.published])
+        return f"{self.grid.name}_{self.grid.scale}_{'+'.join(map(records.data_name, data))}_{digest}"
 
     def open_queue(self, storage: str) -> None:
         """Also fetches the records that are in the queue's database and not here."""
-        direction = "maximize" if self.grid.maximize else "minimize"
+        direction = "maximize" if self.grid.spec.maximize else "minimize"
         self.queue = Queue(self.study_name, storage, self.output_dir, direction=direction)
         self.fetch()
 
     def fetch(self) -> None:
         """Writes the records of cells that were finished on machines with other disks."""
-        if todo := self.unfinished():
-            records = self.queue.records()
+        if not (todo := self.unfinished()):
+            return
+        for record in self.queue.records():
             for run in todo:
-                for record in records:
-                    if record.get("data_id") == self.data_ids[run.digest] and same_experiment(record, run.experiment):
-                        write_json(record_path(self.output_dir / "records", run.experiment, record["data_id"]), record)
+                data_id = self.data_ids[run.digest]
+                if record.get("data_id") == data_id and records.same_experiment(record, run.experiment):
+                    path = record_path(self.output_dir / "records", run.experiment, data_id)
+                    records.write_json(path, record)
 
     def prepare(self) -> list[Run]:
         """Says what is finished and queues what is not; gives the latter."""
@@ -125,17 +107,16 @@ class Sweep:
         run, start = self.run_of(trial), time.monotonic()
         record, words = self.record(run), "finished earlier"
         if record is None:
-            folder = self.folder(run)
-            with keep_traceback(folder):
+            with keep_traceback(folder := self.folder(run)):
                 record = train(run.experiment, run.name, folder)
             words = f"trained {duration(time.monotonic() - start)}"
-        value = float(record["metrics"].get(self.grid.objective, math.nan))
+        value = float(record["metrics"].get(self.grid.spec.objective, math.nan))
         attributes = record["metrics"] | ({} if self.queue.is_journal else {"record": record})
-        self.queue.finish(trial, value, attributes, size_and_seed(run.experiment))
+        self.queue.finish(trial, value, attributes, records.size_and_seed(run.experiment))
         self.say(run, words + self.numbers(run, record))
 
     def folder(self, run: Run) -> Path:
-        return run_dir(self.output_dir, run.name, run.experiment, self.data_ids[run.digest])
+        return records.run_dir(self.output_dir, run.name, run.experiment, self.data_ids[run.digest])
 
     def numbers(self, run: Run, record: Record) -> str:
         """ ", util % 93.4, rFID 31.2": the first metrics of the table that the run is in."""
@@ -144,13 +125,12 @@ class Sweep:
         return "".join(f", {c.head} {format(metrics[c.metric] * c.scale, c.format)}" for c in measured[:3])
 
     def say(self, run: Run, text: str) -> None:
-        print(f"[{self.position[run.digest]}/{len(self.runs)}] {run.label}: {text}", flush=True)
+        print(f"[{list(self.runs).index(run.digest) + 1}/{len(self.runs)}] {run.label}: {text}", flush=True)
 
     def report(self) -> int:
         """Lists what is missing; the exit status."""
-        if missing := self.unfinished():
-            self.fetch()
-            missing = self.unfinished()
+        self.fetch()
+        missing = self.unfinished()
         errors = self.queue.errors() if missing else {}
         for run in missing:
             self.say(run, f"no result: {errors.get(run.digest, 'its worker ended before it was finished')}")
@@ -173,8 +153,6 @@ def build_parser() -> argparse.ArgumentParser:
         "the same --output-dir on a shared disk whose locks can be trusted: docs/sweeps.md. Keys are those of the "
         "experiment files, for example trainer.precision=bf16-mixed, and apply to every cell.",
     )
-    add_seeds(parser)
-    add_worker_arguments(parser)
     parser.add_argument(
         "--published",
         action=argparse.BooleanOptionalAction,
@@ -185,27 +163,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = build_parser().parse_intermixed_args(arguments)
+    options = parse_training(build_parser(), arguments)
     with user_errors():
-        check_worker_arguments(options)
-        if options.as_worker:
-            follow_parent()
+        begin(options)
         output_dir = Path(options.output_dir)
-        resolve = data_resolver(options.data, options.data_dir, options.output_dir)
-        grid = load_grid(options.file, options.scale, options.seeds, options.overrides).prepared(resolve)
-        sweep = Sweep(grid, output_dir, options.published)
+        sweep = Sweep(grid_of(options), output_dir, options.published)
         if options.as_worker or sweep.unfinished():
             sweep.open_queue(options.storage)
         if options.as_worker:
             sweep.work()
             return 0
         todo = sweep.prepare()
-        print(f"{grid.title}: {len(todo)} of {len(sweep.runs)} cells to train, scale {options.scale}", flush=True)
+        title = sweep.grid.spec.title
+        print(f"{title}: {len(todo)} of {len(sweep.runs)} cells to train, scale {options.scale}", flush=True)
         if todo:
-            share("sweeps.run", len(todo), (run.experiment for run in todo), options, arguments, sweep.work)
+            share("sweeps.run", len(todo), (run.experiment for run in todo), options, sweep.work)
         status = sweep.report()
-        render_grid(grid, output_dir, output_dir / "tables")
+        render_grid(sweep.grid, output_dir, output_dir / "tables")
         return status
 
 

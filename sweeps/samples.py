@@ -23,9 +23,9 @@ from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, data_name, record_path
 from lightning_modules.figures import sample_grid
-from sweeps.grid import Grid, Run, load_grid
+from sweeps.grid import Grid, Run
 from sweeps.render import replace_file
-from sweeps.workers import add_seeds, data_resolver, parser_of
+from sweeps.workers import grid_of, parser_of
 
 
 def vims(grid: Grid) -> list[Run]:
@@ -84,9 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         "sweep, for example sweeps/vit_vqgan/table6.yaml",
         description="Draw what the trained models of a sweep generate, a strip a model, into one PNG. Trains nothing.",
     )
-    add_seeds(parser)
     parser.add_argument("--num", type=int, default=20, help="images of each model (default: 20)")
-    parser.add_argument("--out", help="folder of the picture (default: OUTPUT_DIR/tables)")
     return parser
 
 
@@ -95,8 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     with user_errors():
         if options.num < 1:
             raise ValueError(f"--num {options.num} must be at least 1")
-        resolve = data_resolver(options.data, options.data_dir, options.output_dir)
-        grid = load_grid(options.file, options.scale, options.seeds, options.overrides).prepared(resolve)
+        grid = grid_of(options)
         way = f"`python -m sweeps.run {options.file} --scale {options.scale} --no-published` (make: PUBLISHED=no)"
         left_out = [run for run in vims(grid) if not checkpoint_of(run).is_file()]
         for run in left_out:
@@ -104,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         if (figure := draw(grid, options.num)) is None:
             where = f"at scale {options.scale} under {options.output_dir}/experiments"
             raise ValueError(f"{options.file}: no trained VIM {where}; run {way}")
-        out = Path(options.out) if options.out else Path(options.output_dir) / "tables"
+        out = Path(options.output_dir) / "tables"
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{grid.name}_samples_{grid.scale}_{data_of(grid)}.png"
         replace_file(path, figure)

@@ -28,20 +28,11 @@ from experiments.pipeline.training import train_apart as train
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
-from experiments.runtime.signals import follow_parent
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
 from sweeps.queue import OPEN, Queue, job_of
-from sweeps.schema import ParameterSpec, SearchSpec, read_spec
+from sweeps.schema import ParameterSpec, SearchSpec, naming, read_spec
 from sweeps.trials import write_trials
-from sweeps.workers import (
-    add_worker_arguments,
-    check_worker_arguments,
-    data_resolver,
-    duration,
-    keep_traceback,
-    parser_of,
-    share,
-)
+from sweeps.workers import begin, data_resolver, duration, keep_traceback, parse_training, parser_of, share
 
 ExperimentOf = Callable[[dict[str, Any]], Experiment]
 
@@ -49,9 +40,7 @@ ExperimentOf = Callable[[dict[str, Any]], Experiment]
 class Search:
     """A search's study and its trials. `experiment_of` makes the experiment of a trial's parameters."""
 
-    def __init__(
-        self, spec: SearchSpec, name: str, experiment_of: ExperimentOf, storage: str, output_dir: Path
-    ) -> None:
+    def __init__(self, spec: SearchSpec, name: str, experiment_of: ExperimentOf, storage: str, folder: Path) -> None:
         self.spec, self.name, self.experiment_of = spec, name, experiment_of
         self.first = experiment_of(corner(spec, 0))
         self.data_id = inputs_of(self.first).data_id
@@ -59,7 +48,7 @@ class Search:
         self.queue = Queue(
             study_name(spec, name, self.first, self.data_id),
             storage,
-            output_dir,
+            folder,
             direction="maximize" if spec.maximize else "minimize",
             pruner=optuna.pruners.MedianPruner(spec.startup_trials, spec.warmup_validations * interval),
         )
@@ -179,17 +168,14 @@ def say(trial: Trial | FrozenTrial, text: str) -> None:
 def load_search(path: Path, scale: str, overrides: Sequence[str]) -> tuple[SearchSpec, ExperimentOf]:
     """The search and what makes an experiment of parameters. Raises ValueError that names file and key."""
     spec, overlay = read_spec(path, SearchSpec), load_scale(scale)
-    name, files = f"{spec.experiment}_{overlay.experiments}", {}  # type: ignore[var-annotated]
+    name = f"{spec.experiment}_{overlay.experiments}"
 
     def experiment_of(params: dict[str, Any]) -> Experiment:
-        try:
-            values = compose(recipe_values(name, nest(spec.set | params), overlay, files), from_dotlist(overrides))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        with naming(path):
+            values = compose(recipe_values(name, nest(spec.set | params), overlay), from_dotlist(overrides))
         experiment = parse(values, f"{path} ({name}.yaml, {show_params(params)})")
-        steps = experiment.trainer.max_steps
-        trainer = replace(experiment.trainer, validate_every=max(1, steps // spec.validations))
-        return replace(experiment, trainer=trainer)
+        validate_every = max(1, experiment.trainer.max_steps // spec.validations)
+        return replace(experiment, trainer=replace(experiment.trainer, validate_every=validate_every))
 
     for end in (0, -1):  # a mistake is named before any work
         experiment_of(corner(spec, end))
@@ -200,23 +186,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "search",
         "search, for example sweeps/search_vqgan_lc.yaml",
+        has_seeds=False,
         description="Search the best values of some keys of a recipe by Optuna's TPE; a median pruner ends trials that "
         "are worse than usual. Then, and when there is nothing to do, a table and pictures of the trials are written.",
         epilog="Stopped or killed, the same command continues; with more --trials it goes on from what it knows. Any "
         "number of workers and machines share a search, as they do a sweep: docs/sweeps.md.",
     )
-    add_worker_arguments(parser)
     parser.add_argument("--trials", type=int, default=0, help="trials in all (default: as the file says)")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = build_parser().parse_intermixed_args(arguments)
+    options = parse_training(build_parser(), arguments)
     with user_errors():
-        check_worker_arguments(options)
-        if options.as_worker:
-            follow_parent()
+        begin(options)
         path, output_dir = Path(options.file), Path(options.output_dir)
         spec, experiment_of = load_search(path, options.scale, options.overrides)
         resolve = data_resolver(options.data, options.data_dir, options.output_dir)
@@ -229,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         print(f"{spec.title}: {len(names)} of {count} trials to run, scale {options.scale}", flush=True)
         if names:
-            share("sweeps.search", len(names), [search.first], options, arguments, lambda: search.work(names))
+            share("sweeps.search", len(names), [search.first], options, lambda: search.work(names))
         return write_trials(search.queue.study, spec, options.scale, data_name(search.data_id), output_dir / "tables")
 
 

@@ -9,7 +9,6 @@ both sides are shown. B's follow when the products inside attention are left out
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,36 +35,28 @@ def count_size(size: str) -> dict[str, int]:
     return {"blocks": blocks, "encoder": count(encoder), "both": count(encoder) + count(decoder)}
 
 
-def count_vim(size: str) -> tuple[int, int]:
+def count_vim(size: str) -> dict[str, int]:
     """Parameters of VIM's blocks, and of all of it, on the tokens of ViT-VQGAN."""
     with torch.device("meta"):
         gpt = GPT(GPTConfig(size=size), 8192, (32, 32), 1000)
-    return count(gpt.blocks), count(gpt)
-
-
-def size_row(
-    model: str, size: str, dims: Sequence[int], paper: float, counts: Sequence[float], own: float
-) -> list[str]:
-    """`counts` and `own`, the one to compare with the paper's, in millions."""
-    texts = [f"{number:.1f}M" for number in counts] + [""] * (3 - len(counts))
-    sizes = [f"{value:,}" for value in dims]
-    return [model, size.capitalize(), *sizes, f"{paper:.0f}M", *texts, f"{own - paper:+.1f}M"]
+    return {"blocks": count(gpt.blocks), "all": count(gpt)}
 
 
 def vit_sizes() -> Sheet:
     """A-Table 2."""
+    vit = [("ViT-VQGAN", size, paper, VIT_SIZES[size], count_size(size)) for size, paper in A_TABLE_2.items()]
+    vim = [("VIM", size, paper, GPT_SIZES[size], count_vim(size)) for size, paper in A_TABLE_2_VIM.items()]
     body = []
-    for size, paper in A_TABLE_2.items():
-        counts = [number / 1e6 for number in count_size(size).values()]
-        body.append(size_row("ViT-VQGAN", size, VIT_SIZES[size], paper, counts, counts[1]))
-    for size, paper in A_TABLE_2_VIM.items():
-        counts = [number / 1e6 for number in count_vim(size)]
-        body.append(size_row("VIM", size, GPT_SIZES[size], paper, counts, counts[1]))
+    for model, size, paper, dims, counted in vit + vim:
+        blocks, own, *both = (number / 1e6 for number in counted.values())
+        texts = [f"{number:.1f}M" for number in (blocks, own, *both)] + [""] * (not both)
+        shape = [f"{value:,}" for value in dims]
+        body.append([model, size.capitalize(), *shape, f"{paper:.0f}M", *texts, f"{own - paper:+.1f}M"])
     heads = ["model", "size", "blocks", "heads", "width", "MLP width"]
+    counts = ["paper", "blocks only", "encoder, or all of VIM", "encoder + decoder", "diff"]
     return Sheet(
         title="ViT-VQGAN, Table 2: transformer configurations",
-        groups=[(head, [""]) for head in heads]
-        + [("parameters", ["paper", "blocks only", "encoder, or all of VIM", "encoder + decoder", "diff"])],
+        groups=[*((head, [""]) for head in heads), ("parameters", counts)],
         body=body,
         caption=[
             "Ours: counted by building the networks at 256 x 256, patch 8, 1,024 tokens of 8,192 codes, 1,000 classes.",
@@ -85,15 +76,10 @@ def codebook_costs() -> Sheet:
         macs, parameters = cost.totals["model MACs"] / 1e9, cost.totals["model parameters"] / 1e6
         layers = count_cost(experiment, attention=False).totals["model MACs"]
         (table,) = next(part.inputs for part in parts_of(experiment) if part.name == "projector")
-        body.append(
-            [
-                f"{size:,}",
-                *(f"{paper_macs:.2f}G", f"{macs:.2f}G", f"{macs - paper_macs:+.2f}G"),
-                *(f"{number / 1e9:.2f}G" for number in (layers, cost.macs["projector"], cost.macs["search"])),
-                *(f"{paper_parameters:.2f}M", f"{parameters:.2f}M", f"{parameters - paper_parameters:+.2f}M"),
-                f"{table.numel() / 1e6:.1f}M",
-            ]
-        )
+        texts = [f"{paper_macs:.2f}G", f"{macs:.2f}G", f"{macs - paper_macs:+.2f}G"]
+        texts += [f"{number / 1e9:.2f}G" for number in (layers, cost.macs["projector"], cost.macs["search"])]
+        texts += [f"{paper_parameters:.2f}M", f"{parameters:.2f}M", f"{parameters - paper_parameters:+.2f}M"]
+        body.append([f"{size:,}", *texts, f"{table.numel() / 1e6:.1f}M"])
     return Sheet(
         title="VQGAN-LC, Table 8: cost of a larger codebook",
         groups=[

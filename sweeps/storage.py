@@ -60,22 +60,22 @@ def database_url(storage: str) -> URL:
 
 
 def open_storage(storage: str, journal: Path, retry: Callable[..., None]) -> BaseStorage:
-    """Raises ValueError for what is no storage; what a database has against being opened comes as it is."""
+    """Opens the storage. Raises ValueError for what is none; errors of a database are passed on unchanged."""
     if storage == "journal":
         return JournalStorage(JournalFileBackend(str(journal)))
     url = database_url(storage)
     options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was lost is made anew
     if url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
         options["connect_args"] = CONNECTION
-    return create_tables(
-        lambda: RDBStorage(
-            url.render_as_string(hide_password=False),
-            engine_kwargs=options,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=retry,
-        )
+    connect = partial(
+        RDBStorage,
+        url.render_as_string(hide_password=False),
+        engine_kwargs=options,
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=GRACE_SECONDS,
+        heartbeat_stale_trial_callback=retry,
     )
+    return create_tables(connect)
 
 
 def create_tables(connect: Callable[[], RDBStorage], tries: int = 8) -> RDBStorage:

@@ -16,10 +16,10 @@ from sweeps.grid import Grid, load_grid, named_inputs
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
 from sweeps.sheet import Finished, make_sheet
-from sweeps.workers import add_common_arguments, add_seeds
+from sweeps.workers import parser_of
 
 
-def render_grid(grid: Grid, output_dir: Path, out: Path, difference: bool = True) -> list[Path]:
+def render_grid(grid: Grid, output_dir: Path, out: Path) -> list[Path]:
     """Writes every table of the sweep for each data set of its records and prints it; the paths of the files.
 
     Rows of different data never share a table. No file is written when no cell is finished.
@@ -38,17 +38,17 @@ def render_grid(grid: Grid, output_dir: Path, out: Path, difference: bool = True
                 )
     is_shared = Counter(map(data_name, by_data))  # only then a name needs its fingerprint
     by_data = {data_id if is_shared[name := data_name(data_id)] > 1 else name: by_data[data_id] for data_id in by_data}
-    return [path for name in sorted(by_data) for path in render(grid, by_data, name, out, difference)]
+    return [path for name in sorted(by_data) for path in render(grid, by_data, name, out)]
 
 
-def render(grid: Grid, by_data: dict[str, Finished], data: str, out: Path, difference: bool) -> list[Path]:
+def render(grid: Grid, by_data: dict[str, Finished], data: str, out: Path) -> list[Path]:
     paths, finished = [], by_data[data]
     for table in grid.tables:
         if not any(run.digest in finished for row in table.rows for run in row.runs):
             continue
         name = grid.name if len(grid.tables) == 1 else f"{grid.name}_{table.spec.id}"
         stem = out / f"{name}_{grid.scale}_{data}"
-        sheet, warnings = make_sheet(grid, table, by_data, data, difference)
+        sheet, warnings = make_sheet(grid, table, by_data, data)
         print(f"\n{plain(sheet)}")
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -61,41 +61,33 @@ def render(grid: Grid, by_data: dict[str, Finished], data: str, out: Path, diffe
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sweeps.table",
-        description="Render the tables of a sweep as Markdown, LaTeX and PNG from finished records, "
+    parser = parser_of(
+        "table",
+        "sweep, for example sweeps/ablation_codebook.yaml; more may follow",
+        description="Render the tables of sweeps as Markdown, LaTeX and PNG from finished records, "
         "one table for each data set that was used. Nothing is trained; the cell of a missing run stays empty.",
     )
-    parser.add_argument("items", nargs="+", metavar="FILE|key=value", help="sweeps, and changes to every experiment")
-    add_common_arguments(parser)
-    add_seeds(parser)
     parser.add_argument("--out", help="folder of the tables (default: OUTPUT_DIR/tables)")
-    parser.add_argument(
-        "--difference", action=argparse.BooleanOptionalAction, default=True, help="columns ours - paper"
-    )
     return parser
 
 
 def render_sweep(file: str, overrides: list[str], options: argparse.Namespace) -> list[Path]:
-    """The files written: with --data auto those of the recipes' own data, and of the shapes that may stand in."""
+    """Writes the tables; with --data auto those of the recipes' own data and those of rendered shapes. Their paths."""
     output_dir = Path(options.output_dir)
     out = Path(options.out) if options.out else output_dir / "tables"
     recipes = load_grid(file, options.scale, options.seeds, overrides)
     words = ["shapes"] if options.data == "auto" else [options.data]
     grids = [recipes] * (options.data == "auto") + [recipes.prepared(partial(resolve_data, data=w)) for w in words]
-    return [path for grid in grids for path in render_grid(grid, output_dir, out, options.difference)]
+    return [path for grid in grids for path in render_grid(grid, output_dir, out)]
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_intermixed_args(arguments)
+    items = [options.file, *options.overrides]
     with user_errors():
-        files = [item for item in options.items if "=" not in item]
-        overrides = [item for item in options.items if "=" in item]
-        if not files:
-            raise ValueError("give a sweep, for example sweeps/ablation_codebook.yaml")
         is_any_written = False
-        for file in files:
-            written = render_sweep(file, overrides, options)
+        for file in [item for item in items if "=" not in item] or [options.file]:
+            written = render_sweep(file, [item for item in items if "=" in item], options)
             is_any_written |= bool(written)
             if not written:
                 print(

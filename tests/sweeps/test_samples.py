@@ -17,15 +17,15 @@ from experiments.runtime.records import record_path, write_json
 from lightning_modules.figures import sample_grid
 from sweeps import samples
 from sweeps.grid import Grid, Row, Run, Table
-from sweeps.schema import TableSpec
+from sweeps.schema import CellSpec, SweepSpec, TableSpec
 
 NO_IMAGES = "model.generation.num_samples=0"
 
 
 def grid_of(*experiments: Experiment) -> Grid:
     runs = [Run("vim", f"row {number}", experiment) for number, experiment in enumerate(experiments)]
-    table = Table(TableSpec(), tuple(Row({}, {}, (run,)) for run in runs))
-    return Grid(Path("x.yaml"), "x", "X", "", "quick", (0,), (table,))
+    table = Table(TableSpec(), tuple(Row(CellSpec(), (run,)) for run in runs))
+    return Grid("x", SweepSpec(), "quick", (0,), (table,))
 
 
 def test_each_trained_vim_has_a_strip(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_rows_without_weights_are_named_with_the_way_to_have_them(
 ) -> None:
     trained, missing, published, deleted = (tiny_vim(tiny, NO_IMAGES, f"seed={seed}") for seed in range(4))
     grid = grid_of(trained, missing, published, deleted, tiny("vqgan"))
-    monkeypatch.setattr(samples, "load_grid", lambda *_: grid)
+    monkeypatch.setattr(samples, "grid_of", lambda *_: grid)
     monkeypatch.setattr(samples, "PUBLISHED", tmp_path / "published")
     own = record_path(tmp_path / "runs" / "records", deleted, "shapes")
     for path in (own, record_path(tmp_path / "published", published, "shapes")):
