@@ -59,8 +59,10 @@ class Grid:
 
     @property
     def runs(self) -> list[Run]:
-        """Every training once, in the file's order, however many rows ask for it."""
-        runs = {run.digest: run for table in self.tables for row in table.rows for run in row.runs}
+        """Every training once, in the file's order and under its first row's name, however many rows ask for it."""
+        runs: dict[str, Run] = {}
+        for run in (run for table in self.tables for row in table.rows for run in row.runs):
+            runs.setdefault(run.digest, run)
         return list(runs.values())
 
     def prepared(self, prepare: Callable[[Experiment], Experiment]) -> "Grid":
@@ -81,8 +83,9 @@ def load_grid(path: str | Path, scale: str, seeds: str = "", overrides: Sequence
     Raises ValueError that names the file, the row and the key at fault.
     """
     path = Path(path)
-    overlay = load_scale(scale)
     sweep = read_spec(path, SweepSpec)
+    scale = "paper" if sweep.counted else scale
+    overlay = load_scale(scale)
     numbers = parse_seeds(seeds) if seeds else tuple(range(overlay.seeds))
     last = from_dotlist(overrides)
 

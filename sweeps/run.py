@@ -167,19 +167,22 @@ def main(arguments: list[str] | None = None) -> int:
     with user_errors():
         begin(options)
         output_dir = Path(options.output_dir)
-        sweep = Sweep(grid_of(options), output_dir, options.published)
+        grid = grid_of(options)
+        if grid.spec.counted:
+            render_grid(grid, output_dir, output_dir / "tables")
+            return 0
+        sweep = Sweep(grid, output_dir, options.published)
         if options.as_worker or sweep.unfinished():
             sweep.open_queue(options.storage)
         if options.as_worker:
             sweep.work()
             return 0
         todo = sweep.prepare()
-        title = sweep.grid.spec.title
-        print(f"{title}: {len(todo)} of {len(sweep.runs)} cells to train, scale {options.scale}", flush=True)
+        print(f"{grid.spec.title}: {len(todo)} of {len(sweep.runs)} cells to train, scale {options.scale}", flush=True)
         if todo:
             share("sweeps.run", len(todo), (run.experiment for run in todo), options, sweep.work)
         status = sweep.report()
-        render_grid(sweep.grid, output_dir, output_dir / "tables")
+        render_grid(grid, output_dir, output_dir / "tables")
         return status
 
 

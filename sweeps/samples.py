@@ -28,10 +28,8 @@ from sweeps.render import replace_file
 from sweeps.workers import grid_of, parser_of
 
 
-def vims(grid: Grid) -> list[Run]:
-    """One a training, with the label of its first row."""
-    runs = {run.digest: run for table in grid.tables for row in reversed(table.rows) for run in row.runs}  # first rows
-    return [run for run in reversed(runs.values()) if run.experiment.model.generates]
+def generating(grid: Grid) -> list[Run]:
+    return [run for run in grid.runs if run.experiment.model.generates]
 
 
 def checkpoint_of(run: Run) -> Path:
@@ -64,7 +62,7 @@ def data_of(grid: Grid) -> str:
 
 def draw(grid: Grid, num: int) -> Figure | None:
     """One strip of `num` images a run, the row's name above it; None without a trained VIM."""
-    strips = [(run.label, sampled(run, num)) for run in vims(grid) if checkpoint_of(run).is_file()]
+    strips = [(run.label, sampled(run, num)) for run in generating(grid) if checkpoint_of(run).is_file()]
     if not strips:
         return None
     heights = [strip.shape[1] / strip.shape[2] for _, strip in strips]
@@ -95,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--num {options.num} must be at least 1")
         grid = grid_of(options)
         way = f"`python -m sweeps.run {options.file} --scale {options.scale} --no-published` (make: PUBLISHED=no)"
-        left_out = [run for run in vims(grid) if not checkpoint_of(run).is_file()]
+        left_out = [run for run in generating(grid) if not checkpoint_of(run).is_file()]
         for run in left_out:
             print(f"left out: {run.label}: {why_left_out(run)}", flush=True)
         if (figure := draw(grid, options.num)) is None:

@@ -93,6 +93,7 @@ class SweepSpec:
     tables: list[TableSpec] = MISSING
     objective: str = "rfid"  # metric given to Optuna as the trial's value
     maximize: bool = False  # more of it is better
+    counted: bool = False  # on the shapes of the papers' networks, whatever the scale and data; nothing is trained
 
     def check(self) -> None:
         ids = [table.id for table in self.tables]

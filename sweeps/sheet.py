@@ -95,14 +95,18 @@ def make_sheet(grid: Grid, table: Table, by_data: Mapping[str, Finished], data: 
             texts = entries(column, row, measured, protocol)
             line += [texts[head] for head in heads]
 
-    origin, warning = origins([record for records in of_row for record in records])
-    warnings += [f"table {spec.id}: {warning}"] if warning else []
+    if grid.spec.counted:
+        lines = ["Ours: counted by building the networks.", f"Paper: {spec.paper}; diff = ours - paper.", spec.note]
+    else:
+        origin, warning = origins([record for records in of_row for record in records])
+        warnings += [f"table {spec.id}: {warning}"] if warning else []
+        lines = [*caption(grid, table, by_data, usual, data), origin]
     blocks = [i for i in range(1, len(body)) if body[i][0] != body[i - 1][0]]
     sheet = Sheet(
         title=spec.title,
         groups=groups,
         body=body,
-        caption=[*caption(grid, table, by_data, usual, data), origin],
+        caption=lines,
         warning=SHAPES_WARNING if data == "shapes" else "",
         num_row_heads=len(spec.row_heads),
         rules=blocks if len(blocks) < len(body) - 1 else [],  # no rule between rows that are all different

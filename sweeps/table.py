@@ -12,6 +12,7 @@ from pathlib import Path
 from experiments.pipeline.build import resolve_data
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, data_name, find_records, images_id
+from sweeps.counted import counted
 from sweeps.grid import Grid, load_grid, named_inputs
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
@@ -25,6 +26,8 @@ def render_grid(grid: Grid, output_dir: Path, out: Path) -> list[Path]:
     Rows of different data never share a table. No file is written when no cell is finished.
     Raises ValueError for two records of one run on the same images that differ in what else it read.
     """
+    if grid.spec.counted:
+        return render(grid, {"": {run.digest: counted(run.experiment) for run in grid.runs}}, "", out)
     by_data: dict[str, Finished] = {}
     for run in grid.runs:
         for data_id, record in find_records(run.experiment, [output_dir / "records", PUBLISHED]).items():
@@ -47,7 +50,7 @@ def render(grid: Grid, by_data: dict[str, Finished], data: str, out: Path) -> li
         if not any(run.digest in finished for row in table.rows for run in row.runs):
             continue
         name = grid.name if len(grid.tables) == 1 else f"{grid.name}_{table.spec.id}"
-        stem = out / f"{name}_{grid.scale}_{data}"
+        stem = out / (name if grid.spec.counted else f"{name}_{grid.scale}_{data}")
         sheet, warnings = make_sheet(grid, table, by_data, data)
         print(f"\n{plain(sheet)}")
         for warning in warnings:
@@ -71,29 +74,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def render_sweep(file: str, overrides: list[str], options: argparse.Namespace) -> list[Path]:
-    """Writes the tables; with --data auto those of the recipes' own data and those of rendered shapes. Their paths."""
-    output_dir = Path(options.output_dir)
-    out = Path(options.out) if options.out else output_dir / "tables"
-    recipes = load_grid(file, options.scale, options.seeds, overrides)
-    words = ["shapes"] if options.data == "auto" else [options.data]
-    grids = [recipes] * (options.data == "auto") + [recipes.prepared(partial(resolve_data, data=w)) for w in words]
-    return [path for grid in grids for path in render_grid(grid, output_dir, out)]
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_intermixed_args(arguments)
     items = [options.file, *options.overrides]
+    output_dir = Path(options.output_dir)
+    out = Path(options.out) if options.out else output_dir / "tables"
+    is_any_written = False
     with user_errors():
-        is_any_written = False
         for file in [item for item in items if "=" not in item] or [options.file]:
-            written = render_sweep(file, [item for item in items if "=" in item], options)
+            recipes = load_grid(file, options.scale, options.seeds, [item for item in items if "=" in item])
+            is_auto = options.data == "auto"
+            grids = [recipes] if is_auto or recipes.spec.counted else []
+            if not recipes.spec.counted:  # with "auto" also the shapes, which may have stood in for the recipes' data
+                resolve = partial(resolve_data, data="shapes" if is_auto else options.data)
+                grids.append(recipes.prepared(resolve))
+            written = [path for grid in grids for path in render_grid(grid, output_dir, out)]
             is_any_written |= bool(written)
             if not written:
                 print(
-                    f"{file}: no cell is finished at scale {options.scale} (records are looked for in "
-                    f"{options.output_dir}/records and sweeps/records); run "
-                    f"`python -m sweeps.run {file} --scale {options.scale}`",
+                    f"{file}: no cell is finished at scale {options.scale} (records are looked for in {output_dir}/"
+                    f"records and sweeps/records); run `python -m sweeps.run {file} --scale {options.scale}`",
                     file=sys.stderr,
                 )
     return 0 if is_any_written else 1

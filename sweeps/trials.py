@@ -75,10 +75,8 @@ def draw(study: optuna.Study, spec: SearchSpec, out: Path) -> list[Path]:
     paths = []
     with plt.style.context("default"):  # Optuna's pictures set a style for all that follow
         plt.switch_backend("agg")
-        for name, axes in (
-            ("slice", plot_slice(study, target_name=spec.metric)),
-            ("validations", plot_intermediate_values(study)),  # by training step
-        ):
+        pictures = {"slice": plot_slice(study, target_name=spec.metric), "validations": plot_intermediate_values(study)}
+        for name, axes in pictures.items():
             figure = np.ravel(np.asarray(axes))[0].figure
             paths.append(out / f"{study.study_name}_{name}.png")
             replace_file(paths[-1], figure)

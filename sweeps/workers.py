@@ -20,7 +20,8 @@ from sweeps.storage import database_url
 def grid_of(options: argparse.Namespace) -> Grid:
     """The grid of the command's file, on the data and in the folders of its options."""
     grid = load_grid(options.file, options.scale, options.seeds, options.overrides)
-    return grid.prepared(data_resolver(options.data, options.data_dir, options.output_dir))
+    resolve = data_resolver(options.data, options.data_dir, options.output_dir)
+    return grid if grid.spec.counted else grid.prepared(resolve)
 
 
 def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experiment], Experiment]:
