@@ -262,5 +262,5 @@ def place_of(folder: Path) -> str:
         return ""
 
 
-def job_of(trial: FrozenTrial) -> str:
+def job_of(trial: Trial | FrozenTrial) -> str:
     return str(trial.user_attrs.get("digest", ""))

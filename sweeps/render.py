@@ -23,7 +23,6 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 
 def write_sheet(sheet: Sheet, stem: Path) -> list[Path]:
     """Writes <stem>.md, .tex and .png, each whole or not at all; gives their paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     contents = {"md": markdown(sheet), "tex": latex(sheet), "png": draw(sheet)}
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in contents]
     for path, content in zip(paths, contents.values(), strict=True):
@@ -33,6 +32,7 @@ def write_sheet(sheet: Sheet, stem: Path) -> list[Path]:
 
 def replace_file(path: Path, content: str | Figure) -> None:
     """Atomically, so that a full disk leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, concurrent_writers=True) as file:
         if isinstance(content, str):
             file.write(content.encode())

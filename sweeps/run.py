@@ -18,7 +18,7 @@ from experiments.runtime import records
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, Record, find_records, record_path
 from sweeps.grid import Grid, Run
-from sweeps.queue import Queue
+from sweeps.queue import Queue, job_of
 from sweeps.table import render_grid
 from sweeps.workers import begin, duration, grid_of, keep_traceback, parse_training, parser_of, share
 
@@ -97,14 +97,11 @@ class Sweep:
 
     def work(self) -> None:
         """Trains waiting cells, then waits for those that others train."""
-        self.queue.work(set(self.runs), self.run, lambda trial, text: self.say(self.run_of(trial), text))
-
-    def run_of(self, trial: Trial) -> Run:
-        return self.runs[trial.user_attrs["digest"]]
+        self.queue.work(set(self.runs), self.run, lambda trial, text: self.say(self.runs[job_of(trial)], text))
 
     def run(self, trial: Trial) -> None:
         """Trains the trial's cell, unless another command was quicker."""
-        run, start = self.run_of(trial), time.monotonic()
+        run, start = self.runs[job_of(trial)], time.monotonic()
         record, words = self.record(run), "finished earlier"
         if record is None:
             with keep_traceback(folder := self.folder(run)):

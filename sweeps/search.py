@@ -62,10 +62,6 @@ class Search:
         self.queue.fill({name: {"folder": f"sweeps/{name}"} for name in todo if newest.get(name) not in OPEN})
         return todo
 
-    def work(self, names: Sequence[str]) -> None:
-        """Runs waiting trials, then waits for those that others run."""
-        self.queue.work(set(names), self.run, say)
-
     def run(self, trial: Trial) -> None:
         params = self.queue.patiently(lambda: self.suggest(trial))
         experiment = self.experiment_of(params)
@@ -106,10 +102,8 @@ class Search:
 class Report(Callback):
     """Callback: reports each validation metric of a training to Optuna and stops hopeless trials.
 
-    Gives `is_hopeless` the metric and step of every validation in training, and ends the run when it says so.
-
-    A run at `last_step` is finished and not ended. Raises optuna.TrialPruned, and ValueError for a metric that the
-    validation does not have.
+    `is_hopeless` gets the metric and the step, and says whether to end the run; one at `last_step` is finished.
+    Raises optuna.TrialPruned, and ValueError for a metric that the validation does not have.
     """
 
     def __init__(self, metric: str, last_step: int, is_hopeless: Callable[[float, int], bool]) -> None:
@@ -147,13 +141,8 @@ def suggest(trial: Trial, key: str, parameter: ParameterSpec) -> Any:
 def corner(spec: SearchSpec, end: int) -> dict[str, Any]:
     """The lowest (0) or highest (-1) value of every parameter."""
 
-    def value(parameter: ParameterSpec) -> Any:
-        if parameter.choices:
-            return parameter.choices[end]
-        number = (parameter.low, parameter.high)[end]
-        return int(number or 0) if parameter.integer else number
-
-    return {key: value(parameter) for key, parameter in spec.space.items()}
+    ends = {key: (parameter.choices or [parameter.low, parameter.high])[end] for key, parameter in spec.space.items()}
+    return {key: int(value) if spec.space[key].integer else value for key, value in ends.items()}
 
 
 def show_params(params: dict[str, Any]) -> str:
@@ -207,12 +196,13 @@ def main(arguments: list[str] | None = None) -> int:
         search = Search(spec, name, lambda params: resolve(experiment_of(params)), options.storage, output_dir)
         count = options.trials or spec.trials
         names = search.fill(count)
+        work = partial(search.queue.work, set(names), search.run, say)
         if options.as_worker:
-            search.work(names)
+            work()
             return 0
         print(f"{spec.title}: {len(names)} of {count} trials to run, scale {options.scale}", flush=True)
         if names:
-            share("sweeps.search", len(names), [search.first], options, lambda: search.work(names))
+            share("sweeps.search", len(names), [search.first], options, work)
         return write_trials(search.queue.study, spec, options.scale, data_name(search.data_id), output_dir / "tables")
 
 

@@ -1,6 +1,5 @@
 """The trials of a search as a table and as Optuna's pictures."""
 
-from collections import Counter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,11 +17,10 @@ from sweeps.sheet import SHAPES_WARNING, Sheet
 def write_trials(study: optuna.Study, spec: SearchSpec, scale: str, data: str, out: Path) -> int:
     """Prints the table of all trials, best first, writes it and the pictures; the exit status: 1 without a result."""
     trials = study.get_trials(deepcopy=False)
-    states = Counter(trial.state for trial in trials)
     for trial in trials:
         if trial.state == TrialState.FAIL and "error" in trial.user_attrs:
             print(f"[trial {trial.number}] failed: {trial.user_attrs['error']}")
-    if not states[TrialState.COMPLETE]:
+    if all(trial.state != TrialState.COMPLETE for trial in trials):
         print("no trial is finished; the same command tries again")
         return 1
     sheet = trial_sheet(spec, trials, scale, data)
@@ -38,10 +36,11 @@ def trial_sheet(spec: SearchSpec, trials: list[FrozenTrial], scale: str, data: s
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     complete.sort(key=lambda trial: trial.value or 0.0, reverse=spec.maximize)
     pruned.sort(key=lambda trial: -(trial.last_step or 0))
-    body = [
-        [str(trial.number), *(number(trial.params.get(key)) for key in spec.space), number(trial.value), steps(trial)]
-        for trial in [*complete, *pruned]
-    ]
+    body = []
+    for trial in [*complete, *pruned]:
+        steps = f"ended at {trial.last_step}" if trial.state == TrialState.PRUNED else trial.user_attrs.get("steps")
+        values = [trial.number, *map(trial.params.get, spec.space), trial.value, steps]
+        body.append([number(value) for value in values])
     heads = (key.removeprefix("model.") for key in spec.space)
     protocols = sorted({str(trial.user_attrs.get("protocol", "not stated")) for trial in complete})
     num_failed = sum(trial.state == TrialState.FAIL for trial in trials)
@@ -62,12 +61,6 @@ def trial_sheet(spec: SearchSpec, trials: list[FrozenTrial], scale: str, data: s
 
 def number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else show(value)
-
-
-def steps(trial: FrozenTrial) -> str:
-    if trial.state == TrialState.PRUNED:
-        return f"ended at {trial.last_step}"
-    return number(trial.user_attrs.get("steps"))
 
 
 def draw(study: optuna.Study, spec: SearchSpec, out: Path) -> list[Path]:

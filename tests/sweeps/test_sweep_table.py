@@ -391,18 +391,6 @@ def test_costs_of_paper_b(
     assert command([path, "--output-dir", str(tmp_path), "--data-dir", "nowhere"]) == 0
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith("100,000"))
-    assert row.split() == [
-        "100,000",
-        "195.70",
-        "196.17",
-        "+0.47",
-        "195.70",
-        "0.61",
-        "0.20",
-        "71.72",
-        "71.76",
-        "+0.04",
-        "76.8",
-    ]
+    assert " ".join(row.split()) == "100,000 195.70 196.17 +0.47 195.70 0.61 0.20 71.72 71.76 +0.04 76.8"
     names = {f"vqgan_lc_table8.{suffix}" for suffix in ("md", "tex", "png")}
     assert {path.name for path in (tmp_path / "tables").iterdir()} == names
