@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sweeps.grid import Table, label_of, show
 from sweeps.render import replace_file
@@ -50,9 +51,7 @@ def draw_rows(figure: Figure, table: Table, finished: Finished, columns: Sequenc
             color = f"C{number}"
             rows = sorted((row for row in table.rows if row.heads[line] == name), key=lambda row: row.heads[x])
             label = f"{line} = {show(name)}" if isinstance(name, bool) else show(name)
-            draw_points(
-                axes, [(row.heads[x], measure(column, records_of(row, finished))) for row in rows], color, label
-            )
+            draw_points(axes, [(row.heads[x], measure(column, row, finished)) for row in rows], color, label)
             paper = [(row.heads[x], row.cell.paper[column.metric]) for row in rows if column.metric in row.cell.paper]
             if paper and is_usage(column):
                 axes.plot(*zip(*paper, strict=True), ls="--", lw=1, marker=".", alpha=0.6, color=color)
@@ -79,7 +78,7 @@ def draw_history(figure: Figure, table: Table, finished: Finished, columns: Sequ
             axes.plot(at, mean, marker=MARKER, ms=3, color=color, label=label_of(row.heads))
             if len(histories) > 1:
                 axes.fill_between(at, list(map(min, epochs)), list(map(max, epochs)), color=color, alpha=0.15, lw=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         finish(axes, table.spec.plot.x, column)
 
 
@@ -88,7 +87,7 @@ def draw_columns(figure: Figure, table: Table, finished: Finished, columns: Sequ
     figure.set_size_inches(6.4, 3.6)
     axes = figure.subplots()
     for number, row in enumerate(table.rows):
-        points = [(at, measure(column, records_of(row, finished))) for at, column in enumerate(columns)]
+        points = [(at, measure(column, row, finished)) for at, column in enumerate(columns)]
         draw_points(axes, points, f"C{number}", label_of(row.heads))
     axes.set_xticks(range(len(columns)), [column.head for column in columns])
     axes.set_title(table.spec.title, fontsize=9)

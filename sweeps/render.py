@@ -23,7 +23,7 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 
 def write_sheet(sheet: Sheet, stem: Path) -> list[Path]:
     """Writes <stem>.md, .tex and .png, each whole or not at all; gives their paths."""
-    contents = {"md": markdown(sheet), "tex": latex(sheet), "png": draw(sheet)}
+    contents: dict[str, str | Figure] = {"md": markdown(sheet), "tex": latex(sheet), "png": draw(sheet)}
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in contents]
     for path, content in zip(paths, contents.values(), strict=True):
         replace_file(path, content)

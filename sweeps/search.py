@@ -75,11 +75,9 @@ class Search:
                 self.queue.fail(trial, str(pruned), TrialState.PRUNED)
                 say(trial, f"{shown}: pruned after {duration(time.monotonic() - start)}, {pruned}")
                 return
-            value = record["metrics"].get(self.spec.metric)
-            if value is None:
-                raise ValueError(f"metric={self.spec.metric} is none of {', '.join(sorted(record['metrics']))}")
+            value = record["metrics"].get(self.spec.metric, math.nan)
             if math.isnan(value):
-                raise FloatingPointError(f"{self.spec.metric} is not a number")
+                raise FloatingPointError(f"{self.spec.metric} is not measured or not a number")
         attributes = record["metrics"] | {
             "run": folder.name,
             "steps": experiment.trainer.max_steps,

@@ -48,13 +48,13 @@ class Measured:
         return f"{mean} ± {format(self.std, form if 'e' in mean else f'.{decimals}f')}"
 
 
-def measure(column: ColumnSpec, records: Iterable[Record], use: Mapping[str, str] | None = None) -> Measured | None:
-    """Mean and spread of the column's metric, or of the one that `use` gives for it; None when no record has it.
+def measure(column: ColumnSpec, row: Row, finished: Finished) -> Measured | None:
+    """Mean and spread of the column's metric, or of the one that the row's `use` gives for it; None without a number.
 
     A number that `use` has chosen differs from its column by intent: it states no protocol to compare.
     """
-    other = (use or {}).get(column.metric)
-    numbers = [pair for record in records if (pair := find_number(record, other or column.metric))]
+    other = row.cell.use.get(column.metric)
+    numbers = [pair for record in records_of(row, finished) if (pair := find_number(record, other or column.metric))]
     if not numbers:
         return None
     values = [number * column.scale for number, _ in numbers]
@@ -76,17 +76,15 @@ def records_of(row: Row, finished: Finished) -> list[Record]:
 
 def make_sheet(grid: Grid, table: Table, by_data: Mapping[str, Finished], data: str) -> tuple[Sheet, list[str]]:
     """The table on the data set `data`, and warnings for the terminal. A missing run leaves its cell empty."""
-    spec = table.spec
-    of_row = [records_of(row, by_data[data]) for row in table.rows]
-    values = [
-        [measure(column, records, row.cell.use) for row, records in zip(table.rows, of_row, strict=True)]
-        for column in spec.columns
-    ]  # [column][row]
-    usual, warnings = usual_protocols(spec.columns, values)
-
+    spec, finished = table.spec, by_data[data]
     groups: list[tuple[str, list[str]]] = [(head, [""]) for head in spec.row_heads]
     body = [[show(row.heads[head]) for head in spec.row_heads] for row in table.rows]
-    for column, of_column, protocol in zip(spec.columns, values, usual, strict=True):
+    usual, warnings = [], []
+    for column in spec.columns:
+        of_column = [measure(column, row, finished) for row in table.rows]
+        protocol, warning = usual_protocol(column, of_column)
+        usual.append((column, protocol))
+        warnings += warning
         heads = ["ours"]
         if any(column.metric in row.cell.paper for row in table.rows):
             heads = ["paper", "ours", "diff"] if has_papers_scale(protocol) else ["paper", "ours"]
@@ -98,8 +96,8 @@ def make_sheet(grid: Grid, table: Table, by_data: Mapping[str, Finished], data: 
     if grid.spec.counted:
         lines = ["Ours: counted by building the networks.", f"Paper: {spec.paper}; diff = ours - paper.", spec.note]
     else:
-        origin, warning = origins([record for records in of_row for record in records])
-        warnings += [f"table {spec.id}: {warning}"] if warning else []
+        origin, of_code = origins([record for row in table.rows for record in records_of(row, finished)])
+        warnings += [f"table {spec.id}: {of_code}"] if of_code else []
         lines = [*caption(grid, table, by_data, usual, data), origin]
     blocks = [i for i in range(1, len(body)) if body[i][0] != body[i - 1][0]]
     sheet = Sheet(
@@ -131,24 +129,23 @@ def has_papers_scale(protocol: str) -> bool:
     return "efficientnet" not in protocol and not protocol.startswith("training/")
 
 
-def usual_protocols(
-    columns: Sequence[ColumnSpec], values: Sequence[Sequence[Measured | None]]
-) -> tuple[list[str], list[str]]:
-    """The protocol of most cells of each column, and a warning for each column that has more than one."""
-    usual, warnings = [], []
-    for column, of_column in zip(columns, values, strict=True):
-        ids = Counter(protocol for cell in of_column if cell is not None for protocol in cell.protocols)
-        usual.append(ids.most_common(1)[0][0] if ids else "")
-        if len(ids) > 1:
-            others = ", ".join(f"'{protocol}'" for protocol in ids if protocol != usual[-1])
-            warnings.append(
-                f"{column.metric}: cells marked {DAGGER} were measured by {others}, the others by "
-                f"'{usual[-1]}': do not compare them"
-            )
-    return usual, warnings
+def usual_protocol(column: ColumnSpec, of_column: Iterable[Measured | None]) -> tuple[str, list[str]]:
+    """The protocol of most cells of a column, and a warning when there are others."""
+    ids = Counter(protocol for measured in of_column if measured is not None for protocol in measured.protocols)
+    if not ids:
+        return "", []
+    (usual, _), *others = ids.most_common()
+    if not others:
+        return usual, []
+    named = ", ".join(f"'{protocol}'" for protocol, _ in others)
+    return usual, [
+        f"{column.metric}: cells marked {DAGGER} were measured by {named}, the others by '{usual}': do not compare them"
+    ]
 
 
-def caption(grid: Grid, table: Table, by_data: Mapping[str, Finished], usual: Sequence[str], data: str) -> list[str]:
+def caption(
+    grid: Grid, table: Table, by_data: Mapping[str, Finished], usual: Sequence[tuple[ColumnSpec, str]], data: str
+) -> list[str]:
     """What a reader must know to trust the numbers, one sentence an element."""
     spec = table.spec
     runs = [run for row in table.rows for run in row.runs]
@@ -163,9 +160,9 @@ def caption(grid: Grid, table: Table, by_data: Mapping[str, Finished], usual: Se
             "The paper's values and ours are of different data, image size and protocol: compare the order of the "
             "rows, not the digits (diff = ours - paper, left out where features or machine are others)."
         )
-    measured = [f"{column.head}: {protocol}" for column, protocol in zip(spec.columns, usual, strict=True) if protocol]
+    measured = [f"{column.head}: {protocol}" for column, protocol in usual if protocol]
     lines.append(f"Protocols of ours: {'; '.join(measured)}.")
-    if absent := [column for column, protocol in zip(spec.columns, usual, strict=True) if not protocol]:
+    if absent := [column for column, protocol in usual if not protocol]:
         named = (f"{column.head} (needs {column.needs})" if column.needs else column.head for column in absent)
         lines.append(f"Not measured: {', '.join(named)}.")
     lines += gaps(runs, by_data, data)
@@ -205,10 +202,10 @@ def origins(records: Sequence[Record]) -> tuple[str, str]:
     groups = sorted(" = ".join(sorted(commits)) for commits in versions.values())
     if len(groups) == 1:
         return f"Commit {groups[0]}.", ""
+    what = "cells of different commits, whose code could not be compared here"
     if is_comparable:
-        warning = f"cells of {len(groups)} versions of the code that decides numbers, by commit: {'; '.join(groups)}"
-    else:
-        warning = f"cells of different commits, whose code could not be compared here: {'; '.join(groups)}"
+        what = f"cells of {len(groups)} versions of the code that decides numbers, by commit"
+    warning = f"{what}: {'; '.join(groups)}"
     return f"WARNING: {warning}.", warning
 
 

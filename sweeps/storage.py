@@ -88,12 +88,6 @@ def create_tables(connect: Callable[[], RDBStorage], tries: int = 8) -> RDBStora
     return connect()
 
 
-def outage(error: BaseException) -> str:
-    """Why the database cannot be reached, in a few words; "" for any other error."""
-    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    return reason(cause) if isinstance(cause, (OperationalError, InterfaceError)) else ""
-
-
 def reason(error: BaseException, length: int = 200) -> str:
     """What the database's driver says, without SQLAlchemy's decoration."""
     text = str(getattr(error, "orig", None) or error)
@@ -125,8 +119,10 @@ class Patience:
             try:
                 answer = action()
             except (StorageInternalError, OperationalError, InterfaceError) as error:
-                if not (why := outage(error)):
+                cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+                if not isinstance(cause, (OperationalError, InterfaceError)):
                     raise
+                why = reason(cause)
                 self.last_outage = now = time.monotonic()
                 if start is None:
                     start = now

@@ -39,7 +39,7 @@ def trial_sheet(spec: SearchSpec, trials: list[FrozenTrial], scale: str, data: s
     body = []
     for trial in [*complete, *pruned]:
         steps = f"ended at {trial.last_step}" if trial.state == TrialState.PRUNED else trial.user_attrs.get("steps")
-        values = [trial.number, *map(trial.params.get, spec.space), trial.value, steps]
+        values = [str(trial.number), *map(trial.params.get, spec.space), trial.value, steps]
         body.append([number(value) for value in values])
     heads = (key.removeprefix("model.") for key in spec.space)
     protocols = sorted({str(trial.user_attrs.get("protocol", "not stated")) for trial in complete})
