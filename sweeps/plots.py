@@ -19,9 +19,7 @@ MARKER = "o"  # of what was measured
 
 
 def write_plot(table: Table, finished: Finished, data: str, scale: str, path: Path) -> Path | None:
-    """Measured values as lines, their spread over seeds as bars or bands, the paper's utilisation dashed. None below
-    two points.
-    """
+    """Measured values as lines, spread over seeds as bars or bands, the paper's usage dashed. None below two points."""
     columns = [column for column in table.spec.columns if column.metric in table.spec.plot.metrics]
     figure = Figure(layout="constrained")
     DRAW[table.spec.plot.kind](figure, table, finished, columns)

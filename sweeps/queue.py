@@ -111,12 +111,12 @@ class Queue:
         """Whether the folder of the trial's run is locked for this process, until the context or the process ends."""
         path = self.output_dir / trial.user_attrs["folder"] / LOCK
         with ExitStack() as stack:
+            is_free = True
             try:
                 stack.enter_context(locked(path, "is training there", waits=False))
             except ValueError:  # another process is at work there
-                yield False
-                return
-            yield True
+                is_free = False
+            yield is_free
 
     @contextmanager
     def claim(self, digests: set[str]) -> Iterator[tuple[Trial | None, bool]]:
@@ -216,8 +216,6 @@ class Queue:
     @patient
     def records(self) -> list[Record]:
         """Those that a database holds, of any sweep: machines need not share a disk."""
-        if self.is_journal:
-            return []
         return [
             trial.user_attrs["record"]
             for study in self.storage.get_all_studies()

@@ -100,14 +100,14 @@ def plain(sheet: Sheet) -> str:
     """For a terminal: aligned columns under two lines of heads."""
     tops = [head if index == 0 else "" for head, subs in sheet.groups for index in range(len(subs))]
     lines = [tops, [sub for _, subs in sheet.groups for sub in subs], *sheet.body]
-    n, widths = sheet.num_row_heads, [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [
-        "  ".join(c.ljust(w) if i < n else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
+    aligned = []
+    for index, column in enumerate(zip(*lines, strict=True)):
+        width = max(map(len, column))
+        aligned.append([cell.ljust(width) if index < sheet.num_row_heads else cell.rjust(width) for cell in column])
+    top, sub, *rows = ("  ".join(cells) for cells in zip(*aligned, strict=True))
     warning = [f"!!! {sheet.warning}"] if sheet.warning else []
-    body = with_breaks(sheet, padded[2:], "-" * len(padded[0]))
-    return "\n".join([sheet.title, *warning, *padded[:2], *body, textwrap.fill(" ".join(sheet.caption), 118)])
+    body = with_breaks(sheet, rows, "-" * len(top))
+    return "\n".join([sheet.title, *warning, top, sub, *body, textwrap.fill(" ".join(sheet.caption), 118)])
 
 
 def draw(sheet: Sheet) -> Figure:
@@ -133,8 +133,8 @@ def draw(sheet: Sheet) -> Figure:
     def write(x: float, text: str, align: str = "left", **style: Any) -> None:
         axes.text(x, y + row_height / 2, text, va="center", ha=align, **style)
 
-    def rule(lw: float, color: str = "black", left: float = 0.0, right: float = edges[-1]) -> None:
-        axes.plot((left, right), (y, y), color=color, lw=lw)
+    def rule(lw: float, color: str = "black") -> None:
+        axes.plot((0, edges[-1]), (y, y), color=color, lw=lw)
 
     y = 0.1
     for text in [*title, *warning]:
@@ -144,12 +144,12 @@ def draw(sheet: Sheet) -> Figure:
     rule(1.2)
     for head, _, at, is_row_head in spans(sheet):
         left, right = edges[at.start], edges[at.stop]
-        x, align = (left + 0.05, "left") if is_row_head else ((left + right) / 2, "center")
-        write(x, head, align, size=9, weight="bold")
+        if is_row_head:
+            write(left + 0.05, head, size=9, weight="bold")
+        else:
+            write((left + right) / 2, head, "center", size=9, weight="bold")
+            axes.plot((left + 0.08, right - 0.02), (y + row_height,) * 2, color="black", lw=0.5)
     y += row_height
-    for _, _, at, is_row_head in spans(sheet):
-        if not is_row_head:
-            rule(0.5, "black", edges[at.start] + 0.08, edges[at.stop] - 0.02)
     for x, text in zip(edges[1:], subs, strict=True):
         write(x - 0.06, text, "right", size=8, color="#444444")
     y += row_height

@@ -3,10 +3,10 @@
 python -m sweeps.run sweeps/ablation_codebook.yaml --scale quick
 """
 
-import argparse
 import math
 import sys
 import time
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from optuna.trial import Trial
@@ -69,9 +69,8 @@ class Sweep:
 
     def fetch(self) -> None:
         """Writes the records of cells that were finished on machines with other disks."""
-        if not (todo := self.unfinished()):
-            return
-        for record in self.queue.records():
+        todo = self.unfinished()
+        for record in self.queue.records() if todo else []:
             for run in todo:
                 data_id = self.data_ids[run.digest]
                 if record.get("data_id") == data_id and records.same_experiment(record, run.experiment):
@@ -80,11 +79,9 @@ class Sweep:
 
     def prepare(self) -> list[Run]:
         """Says what is finished and queues what is not; gives the latter."""
-        todo = []
+        todo = self.unfinished()
         for run in self.runs.values():
-            if (record := self.record(run)) is None:
-                todo.append(run)
-            else:
+            if record := self.record(run):
                 self.say(run, f"finished earlier{self.numbers(run, record)}")
         if todo:
             self.queue.fill({run.digest: self.job(run) for run in todo})
@@ -139,7 +136,7 @@ class Sweep:
         return 1 if missing else 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(
         "run",
         "sweep, for example sweeps/ablation_codebook.yaml",
@@ -152,15 +149,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--published",
-        action=argparse.BooleanOptionalAction,
+        action=BooleanOptionalAction,
         default=True,
         help="whether cells of published records are finished (default: yes; the records hold no weights)",
     )
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_training(build_parser(), arguments)
+    options = parse_training(parser, arguments)
     with user_errors():
         begin(options)
         output_dir = Path(options.output_dir)

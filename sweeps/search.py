@@ -3,7 +3,6 @@
 python -m sweeps.search sweeps/search_vqgan_lc.yaml --scale quick --trials 20
 """
 
-import argparse
 import math
 import sys
 import time
@@ -30,7 +29,7 @@ from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
 from sweeps.queue import OPEN, Queue, job_of
-from sweeps.schema import ParameterSpec, SearchSpec, naming, read_spec
+from sweeps.schema import SearchSpec, naming, read_spec
 from sweeps.trials import write_trials
 from sweeps.workers import begin, data_resolver, duration, keep_traceback, parse_training, parser_of, share
 
@@ -94,7 +93,16 @@ class Search:
             constant_liar=True,  # two workers do not try the same corner
             seed=self.spec.seed + trial.number,
         )
-        return {key: suggest(trial, key, parameter) for key, parameter in self.spec.space.items()}
+        params: dict[str, Any] = {}
+        for key, parameter in self.spec.space.items():
+            low, high, log = parameter.low or 0.0, parameter.high or 0.0, parameter.log
+            if parameter.choices:
+                params[key] = trial.suggest_categorical(key, parameter.choices)
+            elif parameter.integer:
+                params[key] = trial.suggest_int(key, int(low), int(high), log=log)
+            else:
+                params[key] = trial.suggest_float(key, low, high, log=log)
+        return params
 
 
 class Report(Callback):
@@ -125,15 +133,6 @@ def study_name(spec: SearchSpec, name: str, experiment: Experiment, data_id: str
     """
     meaning = {key: value for key, value in asdict(spec).items() if key not in ("title", "trials")}
     return f"{name}_{data_name(data_id)}_{digest_of([meaning, experiment.digest(), data_id])}"
-
-
-def suggest(trial: Trial, key: str, parameter: ParameterSpec) -> Any:
-    if parameter.choices:
-        return trial.suggest_categorical(key, parameter.choices)
-    assert parameter.low is not None and parameter.high is not None  # ParameterSpec.check
-    if parameter.integer:
-        return trial.suggest_int(key, int(parameter.low), int(parameter.high), log=parameter.log)
-    return trial.suggest_float(key, parameter.low, parameter.high, log=parameter.log)
 
 
 def corner(spec: SearchSpec, end: int) -> dict[str, Any]:
@@ -169,7 +168,7 @@ def load_search(path: Path, scale: str, overrides: Sequence[str]) -> tuple[Searc
     return spec, experiment_of
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(
         "search",
         "search, for example sweeps/search_vqgan_lc.yaml",
@@ -180,11 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
         "number of workers and machines share a search, as they do a sweep: docs/sweeps.md.",
     )
     parser.add_argument("--trials", type=int, default=0, help="trials in all (default: as the file says)")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_training(build_parser(), arguments)
+    options = parse_training(parser, arguments)
     with user_errors():
         begin(options)
         path, output_dir = Path(options.file), Path(options.output_dir)

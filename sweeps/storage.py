@@ -22,11 +22,10 @@ HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 300  # without a heartbeat, then the worker counts as dead
 RETRY_SECONDS = 5.0  # between tries to reach a database
 PATIENCE_SECONDS = 3600.0  # then the command gives up; what is finished is in the records
-DRIVERS = {"postgresql": "psycopg"}  # what a URL that names no driver is opened with
 INSTALL = {"psycopg": "pip install 'vq-image-modeling[postgresql]' (or 'psycopg[binary]')"}
 # A machine that vanishes without a word is noticed within a minute or so.
 CONNECTION = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-CONNECTION["tcp_user_timeout"] = 60_000  # milliseconds
+CONNECTION |= {"tcp_user_timeout": 60_000}  # milliseconds
 
 Answer = TypeVar("Answer")
 
@@ -37,8 +36,7 @@ class DatabaseAway(OSError):
 
 def without_password(storage: str) -> str:
     """The URL as it may be printed."""
-    scheme, separator, rest = storage.partition("://")
-    text = scheme + separator + re.sub(r":.*@", ":***@", rest) if separator else re.sub(r":.*@", ":***@", storage)
+    text = re.sub(":(?!//).*@", ":***@", storage)  # also of what is not quite a URL, which SQLAlchemy cannot render
     return re.sub(r"(password=)[^&\s]*", r"\1***", text)
 
 
@@ -51,8 +49,8 @@ def database_url(storage: str) -> URL:
         raise ValueError(
             f"{shown}: expected 'journal' or a URL such as postgresql://user@host/name or sqlite:///sweep.db"
         ) from None
-    if (driver := DRIVERS.get(url.drivername)) is not None:
-        url = url.set(drivername=f"{url.drivername}+{driver}")
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
     _, _, module = url.drivername.partition("+")
     if module and importlib.util.find_spec(module) is None:
         raise ValueError(f"{shown}: the driver '{module}' is not installed: {INSTALL.get(module, f'install {module}')}")

@@ -3,7 +3,6 @@
 python -m sweeps.table sweeps/ablation_codebook.yaml --scale reduced
 """
 
-import argparse
 import sys
 from collections import Counter
 from functools import partial
@@ -63,7 +62,7 @@ def render(grid: Grid, by_data: dict[str, Finished], data: str, out: Path) -> li
     return paths
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(
         "table",
         "sweep, for example sweeps/ablation_codebook.yaml; more may follow",
@@ -71,15 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
         "one table for each data set that was used. Nothing is trained; the cell of a missing run stays empty.",
     )
     parser.add_argument("--out", help="folder of the tables (default: OUTPUT_DIR/tables)")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = build_parser().parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     items = [options.file, *options.overrides]
     output_dir = Path(options.output_dir)
     out = Path(options.out) if options.out else output_dir / "tables"
-    is_any_written = False
+    status = 1  # until anything is written
     with user_errors():
         for file in [item for item in items if "=" not in item] or [options.file]:
             recipes = load_grid(file, options.scale, options.seeds, [item for item in items if "=" in item])
@@ -89,14 +84,15 @@ def main(arguments: list[str] | None = None) -> int:
                 resolve = partial(resolve_data, data="shapes" if is_auto else options.data)
                 grids.append(recipes.prepared(resolve))
             written = [path for grid in grids for path in render_grid(grid, output_dir, out)]
-            is_any_written |= bool(written)
-            if not written:
+            if written:
+                status = 0
+            else:
                 print(
                     f"{file}: no cell is finished at scale {options.scale} (records are looked for in {output_dir}/"
                     f"records and sweeps/records); run `python -m sweeps.run {file} --scale {options.scale}`",
                     file=sys.stderr,
                 )
-    return 0 if is_any_written else 1
+    return status
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The trials of a search as a table and as Optuna's pictures."""
 
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization.matplotlib import plot_intermediate_values, plot_slice
@@ -33,8 +33,8 @@ def write_trials(study: optuna.Study, spec: SearchSpec, scale: str, data: str, o
 def trial_sheet(spec: SearchSpec, trials: list[FrozenTrial], scale: str, data: str) -> Sheet:
     """Finished trials from the best to the worst, then those that were ended, the longest first."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     complete.sort(key=lambda trial: trial.value or 0.0, reverse=spec.maximize)
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     pruned.sort(key=lambda trial: -(trial.last_step or 0))
     body = []
     for trial in [*complete, *pruned]:
@@ -68,10 +68,12 @@ def draw(study: optuna.Study, spec: SearchSpec, out: Path) -> list[Path]:
     paths = []
     with plt.style.context("default"):  # Optuna's pictures set a style for all that follow
         plt.switch_backend("agg")
-        pictures = {"slice": plot_slice(study, target_name=spec.metric), "validations": plot_intermediate_values(study)}
-        for name, axes in pictures.items():
-            figure = np.ravel(np.asarray(axes))[0].figure
+        for name, plot in (
+            ("slice", partial(plot_slice, target_name=spec.metric)),
+            ("validations", plot_intermediate_values),  # by training step
+        ):
+            plot(study)
             paths.append(out / f"{study.study_name}_{name}.png")
-            replace_file(paths[-1], figure)
-            plt.close(figure)
+            replace_file(paths[-1], plt.gcf())
+            plt.close()
     return paths
