@@ -10,15 +10,9 @@ from matplotlib.figure import Figure
 from experiments.runtime.files import replacing
 from sweeps.sheet import Sheet
 
-LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "†": r"$^\dagger$",
-    "<": "$<$",
-    ">": "$>$",
-}
+LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
+LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {"±": r"$\pm$", "†": r"$^\dagger$", "<": "$<$", ">": "$>$"}
 
 
 def write_sheet(sheet: Sheet, stem: Path) -> list[Path]:

@@ -24,12 +24,10 @@ from sweeps.workers import begin, duration, grid_of, keep_traceback, parse_train
 
 
 class Sweep:
-    """A grid, its queue and its results. Prints one line a cell.
+    """A grid, its queue and its results, in `output_dir`. Prints one line a cell.
 
-    Args:
-        grid: its experiments are on the data that they would be trained on now.
-        output_dir: holds records, queue and runs.
-        published: whether a record that the repository publishes makes a cell a finished one.
+    The grid's experiments are on the data that they would be trained on now. `published`: whether a record that the
+    repository publishes makes a cell a finished one.
     """
 
     queue: Queue  # after `open_queue`

@@ -196,8 +196,8 @@ def naming(place: object) -> Iterator[None]:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """ "; did you mean 'x'?", or the list of all when none is near."""
-    words = list(words)
-    near = difflib.get_close_matches(word, words, 1)
+    words = [str(each) for each in words]  # a list of a YAML may hold anything
+    near = difflib.get_close_matches(str(word), words, 1)
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(words)}"
 
 

@@ -43,14 +43,11 @@ class Search:
         self.spec, self.name, self.experiment_of = spec, name, experiment_of
         self.first = experiment_of(corner(spec, 0))
         self.data_id = inputs_of(self.first).data_id
-        interval = self.first.trainer.validate_every
-        self.queue = Queue(
-            study_name(spec, name, self.first, self.data_id),
-            storage,
-            folder,
-            direction="maximize" if spec.maximize else "minimize",
-            pruner=optuna.pruners.MedianPruner(spec.startup_trials, spec.warmup_validations * interval),
-        )
+        warmup_steps = spec.warmup_validations * self.first.trainer.validate_every
+        pruner = optuna.pruners.MedianPruner(spec.startup_trials, warmup_steps)
+        direction = "maximize" if spec.maximize else "minimize"
+        study = study_name(spec, name, self.first, self.data_id)
+        self.queue = Queue(study, storage, folder, direction=direction, pruner=pruner)
 
     def fill(self, count: int) -> list[str]:
         """Queues what is missing of `count` trials, failed ones with new values; gives their names."""

@@ -62,18 +62,13 @@ def open_storage(storage: str, journal: Path, retry: Callable[..., None]) -> Bas
     if storage == "journal":
         return JournalStorage(JournalFileBackend(str(journal)))
     url = database_url(storage)
-    options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was lost is made anew
+    engine: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was lost is made anew
     if url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
-        options["connect_args"] = CONNECTION
-    connect = partial(
-        RDBStorage,
-        url.render_as_string(hide_password=False),
-        engine_kwargs=options,
-        heartbeat_interval=HEARTBEAT_SECONDS,
-        grace_period=GRACE_SECONDS,
-        heartbeat_stale_trial_callback=retry,
-    )
-    return create_tables(connect)
+        engine["connect_args"] = CONNECTION
+    address = url.render_as_string(hide_password=False)
+    beats: dict[str, Any] = {"heartbeat_interval": HEARTBEAT_SECONDS, "grace_period": GRACE_SECONDS}
+    beats["heartbeat_stale_trial_callback"] = retry
+    return create_tables(partial(RDBStorage, address, engine_kwargs=engine, **beats))
 
 
 def create_tables(connect: Callable[[], RDBStorage], tries: int = 8) -> RDBStorage:

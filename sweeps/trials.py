@@ -1,6 +1,5 @@
 """The trials of a search as a table and as Optuna's pictures."""
 
-from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -65,15 +64,12 @@ def number(value: object) -> str:
 
 def draw(study: optuna.Study, spec: SearchSpec, out: Path) -> list[Path]:
     """The metric against each key, and the validations of each trial against the training step."""
-    paths = []
+    paths = [out / f"{study.study_name}_{name}.png" for name in ("slice", "validations")]
     with plt.style.context("default"):  # Optuna's pictures set a style for all that follow
         plt.switch_backend("agg")
-        for name, plot in (
-            ("slice", partial(plot_slice, target_name=spec.metric)),
-            ("validations", plot_intermediate_values),  # by training step
-        ):
-            plot(study)
-            paths.append(out / f"{study.study_name}_{name}.png")
-            replace_file(paths[-1], plt.gcf())
-            plt.close()
+        plot_slice(study, target_name=spec.metric)
+        replace_file(paths[0], plt.gcf())
+        plot_intermediate_values(study)
+        replace_file(paths[1], plt.gcf())
+        plt.close("all")
     return paths
