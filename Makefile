@@ -23,9 +23,6 @@ CELLS  = --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "
 SWEEP  = $(PY) -m sweeps.run $(CELLS) --workers $(WORKERS) $(if $(filter no,$(PUBLISHED)),--no-published)
 TABLE  = $(PY) -m sweeps.table $(CELLS)
 SAMPLES = $(PY) -m sweeps.samples $(CELLS)
-SIZES  = $(PY) -m sweeps.sizes --out "$(OUT)/tables"
-SIZES_2 := vit_vqgan/table2
-SIZES_8 := vqgan_lc/table8
 # Trains what is missing of a sweep and shows its tables; with TRAIN=no only the latter. The empty line ends the recipe.
 define show
 $(if $(filter yes,$(TRAIN)),$(SWEEP),$(TABLE)) $(1)
@@ -72,8 +69,7 @@ search: $(READY) ## SEARCH=sweeps/search_....yaml TRIALS=20: best values of a re
 	  --workers $(WORKERS) $(if $(TRIALS),--trials $(TRIALS))
 
 table%: $(READY) ## table1 ... table11: that table of both papers, where they have one
-	$(if $(SIZES_$*)$(wildcard sweeps/*/table$*.yaml),,$(error no paper has a table $* that this suite makes))
-	$(if $(SIZES_$*),$(SIZES) $(SIZES_$*))
+	$(if $(wildcard sweeps/*/table$*.yaml),,$(error no paper has a table $* that this suite makes))
 	$(foreach file,$(wildcard sweeps/*/table$*.yaml),$(call show,$(file)))
 
 figure%: $(READY) ## figure3, figure5: utilisation by epoch, PSNR with the M-th nearest code (VQGAN-LC)
@@ -89,7 +85,6 @@ probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-
 
 tables: $(READY) ## render every table and figure from finished records; trains nothing
 	$(TABLE) $(filter-out sweeps/search_%,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
-	$(SIZES)
 
 dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT)/experiments" --port $(PORT)

@@ -4,14 +4,16 @@ A run = experiment YAML + scale overlay + the row's `set` + command-line overrid
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from experiments.config.compose import compose, parse, read_recipe
 from experiments.config.experiment import Experiment
-from experiments.config.values import from_dotlist, merge
-from sweeps.schema import SWEEPS, CellSpec, ScaleSpec, SweepSpec, TableSpec, nearest, read_spec, scale_names
+from experiments.config.identity import digest_of
+from experiments.config.values import flatten, from_dotlist, merge
+from sweeps.schema import SWEEPS, CellSpec, ScaleSpec, SweepSpec, TableSpec, naming, nearest, read_spec, scale_names
 
 EXPERIMENTS = SWEEPS.parent / "experiments"
 
@@ -23,16 +25,22 @@ class Run:
     name: str  # of the experiment file
     label: str  # of the row, for people
     experiment: Experiment
-    digest: str
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that tells the cell apart from the other rows of its sweep."""
+        inputs = named_inputs(self.experiment.identity())
+        return digest_of([self.experiment.digest(), inputs]) if any(inputs) else self.experiment.digest()
 
 
 @dataclass(frozen=True)
 class Row:
-    heads: dict[str, Any]
-    paper: dict[str, float]
+    cell: CellSpec
     runs: tuple[Run, ...]  # one a seed; none for a reference row
-    rule: bool = False  # a heavier rule above it
-    use: dict[str, str] = field(default_factory=dict)  # column's metric: the record's metric that this row shows
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        return self.cell.row
 
 
 @dataclass(frozen=True)
@@ -43,32 +51,28 @@ class Table:
 
 @dataclass(frozen=True)
 class Grid:
-    path: Path
     name: str  # ablation_codebook, vqgan_lc_table2
-    title: str
-    objective: str
+    spec: SweepSpec
     scale: str
     seeds: tuple[int, ...]
     tables: tuple[Table, ...]
-    maximize: bool = False  # the objective
 
     @property
     def runs(self) -> list[Run]:
-        """Every training once, in the file's order, however many rows ask for it."""
-        runs = {run.digest: run for table in self.tables for row in table.rows for run in row.runs}
+        """Every training once, in the file's order and under its first row's name, however many rows ask for it."""
+        runs: dict[str, Run] = {}
+        for run in (run for table in self.tables for row in table.rows for run in row.runs):
+            runs.setdefault(run.digest, run)
         return list(runs.values())
 
     def prepared(self, prepare: Callable[[Experiment], Experiment]) -> "Grid":
         """The same grid of other experiments, for example on another data set."""
 
-        def change(run: Run) -> Run:
-            experiment = prepare(run.experiment)
-            return replace(run, experiment=experiment, digest=experiment.digest())
+        def change(row: Row) -> Row:
+            return replace(row, runs=tuple(replace(run, experiment=prepare(run.experiment)) for run in row.runs))
 
-        def rows(table: Table) -> tuple[Row, ...]:
-            return tuple(replace(row, runs=tuple(map(change, row.runs))) for row in table.rows)
-
-        return replace(self, tables=tuple(replace(table, rows=rows(table)) for table in self.tables))
+        tables = (replace(table, rows=tuple(map(change, table.rows))) for table in self.tables)
+        return replace(self, tables=tuple(tables))
 
 
 def load_grid(path: str | Path, scale: str, seeds: str = "", overrides: Sequence[str] = ()) -> Grid:
@@ -79,53 +83,53 @@ def load_grid(path: str | Path, scale: str, seeds: str = "", overrides: Sequence
     Raises ValueError that names the file, the row and the key at fault.
     """
     path = Path(path)
-    overlay = load_scale(scale)
     sweep = read_spec(path, SweepSpec)
+    scale = "paper" if sweep.counted else scale
+    overlay = load_scale(scale)
     numbers = parse_seeds(seeds) if seeds else tuple(range(overlay.seeds))
     last = from_dotlist(overrides)
-    files: dict[str, dict[str, Any]] = {}  # read once
 
     def expand(table: TableSpec, cell: CellSpec) -> Row:
-        label = label_of(cell.row)
         if not cell.experiment:
-            return Row(cell.row, cell.paper, (), cell.rule)
+            return Row(cell, ())
+        label = label_of(cell.row)
         dataset = "" if overlay.is_small else cell.dataset
         name = f"{cell.experiment}_{dataset or overlay.experiments}"
         own_set = cell.small if overlay.is_small and cell.small else cell.set
         origin = f"{path}: table {table.id}, row '{label}'"
-        try:
-            values = compose(recipe_values(name, nest(own_set), overlay, files), last)
-        except ValueError as error:
-            raise ValueError(f"{origin}: {error}") from None
+        with naming(origin):
+            values = compose(recipe_values(name, nest(own_set), overlay), last)
         checked = parse(values, f"{origin} ({name}.yaml)")
-        runs = []
-        for experiment in (replace(checked, seed=seed) for seed in numbers):
-            suffix = f" seed {experiment.seed}" if len(numbers) > 1 else ""
-            runs.append(Run(name, label + suffix, experiment, experiment.digest()))
-        return Row(cell.row, cell.paper, tuple(runs), cell.rule, cell.use)
+        labels = [f"{label} seed {seed}" if len(numbers) > 1 else label for seed in numbers]
+        runs = (Run(name, own, replace(checked, seed=seed)) for own, seed in zip(labels, numbers, strict=True))
+        return Row(cell, tuple(runs))
 
     tables = tuple(
         Table(spec, tuple(expand(spec, cell) for cell in spec.cells if not cell.scales or scale in cell.scales))
         for spec in sweep.tables
     )
-    return Grid(path, sweep_name(path), sweep.title, sweep.objective, scale, numbers, tables, sweep.maximize)
+    return Grid(sweep_name(path), sweep, scale, numbers, tables)
 
 
-def recipe_values(
-    name: str, changes: dict[str, Any], overlay: ScaleSpec, files: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def recipe_values(name: str, changes: dict[str, Any], overlay: ScaleSpec) -> dict[str, Any]:
     """A recipe with the scale's overlay and `changes`; what it stands on likewise. The overlay is of tokenizers."""
-    if name not in files:
-        files[name] = read_recipe(EXPERIMENTS / f"{name}.yaml")
-    file = files[name]
+    file = read_recipe(EXPERIMENTS / f"{name}.yaml")
     own = overlay.experiment_overrides.get(name.rsplit("_", 1)[0], {})
     common = {} if "upstream" in file else overlay.overrides
     values = compose(file, nest(common), nest(own), changes)
     if "upstream" in file:
         upstream = dict(values["upstream"])
         recipe = str(upstream.pop("recipe", ""))
-        values["upstream"] = {"recipe": recipe} | recipe_values(Path(recipe).stem, upstream, overlay, files)
+        values["upstream"] = {"recipe": recipe} | recipe_values(Path(recipe).stem, upstream, overlay)
     return values
+
+
+def named_inputs(config: dict[str, Any]) -> list[str]:
+    """The data sets and codebook files that rows of a sweep may differ in alone.
+
+    An experiment's digest leaves them out, as the contents of what it reads decide, wherever that is.
+    """
+    return [value for key, value in flatten(config).items() if key.endswith(("data.dataset", "source.path"))]
 
 
 def load_scale(scale: str) -> ScaleSpec:
@@ -159,7 +163,7 @@ def nest(dotted: dict[str, Any]) -> dict[str, Any]:
         for part in reversed(key.split(".")):
             value = {part: value}
         layers.append(value)
-    return merge(*layers) if layers else {}
+    return merge(*layers)
 
 
 def label_of(row: dict[str, Any]) -> str:

@@ -2,51 +2,55 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from experiments.runtime.records import Record
-from sweeps.grid import Row, Table, label_of, show
+from sweeps.grid import Table, label_of, show
 from sweeps.render import replace_file
 from sweeps.schema import ColumnSpec
-from sweeps.sheet import Finished, Measured, measure
+from sweeps.sheet import Finished, Measured, measure, records_of
+
+MARKER = "o"  # of what was measured
 
 
 def write_plot(table: Table, finished: Finished, data: str, scale: str, path: Path) -> Path | None:
-    """Measured values as lines, their spread over seeds as bars or bands, the paper's utilisation dashed. None below
-    two points.
-    """
+    """Measured values as lines, spread over seeds as bars or bands, the paper's usage dashed. None below two points."""
     columns = [column for column in table.spec.columns if column.metric in table.spec.plot.metrics]
     figure = Figure(layout="constrained")
-    num_points = DRAW[table.spec.plot.kind](figure, table, finished, columns)
-    if num_points < 2:
+    DRAW[table.spec.plot.kind](figure, table, finished, columns)
+    lines = [line for axes in figure.axes for line in axes.lines]
+    if sum(np.size(line.get_xdata()) for line in lines if line.get_marker() == MARKER) < 2:
         return None
     handles, labels = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc="outside right center", fontsize=8)
-    has_paper = any("--" in str(line.get_linestyle()) for axes in figure.axes for line in axes.lines)
-    note = "; dashed: the paper, on its own data" if has_paper else ""
+    note = "; dashed: the paper, on its own data" if any(line.get_linestyle() == "--" for line in lines) else ""
     figure.suptitle(f"{data}, scale {scale}{note}", fontsize=9)
     replace_file(path, figure)
     return path
 
 
-def draw_rows(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> int:
-    """Each metric against the row head `x`, one line for each value of `line`; gives the number of points."""
+def panels(figure: Figure, columns: Sequence[ColumnSpec], width: float) -> Iterable[tuple[Axes, ColumnSpec]]:
+    """A pair of axes for each column, side by side."""
+    figure.set_size_inches(width * len(columns), 3.6)
+    return zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True)
+
+
+def draw_rows(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> None:
+    """Each metric against the row head `x`, one line for each value of `line`."""
     x, line = table.spec.plot.x, table.spec.plot.line
     names = list(dict.fromkeys(row.heads[line] for row in table.rows))
-    figure.set_size_inches(5.2 * len(columns), 3.6)
-    num_points = 0
-    for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+    for axes, column in panels(figure, columns, 5.2):
         for number, name in enumerate(names):
             color = f"C{number}"
             rows = sorted((row for row in table.rows if row.heads[line] == name), key=lambda row: row.heads[x])
             label = f"{line} = {show(name)}" if isinstance(name, bool) else show(name)
-            points = [(row.heads[x], measure(column, records_of(row, finished))) for row in rows]
-            num_points += draw_points(axes, points, color, label)
-            paper = [(row.heads[x], row.paper[column.metric]) for row in rows if column.metric in row.paper]
+            draw_points(axes, [(row.heads[x], measure(column, row, finished)) for row in rows], color, label)
+            paper = [(row.heads[x], row.cell.paper[column.metric]) for row in rows if column.metric in row.cell.paper]
             if paper and is_usage(column):
                 axes.plot(*zip(*paper, strict=True), ls="--", lw=1, marker=".", alpha=0.6, color=color)
         counts = Counter(row.heads[x] for row in table.rows if row.runs)
@@ -57,55 +61,43 @@ def draw_rows(figure: Figure, table: Table, finished: Finished, columns: Sequenc
             axes.tick_params(axis="x", labelrotation=25)
         axes.minorticks_off()
         finish(axes, x, column)
-    return num_points
 
 
-def draw_history(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> int:
+def draw_history(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> None:
     """The history of each metric, one line a row: the mean over seeds, and a band from the lowest to the highest."""
-    figure.set_size_inches(6.4 * len(columns), 3.6)
-    num_points = 0
-    for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+    for axes, column in panels(figure, columns, 6.4):
         for number, row in enumerate(table.rows):
             histories = [record.get("history", {}).get(column.metric, []) for record in records_of(row, finished)]
             epochs = [[value * column.scale for value in values] for values in zip(*histories, strict=False)]
-            at = range(1, len(epochs) + 1)
-            num_points += len(epochs)
-            if epochs:
-                mean = [statistics.fmean(values) for values in epochs]
-                axes.plot(at, mean, marker="o", ms=3, color=f"C{number}", label=label_of(row.heads))
-                if len(histories) > 1:
-                    low, high = zip(*((min(values), max(values)) for values in epochs), strict=True)
-                    axes.fill_between(at, low, high, color=f"C{number}", alpha=0.15, lw=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+            if not epochs:
+                continue
+            at, color = range(1, len(epochs) + 1), f"C{number}"
+            mean = [statistics.fmean(values) for values in epochs]
+            axes.plot(at, mean, marker=MARKER, ms=3, color=color, label=label_of(row.heads))
+            if len(histories) > 1:
+                axes.fill_between(at, list(map(min, epochs)), list(map(max, epochs)), color=color, alpha=0.15, lw=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         finish(axes, table.spec.plot.x, column)
-    return num_points
 
 
-def draw_columns(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> int:
+def draw_columns(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> None:
     """The metrics side by side, one line a row."""
     figure.set_size_inches(6.4, 3.6)
     axes = figure.subplots()
-    num_points = 0
     for number, row in enumerate(table.rows):
-        points = [(at, measure(column, records_of(row, finished))) for at, column in enumerate(columns)]
-        num_points += draw_points(axes, points, f"C{number}", label_of(row.heads))
+        points = [(at, measure(column, row, finished)) for at, column in enumerate(columns)]
+        draw_points(axes, points, f"C{number}", label_of(row.heads))
     axes.set_xticks(range(len(columns)), [column.head for column in columns])
     axes.set_title(table.spec.title, fontsize=9)
     axes.grid(alpha=0.3)
-    return num_points
 
 
-def draw_points(axes: Axes, points: Sequence[tuple[float, Measured | None]], color: str, label: str) -> int:
-    """A line with its spread through what was measured; gives the number of points."""
+def draw_points(axes: Axes, points: Sequence[tuple[float, Measured | None]], color: str, label: str) -> None:
+    """A line with its spread through what was measured."""
     measured = [(at, value.mean, value.std or 0.0) for at, value in points if value is not None]
     if measured:
         at, mean, std = zip(*measured, strict=True)
-        axes.errorbar(at, mean, std, marker="o", ms=4, capsize=2, color=color, label=label)
-    return len(measured)
-
-
-def records_of(row: Row, finished: Finished) -> list[Record]:
-    return [finished[run.digest] for run in row.runs if run.digest in finished]
+        axes.errorbar(at, mean, std, marker=MARKER, ms=4, capsize=2, color=color, label=label)
 
 
 def is_usage(column: ColumnSpec) -> bool:
@@ -125,8 +117,4 @@ def finish(axes: Axes, x: str, column: ColumnSpec) -> None:
         axes.set_ylim(-3, 103)
 
 
-DRAW: dict[str, Callable[[Figure, Table, Finished, Sequence[ColumnSpec]], int]] = {
-    "rows": draw_rows,
-    "history": draw_history,
-    "columns": draw_columns,
-}
+DRAW = {"rows": draw_rows, "history": draw_history, "columns": draw_columns}

@@ -51,7 +51,7 @@ class Queue:
     Raises ValueError when the storage cannot be opened.
     """
 
-    def __init__(self, name: str, storage: str, output_dir: Path, direction: str = "minimize", **options: Any) -> None:
+    def __init__(self, name: str, storage: str, output_dir: Path, **options: Any) -> None:
         self.name, self.output_dir = name, output_dir
         (output_dir / "sweeps").mkdir(parents=True, exist_ok=True)
         self.is_journal = storage == "journal"
@@ -61,13 +61,10 @@ class Queue:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self.storage = open_storage(storage, journal, put_again)
-            own: dict[str, Any] = {"sampler": optuna.samplers.RandomSampler(), "direction": direction} | options
-            self.study = optuna.create_study(study_name=name, storage=self.storage, load_if_exists=True, **own)
+            self.study = optuna.create_study(study_name=name, storage=self.storage, load_if_exists=True, **options)
         except Exception as error:  # one kind for each database driver
-            why = reason(error.__cause__ or error, 300)
-            if isinstance(error, ValueError) and why.startswith("STORAGE="):
-                raise
             hint = f"; if {journal} is damaged, delete it: results are kept in the records" if self.is_journal else ""
+            why = reason(error.__cause__ or error, 300)
             raise ValueError(f"STORAGE={without_password(storage)}: cannot be opened: {why}{hint}") from None
 
     @patient
@@ -83,14 +80,14 @@ class Queue:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Of commands that start together on many machines, one at a time fills the queue."""
-        with ExitStack() as stack:
-            if isinstance(self.storage, RDBStorage) and self.storage.engine.dialect.name == "postgresql":
-                connection = stack.enter_context(self.storage.engine.connect())  # its end frees the lock
+        if isinstance(self.storage, RDBStorage) and self.storage.engine.dialect.name == "postgresql":
+            with self.storage.engine.connect() as connection:  # its end frees the lock
                 key = zlib.crc32(self.name.encode())
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-            else:
-                stack.enter_context(FileLock(self.output_dir / "sweeps" / f"{self.name}.lock"))
-            yield
+                yield
+        else:
+            with FileLock(self.output_dir / "sweeps" / f"{self.name}.lock"):
+                yield
 
     def trials(self, states: tuple[TrialState, ...] | None = None) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states)
@@ -112,15 +109,14 @@ class Queue:
     @contextmanager
     def lock(self, trial: FrozenTrial) -> Iterator[bool]:
         """Whether the folder of the trial's run is locked for this process, until the context or the process ends."""
-        folder = self.output_dir / trial.user_attrs["folder"]
-        folder.mkdir(parents=True, exist_ok=True)
+        path = self.output_dir / trial.user_attrs["folder"] / LOCK
         with ExitStack() as stack:
+            is_free = True
             try:
-                stack.enter_context(locked(folder / LOCK, "is training there", waits=False))
+                stack.enter_context(locked(path, "is training there", waits=False))
             except ValueError:  # another process is at work there
-                yield False
-                return
-            yield True
+                is_free = False
+            yield is_free
 
     @contextmanager
     def claim(self, digests: set[str]) -> Iterator[tuple[Trial | None, bool]]:
@@ -182,11 +178,9 @@ class Queue:
     def finish(self, trial: Trial, value: float, attributes: Mapping[str, Any], params: Mapping[str, int]) -> None:
         """Stores a finished run's numbers with its trial, for optuna-dashboard and for machines that lack its record.
 
-        A value that is not a number counts as the worst. A trial that was taken for dead in the meantime stays so: the
-        worker that takes it over finds the record.
+        A value that is not a number counts as the worst. A trial that was taken for dead meanwhile stays so.
         """
-        is_max = self.study.direction == optuna.study.StudyDirection.MAXIMIZE
-        worst = -math.inf if is_max else math.inf
+        worst = -math.inf if self.study.direction.name == "MAXIMIZE" else math.inf
         with suppress(UpdateFinishedTrialError):
             for name, number in params.items():
                 trial.suggest_int(name, number, number)
@@ -222,8 +216,6 @@ class Queue:
     @patient
     def records(self) -> list[Record]:
         """Those that a database holds, of any sweep: machines need not share a disk."""
-        if self.is_journal:
-            return []
         return [
             trial.user_attrs["record"]
             for study in self.storage.get_all_studies()
@@ -234,15 +226,12 @@ class Queue:
     @contextmanager
     def heartbeat(self, trial: Trial) -> Iterator[None]:
         """Tells a database every minute that the trial's worker lives; also after an outage, unlike Optuna's thread."""
-        storage, stop = self.storage, threading.Event()
-        if not isinstance(storage, RDBStorage):
-            yield
-            return
+        stop = threading.Event()
 
         def beat() -> None:
-            while not stop.wait(storages.HEARTBEAT_SECONDS):
+            while isinstance(self.storage, RDBStorage) and not stop.wait(storages.HEARTBEAT_SECONDS):
                 try:
-                    storage.record_heartbeat(trial._trial_id)
+                    self.storage.record_heartbeat(trial._trial_id)
                 except (StorageInternalError, SQLAlchemyError):  # away; the next beat may reach it
                     self.patiently.last_outage = time.monotonic()
 
@@ -271,5 +260,5 @@ def place_of(folder: Path) -> str:
         return ""
 
 
-def job_of(trial: FrozenTrial) -> str:
+def job_of(trial: Trial | FrozenTrial) -> str:
     return str(trial.user_attrs.get("digest", ""))

@@ -3,45 +3,35 @@
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.runtime.files import replacing
 from sweeps.sheet import Sheet
 
-LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "†": r"$^\dagger$",
-    "<": "$<$",
-    ">": "$>$",
-}
+LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
+LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {"±": r"$\pm$", "†": r"$^\dagger$", "<": "$<$", ">": "$>$"}
 
 
 def write_sheet(sheet: Sheet, stem: Path) -> list[Path]:
     """Writes <stem>.md, .tex and .png, each whole or not at all; gives their paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    figure = draw(sheet)
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("md", "tex", "png")]
-    for path, text in zip(paths, (markdown(sheet), latex(sheet)), strict=False):
-        replace_file(path, text)
-    replace_file(paths[-1], figure)
+    contents: dict[str, str | Figure] = {"md": markdown(sheet), "tex": latex(sheet), "png": draw(sheet)}
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        replace_file(path, content)
     return paths
 
 
 def replace_file(path: Path, content: str | Figure) -> None:
     """Atomically, so that a full disk leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, concurrent_writers=True) as file:
         if isinstance(content, str):
             file.write(content.encode())
         else:
             content.savefig(file, format="png", dpi=160)
-
-
-def flat_heads(sheet: Sheet, joint: str) -> list[str]:
-    return [f"{head}{joint}{sub}" if sub else head for head, subs in sheet.groups for sub in subs]
 
 
 def spans(sheet: Sheet) -> Iterator[tuple[str, list[str], slice, bool]]:
@@ -61,7 +51,7 @@ def markdown(sheet: Sheet) -> str:
     def line(cells: list[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
-    heads = flat_heads(sheet, "<br>")
+    heads = [f"{head}<br>{sub}" if sub else head for head, subs in sheet.groups for sub in subs]
     rule = ["---"] * sheet.num_row_heads + ["---:"] * (len(heads) - sheet.num_row_heads)
     parts = [f"**{sheet.title}**", ""]
     if sheet.warning:
@@ -101,80 +91,76 @@ def latex(sheet: Sheet) -> str:
 
 
 def plain(sheet: Sheet) -> str:
-    """For a terminal: two head lines and aligned columns."""
-    subs = [sub for _, group in sheet.groups for sub in group]
-    widths = [max(len(row[i]) for row in [subs, *sheet.body]) for i in range(len(subs))]
-    for head, group, at, _ in spans(sheet):  # a head may be wider than its columns together
-        widths[at.stop - 1] += max(0, len(head) - sum(widths[at]) - 2 * (len(group) - 1))
-
-    def line(cells: list[str]) -> str:
-        n = sheet.num_row_heads
-        padded = (c.ljust(w) if i < n else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        return "  ".join(padded)
-
-    head_line = ""
-    for head, group, at, is_row_head in spans(sheet):
-        width = sum(widths[at]) + 2 * (len(group) - 1)
-        head_line += (head.ljust(width) if is_row_head else head.center(width)) + "  "
+    """For a terminal: aligned columns under two lines of heads."""
+    tops = [head if index == 0 else "" for head, subs in sheet.groups for index in range(len(subs))]
+    lines = [tops, [sub for _, subs in sheet.groups for sub in subs], *sheet.body]
+    aligned = []
+    for index, column in enumerate(zip(*lines, strict=True)):
+        width = max(map(len, column))
+        aligned.append([cell.ljust(width) if index < sheet.num_row_heads else cell.rjust(width) for cell in column])
+    top, sub, *rows = ("  ".join(cells) for cells in zip(*aligned, strict=True))
     warning = [f"!!! {sheet.warning}"] if sheet.warning else []
-    note = textwrap.fill(" ".join(sheet.caption), 118)
-    body = with_breaks(sheet, [line(row) for row in sheet.body], "-" * len(line(subs)))
-    return "\n".join([sheet.title, *warning, head_line.rstrip(), line(subs), *body, note])
+    body = with_breaks(sheet, rows, "-" * len(top))
+    return "\n".join([sheet.title, *warning, top, sub, *body, textwrap.fill(" ".join(sheet.caption), 118)])
 
 
 def draw(sheet: Sheet) -> Figure:
     """The table as a figure: grouped heads, right-aligned numbers, caption below."""
     em, row_height = 0.082, 0.25  # inches: width of a character at 9 points, height of a row
     subs = [sub for _, group in sheet.groups for sub in group]
-    widths = [max(len(text) for text in column) * em + 0.18 for column in zip(subs, *sheet.body, strict=True)]
-    for head, group, at, _ in spans(sheet):
+    widths = [max(map(len, column)) * em + 0.18 for column in zip(subs, *sheet.body, strict=True)]
+    for head, group, at, _ in spans(sheet):  # a head may be wider than its columns together
         missing = max(0.0, len(head) * em + 0.18 - sum(widths[at]))
         widths[at] = [width + missing / len(group) for width in widths[at]]
-    width = max(sum(widths), 6.0)
-    caption = textwrap.wrap(" ".join(sheet.caption), int(width / 0.056))
+    edges = [sum(widths[:i]) for i in range(len(widths) + 1)]
+    width = max(edges[-1], 6.0)
+    title = textwrap.wrap(sheet.title, int(width / 0.092))
     warning = textwrap.wrap(sheet.warning, int(width / 0.085))
-    title = textwrap.wrap(sheet.title, int(width / 0.092)) + warning
-    height = row_height * (len(title) + 2 + len(sheet.body)) + 0.16 * len(caption) + 0.45
+    caption = textwrap.wrap(" ".join(sheet.caption), int(width / 0.056))
+    height = row_height * (len(title) + len(warning) + 2 + len(sheet.body)) + 0.16 * len(caption) + 0.45
     figure = Figure((width + 0.3, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(-0.15, width + 0.15)
     axes.set_ylim(height, 0)  # inches from the top
 
+    def write(x: float, text: str, align: str = "left", **style: Any) -> None:
+        axes.text(x, y + row_height / 2, text, va="center", ha=align, **style)
+
+    def rule(lw: float, color: str = "black") -> None:
+        axes.plot((0, edges[-1]), (y, y), color=color, lw=lw)
+
     y = 0.1
-    for number, text in enumerate(title):
-        color = "#b00020" if number >= len(title) - len(warning) else "black"
-        axes.text(0, y + row_height / 2, text, va="center", size=11, weight="bold", color=color)
+    for text in [*title, *warning]:
+        write(0, text, size=11, weight="bold", color="#b00020" if text in warning else "black")
         y += row_height
     y += 0.06
-    edges = [sum(widths[:i]) for i in range(len(widths) + 1)]
-    axes.plot((0, edges[-1]), (y, y), color="black", lw=1.2)
+    rule(1.2)
     for head, _, at, is_row_head in spans(sheet):
         left, right = edges[at.start], edges[at.stop]
-        x, align = (left + 0.05, "left") if is_row_head else ((left + right) / 2, "center")
-        axes.text(x, y + row_height / 2, head, va="center", ha=align, size=9, weight="bold")
-        if not is_row_head:
+        if is_row_head:
+            write(left + 0.05, head, size=9, weight="bold")
+        else:
+            write((left + right) / 2, head, "center", size=9, weight="bold")
             axes.plot((left + 0.08, right - 0.02), (y + row_height,) * 2, color="black", lw=0.5)
     y += row_height
     for x, text in zip(edges[1:], subs, strict=True):
-        axes.text(x - 0.06, y + row_height / 2, text, va="center", ha="right", size=8, color="#444444")
+        write(x - 0.06, text, "right", size=8, color="#444444")
     y += row_height
-    axes.plot((0, edges[-1]), (y, y), color="black", lw=0.8)
+    rule(0.8)
     for number, row in enumerate(sheet.body):
         if number in sheet.breaks:
-            axes.plot((0, edges[-1]), (y, y), color="black", lw=1.2)
+            rule(1.2)
         elif number in sheet.rules:
-            axes.plot((0, edges[-1]), (y, y), color="#888888", lw=0.5)
+            rule(0.5, "#888888")
         for index, (text, sub) in enumerate(zip(row, subs, strict=True)):
-            is_row_head = index < sheet.num_row_heads
-            x, align = (edges[index] + 0.05, "left") if is_row_head else (edges[index + 1] - 0.06, "right")
-            color = {"paper": "#555555", "diff": "#888888"}.get(sub, "black")
-            weight = "bold" if sub == "ours" else "normal"
-            axes.text(x, y + row_height / 2, text, va="center", ha=align, size=9, color=color, weight=weight)
+            if index < sheet.num_row_heads:
+                write(edges[index] + 0.05, text, size=9)
+            else:
+                color = {"paper": "#555555", "diff": "#888888"}.get(sub, "black")
+                weight = "bold" if sub == "ours" else "normal"
+                write(edges[index + 1] - 0.06, text, "right", size=9, color=color, weight=weight)
         y += row_height
-    axes.plot((0, edges[-1]), (y, y), color="black", lw=1.2)
-    y += 0.16
-    for text in caption:
-        axes.text(0, y, text, va="center", size=7.5, color="#333333")
-        y += 0.16
+    rule(1.2)
+    axes.text(0, y + 0.08, "\n".join(caption), va="top", size=7.5, color="#333333", linespacing=1.3)
     return figure

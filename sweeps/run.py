@@ -3,10 +3,10 @@
 python -m sweeps.run sweeps/ablation_codebook.yaml --scale quick
 """
 
-import argparse
 import math
 import sys
 import time
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from optuna.trial import Trial
@@ -16,31 +16,18 @@ from experiments.pipeline.inputs import Seen, inputs_of
 from experiments.pipeline.training import train_apart as train
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
-from experiments.runtime.files import write_json
-from experiments.runtime.records import PUBLISHED, Record, data_name, find_records, record_path, same_experiment
-from experiments.runtime.signals import follow_parent
-from sweeps.grid import Grid, Run, load_grid
-from sweeps.queue import Queue
+from experiments.runtime.records import PUBLISHED, Record, find_records, record_path
+from sweeps.grid import Grid, Run
+from sweeps.queue import Queue, job_of
 from sweeps.table import render_grid
-from sweeps.workers import (
-    add_seeds,
-    add_worker_arguments,
-    check_worker_arguments,
-    data_resolver,
-    duration,
-    keep_traceback,
-    parser_of,
-    share,
-)
+from sweeps.workers import begin, duration, grid_of, keep_traceback, parse_training, parser_of, share
 
 
 class Sweep:
-    """A grid, its queue and its results. Prints one line a cell.
+    """A grid, its queue and its results, in `output_dir`. Prints one line a cell.
 
-    Args:
-        grid: its experiments are on the data that they would be trained on now.
-        output_dir: holds records, queue and runs.
-        published: whether a record that the repository publishes makes a cell a finished one.
+    The grid's experiments are on the data that they would be trained on now. `published`: whether a record that the
+    repository publishes makes a cell a finished one.
     """
 
     queue: Queue  # after `open_queue`
@@ -48,7 +35,6 @@ class Sweep:
     def __init__(self, grid: Grid, output_dir: Path, published: bool = True) -> None:
         self.grid, self.output_dir, self.published = grid, output_dir, published
         self.runs = {run.digest: run for run in grid.runs}
-        self.position = {digest: number for number, digest in enumerate(self.runs, 1)}
         self.columns = {
             run.digest: table.spec.columns for table in grid.tables for row in table.rows for run in row.runs
         }
@@ -69,32 +55,31 @@ class Sweep:
 
         Workers that count published records apart from others: the former would end the trials of the latter.
         """
-        data = sorted(set(self.data_ids.values()))
-        digest = digest_of([self.grid.objective, self.grid.maximize, data, self.published])
+        data, spec = sorted(set(self.data_ids.values())), self.grid.spec
+        digest = digest_of([spec.objective, spec.maximize, data, self.published])
         return f"{self.grid.name}_{self.grid.scale}_{'+'.join(map(data_name, data))}_{digest}"
 
     def open_queue(self, storage: str) -> None:
         """Also fetches the records that are in the queue's database and not here."""
-        direction = "maximize" if self.grid.maximize else "minimize"
+        direction = "maximize" if self.grid.spec.maximize else "minimize"
         self.queue = Queue(self.study_name, storage, self.output_dir, direction=direction)
         self.fetch()
 
     def fetch(self) -> None:
         """Writes the records of cells that were finished on machines with other disks."""
-        if todo := self.unfinished():
-            records = self.queue.records()
+        todo = self.unfinished()
+        for record in self.queue.records() if todo else []:
             for run in todo:
-                for record in records:
-                    if record.get("data_id") == self.data_ids[run.digest] and same_experiment(record, run.experiment):
-                        write_json(record_path(self.output_dir / "records", run.experiment, record["data_id"]), record)
+                data_id = self.data_ids[run.digest]
+                if record.get("data_id") == data_id and same_experiment(record, run.experiment):
+                    path = record_path(self.output_dir / "records", run.experiment, data_id)
+                    write_json(path, record)
 
     def prepare(self) -> list[Run]:
         """Says what is finished and queues what is not; gives the latter."""
-        todo = []
+        todo = self.unfinished()
         for run in self.runs.values():
-            if (record := self.record(run)) is None:
-                todo.append(run)
-            else:
+            if record := self.record(run):
                 self.say(run, f"finished earlier{self.numbers(run, record)}")
         if todo:
             self.queue.fill({run.digest: self.job(run) for run in todo})
@@ -107,23 +92,19 @@ class Sweep:
 
     def work(self) -> None:
         """Trains waiting cells, then waits for those that others train."""
-        self.queue.work(set(self.runs), self.run, lambda trial, text: self.say(self.run_of(trial), text))
-
-    def run_of(self, trial: Trial) -> Run:
-        return self.runs[trial.user_attrs["digest"]]
+        self.queue.work(set(self.runs), self.run, lambda trial, text: self.say(self.runs[job_of(trial)], text))
 
     def run(self, trial: Trial) -> None:
         """Trains the trial's cell, unless another command was quicker."""
-        run, start = self.run_of(trial), time.monotonic()
+        run, start = self.runs[job_of(trial)], time.monotonic()
         record, words = self.record(run), "finished earlier"
         if record is None:
-            folder = self.folder(run)
-            with keep_traceback(folder):
+            with keep_traceback(folder := self.folder(run)):
                 record = train(run.experiment, run.name, folder)
             words = f"trained {duration(time.monotonic() - start)}"
-        value = float(record["metrics"].get(self.grid.objective, math.nan))
+        value = float(record["metrics"].get(self.grid.spec.objective, math.nan))
         attributes = record["metrics"] | ({} if self.queue.is_journal else {"record": record})
-        sizes = {"codebook_size": run.experiment.tokenizer.codebook_size, "seed": run.experiment.seed}
+        sizes = {"codebook_size": getattr(run.experiment.bottom.model, "codebook_size", 0), "seed": run.experiment.seed}
         self.queue.finish(trial, value, attributes, sizes)
         self.say(run, words + self.numbers(run, record))
 
@@ -137,13 +118,12 @@ class Sweep:
         return "".join(f", {c.head} {format(metrics[c.metric] * c.scale, c.format)}" for c in measured[:3])
 
     def say(self, run: Run, text: str) -> None:
-        print(f"[{self.position[run.digest]}/{len(self.runs)}] {run.label}: {text}", flush=True)
+        print(f"[{list(self.runs).index(run.digest) + 1}/{len(self.runs)}] {run.label}: {text}", flush=True)
 
     def report(self) -> int:
         """Lists what is missing; the exit status."""
-        if missing := self.unfinished():
-            self.fetch()
-            missing = self.unfinished()
+        self.fetch()
+        missing = self.unfinished()
         errors = self.queue.errors() if missing else {}
         for run in missing:
             self.say(run, f"no result: {errors.get(run.digest, 'its worker ended before it was finished')}")
@@ -155,7 +135,7 @@ class Sweep:
         return 1 if missing else 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(
         "run",
         "sweep, for example sweeps/ablation_codebook.yaml",
@@ -166,27 +146,20 @@ def build_parser() -> argparse.ArgumentParser:
         "the same --output-dir on a shared disk whose locks can be trusted: docs/sweeps.md. Keys are those of the "
         "experiment files, for example trainer.precision=bf16-mixed, and apply to every cell.",
     )
-    add_seeds(parser)
-    add_worker_arguments(parser)
     parser.add_argument(
         "--published",
-        action=argparse.BooleanOptionalAction,
+        action=BooleanOptionalAction,
         default=True,
         help="whether cells of published records are finished (default: yes; the records hold no weights)",
     )
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = build_parser().parse_intermixed_args(arguments)
+    options = parse_training(parser, arguments)
     with user_errors():
-        check_worker_arguments(options)
-        if options.as_worker:
-            follow_parent()
+        begin(options)
         output_dir = Path(options.output_dir)
-        resolve = data_resolver(options.data, options.data_dir, options.output_dir)
-        grid = load_grid(options.file, options.scale, options.seeds, options.overrides).prepared(resolve)
+        grid = grid_of(options)
+        if grid.spec.counted:
+            render_grid(grid, output_dir, output_dir / "tables")
+            return 0
         sweep = Sweep(grid, output_dir, options.published)
         if options.as_worker or sweep.unfinished():
             sweep.open_queue(options.storage)
@@ -194,9 +167,9 @@ def main(arguments: list[str] | None = None) -> int:
             sweep.work()
             return 0
         todo = sweep.prepare()
-        print(f"{grid.title}: {len(todo)} of {len(sweep.runs)} cells to train, scale {options.scale}", flush=True)
+        print(f"{grid.spec.title}: {len(todo)} of {len(sweep.runs)} cells to train, scale {options.scale}", flush=True)
         if todo:
-            share("sweeps.run", len(todo), (run.experiment for run in todo), options, arguments, sweep.work)
+            share("sweeps.run", len(todo), (run.experiment for run in todo), options, sweep.work)
         status = sweep.report()
         render_grid(grid, output_dir, output_dir / "tables")
         return status

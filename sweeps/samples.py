@@ -7,8 +7,8 @@ of records, which hold no weights, so this needs the runs themselves under the o
 there, such as those of published records, are named; `sweeps.run --no-published` trains them.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,28 +23,24 @@ from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, data_name, record_path
 from lightning_modules.figures import sample_grid
-from sweeps.grid import Grid, Run, load_grid
+from sweeps.grid import Run
 from sweeps.render import replace_file
-from sweeps.workers import add_seeds, data_resolver, parser_of
+from sweeps.workers import grid_of, parser_of
 
-
-def vims(grid: Grid) -> list[Run]:
-    """One a training, with the label of its first row."""
-    runs = {run.digest: run for table in grid.tables for row in reversed(table.rows) for run in row.runs}  # first rows
-    return [run for run in reversed(runs.values()) if run.experiment.model.generates]
+NUM_IMAGES = 20  # of each model
 
 
 def checkpoint_of(run: Run) -> Path:
     return run_dir(run.experiment, run.name) / "checkpoints" / "final.ckpt"
 
 
-def sampled(run: Run, num: int) -> Tensor:
+def sampled(run: Run) -> Tensor:
     """(3, height, width) in [0, 1]."""
     restored, module = restore(checkpoint_of(run), {"runtime": vars(run.experiment.runtime)})
     lend(restored, module)
     module.to(build_device(restored)).eval()
     with torch.no_grad():
-        return sample_grid(module, num)
+        return sample_grid(module, NUM_IMAGES)
 
 
 def why_left_out(run: Run) -> str:
@@ -58,56 +54,41 @@ def why_left_out(run: Run) -> str:
     return "its record is published, without weights" if is_published else "not trained yet"
 
 
-def data_of(grid: Grid) -> str:
-    return data_name(inputs_of(grid.runs[0].experiment).data_id)
-
-
-def draw(grid: Grid, num: int) -> Figure | None:
-    """One strip of `num` images a run, the row's name above it; None without a trained VIM."""
-    strips = [(run.label, sampled(run, num)) for run in vims(grid) if checkpoint_of(run).is_file()]
-    if not strips:
-        return None
-    heights = [strip.shape[1] / strip.shape[2] for _, strip in strips]
+def draw(runs: Sequence[Run], title: str) -> Figure:
+    """One strip of images a run, the row's name above it."""
+    strips = [sampled(run) for run in runs]
+    heights = [strip.shape[1] / strip.shape[2] for strip in strips]
     figure = Figure(figsize=(6.4, sum(6.4 * height + 0.3 for height in heights) + 0.3), layout="constrained")
     rows = figure.subplots(len(strips), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (label, strip) in zip(rows, strips, strict=True):
+    for axes, run, strip in zip(rows, runs, strips, strict=True):
         axes.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_title(label, fontsize=8)
+        axes.set_title(run.label, fontsize=8)
         axes.set_axis_off()
-    figure.suptitle(f"{data_of(grid)}, scale {grid.scale}: images 0 to {num - 1} of seed 0", fontsize=9)
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(
         "samples",
         "sweep, for example sweeps/vit_vqgan/table6.yaml",
         description="Draw what the trained models of a sweep generate, a strip a model, into one PNG. Trains nothing.",
     )
-    add_seeds(parser)
-    parser.add_argument("--num", type=int, default=20, help="images of each model (default: 20)")
-    parser.add_argument("--out", help="folder of the picture (default: OUTPUT_DIR/tables)")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = build_parser().parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     with user_errors():
-        if options.num < 1:
-            raise ValueError(f"--num {options.num} must be at least 1")
-        resolve = data_resolver(options.data, options.data_dir, options.output_dir)
-        grid = load_grid(options.file, options.scale, options.seeds, options.overrides).prepared(resolve)
+        grid = grid_of(options)
         way = f"`python -m sweeps.run {options.file} --scale {options.scale} --no-published` (make: PUBLISHED=no)"
-        left_out = [run for run in vims(grid) if not checkpoint_of(run).is_file()]
+        models = [run for run in grid.runs if run.experiment.model.generates]
+        trained = [run for run in models if checkpoint_of(run).is_file()]
+        left_out = [run for run in models if run not in trained]
         for run in left_out:
             print(f"left out: {run.label}: {why_left_out(run)}", flush=True)
-        if (figure := draw(grid, options.num)) is None:
+        if not trained:
             where = f"at scale {options.scale} under {options.output_dir}/experiments"
             raise ValueError(f"{options.file}: no trained VIM {where}; run {way}")
-        out = Path(options.out) if options.out else Path(options.output_dir) / "tables"
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{grid.name}_samples_{grid.scale}_{data_of(grid)}.png"
-        replace_file(path, figure)
+        data = data_name(inputs_of(trained[0].experiment).data_id)
+        path = Path(options.output_dir) / "tables" / f"{grid.name}_samples_{grid.scale}_{data}.png"
+        replace_file(path, draw(trained, f"{data}, scale {grid.scale}: images 0 to {NUM_IMAGES - 1} of seed 0"))
         print(path)
         if left_out:
             print(f"those left out are trained by {way}")

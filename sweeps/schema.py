@@ -1,18 +1,18 @@
 """What a sweep, a search and a scale YAML may hold. Defaults are stated here and nowhere else."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from experiments.config.values import read_yaml
 
 SWEEPS = Path(__file__).resolve().parent
-MAX_SEEDS = 1000
 PLOT_KINDS = ("rows", "history", "columns")
 
 
@@ -73,10 +73,8 @@ class TableSpec:
         if not metrics or not self.cells:
             raise ValueError("needs at least one column and one cell")
         for column in self.columns:
-            try:
+            with naming(f"column {column.metric}: format '{column.format}'"):
                 format(1.0, column.format)
-            except ValueError:
-                raise ValueError(f"column {column.metric}: bad format '{column.format}'") from None
         for number, cell in enumerate(self.cells, 1):
             at = f"cell {number} {cell.row}"
             expect(cell.row, self.row_heads, f"{at}, row")
@@ -95,6 +93,7 @@ class SweepSpec:
     tables: list[TableSpec] = MISSING
     objective: str = "rfid"  # metric given to Optuna as the trial's value
     maximize: bool = False  # more of it is better
+    counted: bool = False  # on the shapes of the papers' networks, whatever the scale and data; nothing is trained
 
     def check(self) -> None:
         """Raises ValueError for values that the types allow but no table can be made of."""
@@ -102,10 +101,8 @@ class SweepSpec:
         if len(set(ids)) < len(ids):
             raise ValueError(f"two tables have the same id ({', '.join(ids)}): their files would collide")
         for table in self.tables:
-            try:
+            with naming(f"table {table.id}"):
                 table.check()
-            except ValueError as error:
-                raise ValueError(f"table {table.id}: {error}") from None
 
 
 @dataclass
@@ -119,8 +116,8 @@ class ScaleSpec:
     experiment_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def check(self) -> None:
-        if not 1 <= self.seeds <= MAX_SEEDS:
-            raise ValueError(f"seeds={self.seeds} must be between 1 and {MAX_SEEDS}")
+        if not 1 <= self.seeds <= 1000:
+            raise ValueError(f"seeds={self.seeds} must be between 1 and 1000")
 
 
 @dataclass
@@ -159,10 +156,8 @@ class SearchSpec:
 
     def check(self) -> None:
         for key, parameter in self.space.items():
-            try:
+            with naming(f"space, {key}"):
                 parameter.check()
-            except ValueError as error:
-                raise ValueError(f"space, {key}: {error}") from None
         for name in ("trials", "startup_trials", "validations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -172,40 +167,39 @@ class SearchSpec:
             raise ValueError(f"set, {both[0]}: is searched as well: leave out one of the two")
 
 
-SPECS = (SweepSpec, TableSpec, CellSpec, ColumnSpec, PlotSpec, ScaleSpec, SearchSpec, ParameterSpec)
 Spec = TypeVar("Spec", SweepSpec, ScaleSpec, SearchSpec)
 
 
 def read_spec(path: Path, kind: type[Spec]) -> Spec:
     """Raises ValueError that names file and key for an unknown key, a missing one or a wrong type."""
-    try:
-        spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), read_yaml(path)))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{path}: {explain(error)}") from None
-    except TypeError:
-        raise ValueError(f"{path}: a list stands where `key: value` lines belong, or the other way round") from None
-    assert isinstance(spec, kind)
-    try:
+    values = read_yaml(path)
+    with naming(path):
+        try:
+            spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+        except ConfigKeyError as error:
+            keys = [entry.name for entry in fields(error.object_type or kind)]
+            raise ValueError(f"unknown key '{error.full_key}'{nearest(str(error.key), keys)}") from None
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{error.full_key}: {str(error).strip().splitlines()[0]}") from None
+        except TypeError:
+            raise ValueError("a list stands where `key: value` lines belong, or the other way round") from None
+        assert isinstance(spec, kind)
         spec.check()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     return spec
 
 
-def explain(error: OmegaConfBaseException) -> str:
-    """One line: the key at fault, and the nearest existing one if it is unknown."""
-    key = str(error.full_key or error.key or "")
-    leaf = key.rsplit(".", 1)[-1]
-    keys = sorted({f.name for spec in SPECS for f in fields(spec)})
-    if leaf and leaf not in keys and "[" not in leaf:
-        return f"unknown key '{key}'{nearest(leaf, keys)}"
-    message = str(error).strip().splitlines()[0]
-    return f"{key}: {message}" if key else message
+@contextmanager
+def naming(place: object) -> Iterator[None]:
+    """A ValueError from within names the place."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """ "; did you mean 'x'?", or the list of all when none is near."""
-    words = [str(each) for each in words]
+    words = [str(each) for each in words]  # a list of a YAML may hold anything
     near = difflib.get_close_matches(str(word), words, 1)
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(words)}"
 

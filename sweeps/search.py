@@ -3,7 +3,6 @@
 python -m sweeps.search sweeps/search_vqgan_lc.yaml --scale quick --trials 20
 """
 
-import argparse
 import math
 import sys
 import time
@@ -28,20 +27,11 @@ from experiments.pipeline.training import train_apart as train
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
-from experiments.runtime.signals import follow_parent
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
 from sweeps.queue import OPEN, Queue, job_of
-from sweeps.schema import ParameterSpec, SearchSpec, read_spec
+from sweeps.schema import SearchSpec, naming, read_spec
 from sweeps.trials import write_trials
-from sweeps.workers import (
-    add_worker_arguments,
-    check_worker_arguments,
-    data_resolver,
-    duration,
-    keep_traceback,
-    parser_of,
-    share,
-)
+from sweeps.workers import begin, data_resolver, duration, keep_traceback, parse_training, parser_of, share
 
 ExperimentOf = Callable[[dict[str, Any]], Experiment]
 
@@ -49,20 +39,15 @@ ExperimentOf = Callable[[dict[str, Any]], Experiment]
 class Search:
     """A search's study and its trials. `experiment_of` makes the experiment of a trial's parameters."""
 
-    def __init__(
-        self, spec: SearchSpec, name: str, experiment_of: ExperimentOf, storage: str, output_dir: Path
-    ) -> None:
+    def __init__(self, spec: SearchSpec, name: str, experiment_of: ExperimentOf, storage: str, folder: Path) -> None:
         self.spec, self.name, self.experiment_of = spec, name, experiment_of
         self.first = experiment_of(corner(spec, 0))
         self.data_id = inputs_of(self.first).data_id
-        interval = self.first.trainer.validate_every
-        self.queue = Queue(
-            study_name(spec, name, self.first, self.data_id),
-            storage,
-            output_dir,
-            direction="maximize" if spec.maximize else "minimize",
-            pruner=optuna.pruners.MedianPruner(spec.startup_trials, spec.warmup_validations * interval),
-        )
+        warmup_steps = spec.warmup_validations * self.first.trainer.validate_every
+        pruner = optuna.pruners.MedianPruner(spec.startup_trials, warmup_steps)
+        direction = "maximize" if spec.maximize else "minimize"
+        study = study_name(spec, name, self.first, self.data_id)
+        self.queue = Queue(study, storage, folder, direction=direction, pruner=pruner)
 
     def fill(self, count: int) -> list[str]:
         """Queues what is missing of `count` trials, failed ones with new values; gives their names."""
@@ -72,10 +57,6 @@ class Search:
         todo = [name for name in names if newest.get(name) not in finished]
         self.queue.fill({name: {"folder": f"sweeps/{name}"} for name in todo if newest.get(name) not in OPEN})
         return todo
-
-    def work(self, names: Sequence[str]) -> None:
-        """Runs waiting trials, then waits for those that others run."""
-        self.queue.work(set(names), self.run, say)
 
     def run(self, trial: Trial) -> None:
         params = self.queue.patiently(lambda: self.suggest(trial))
@@ -90,11 +71,9 @@ class Search:
                 self.queue.fail(trial, str(pruned), TrialState.PRUNED)
                 say(trial, f"{shown}: pruned after {duration(time.monotonic() - start)}, {pruned}")
                 return
-            value = record["metrics"].get(self.spec.metric)
-            if value is None:
-                raise ValueError(f"metric={self.spec.metric} is none of {', '.join(sorted(record['metrics']))}")
+            value = record["metrics"].get(self.spec.metric, math.nan)
             if math.isnan(value):
-                raise FloatingPointError(f"{self.spec.metric} is not a number")
+                raise FloatingPointError(f"{self.spec.metric} is not measured or not a number")
         attributes = record["metrics"] | {
             "run": folder.name,
             "steps": experiment.trainer.max_steps,
@@ -111,16 +90,23 @@ class Search:
             constant_liar=True,  # two workers do not try the same corner
             seed=self.spec.seed + trial.number,
         )
-        return {key: suggest(trial, key, parameter) for key, parameter in self.spec.space.items()}
+        params: dict[str, Any] = {}
+        for key, parameter in self.spec.space.items():
+            low, high, log = parameter.low or 0.0, parameter.high or 0.0, parameter.log
+            if parameter.choices:
+                params[key] = trial.suggest_categorical(key, parameter.choices)
+            elif parameter.integer:
+                params[key] = trial.suggest_int(key, int(low), int(high), log=log)
+            else:
+                params[key] = trial.suggest_float(key, low, high, log=log)
+        return params
 
 
 class Report(Callback):
     """Callback: reports each validation metric of a training to Optuna and stops hopeless trials.
 
-    Gives `is_hopeless` the metric and step of every validation in training, and ends the run when it says so.
-
-    A run at `last_step` is finished and not ended. Raises optuna.TrialPruned, and ValueError for a metric that the
-    validation does not have.
+    `is_hopeless` gets the metric and the step, and says whether to end the run; one at `last_step` is finished.
+    Raises optuna.TrialPruned, and ValueError for a metric that the validation does not have.
     """
 
     def __init__(self, metric: str, last_step: int, is_hopeless: Callable[[float, int], bool]) -> None:
@@ -146,25 +132,11 @@ def study_name(spec: SearchSpec, name: str, experiment: Experiment, data_id: str
     return f"{name}_{data_name(data_id)}_{digest_of([meaning, experiment.digest(), data_id])}"
 
 
-def suggest(trial: Trial, key: str, parameter: ParameterSpec) -> Any:
-    if parameter.choices:
-        return trial.suggest_categorical(key, parameter.choices)
-    assert parameter.low is not None and parameter.high is not None  # ParameterSpec.check
-    if parameter.integer:
-        return trial.suggest_int(key, int(parameter.low), int(parameter.high), log=parameter.log)
-    return trial.suggest_float(key, parameter.low, parameter.high, log=parameter.log)
-
-
 def corner(spec: SearchSpec, end: int) -> dict[str, Any]:
     """The lowest (0) or highest (-1) value of every parameter."""
 
-    def value(parameter: ParameterSpec) -> Any:
-        if parameter.choices:
-            return parameter.choices[end]
-        number = (parameter.low, parameter.high)[end]
-        return int(number or 0) if parameter.integer else number
-
-    return {key: value(parameter) for key, parameter in spec.space.items()}
+    ends = {key: (parameter.choices or [parameter.low, parameter.high])[end] for key, parameter in spec.space.items()}
+    return {key: int(value) if spec.space[key].integer else value for key, value in ends.items()}
 
 
 def show_params(params: dict[str, Any]) -> str:
@@ -181,46 +153,36 @@ def load_search(path: Path, scale: str, overrides: Sequence[str]) -> tuple[Searc
     spec, overlay = read_spec(path, SearchSpec), load_scale(scale)
     if fixed := sorted(spec.space.keys() & flatten(from_dotlist(overrides)).keys()):
         raise ValueError(f"{path}: {fixed[0]} is searched, so it cannot be set as well: leave out one of the two")
-    name, files = f"{spec.experiment}_{overlay.experiments}", {}  # type: ignore[var-annotated]
+    name = f"{spec.experiment}_{overlay.experiments}"
 
     def experiment_of(params: dict[str, Any]) -> Experiment:
-        try:
-            values = compose(recipe_values(name, nest(spec.set | params), overlay, files), from_dotlist(overrides))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        with naming(path):
+            values = compose(recipe_values(name, nest(spec.set | params), overlay), from_dotlist(overrides))
         experiment = parse(values, f"{path} ({name}.yaml, {show_params(params)})")
-        steps = experiment.trainer.max_steps
-        trainer = replace(experiment.trainer, validate_every=max(1, steps // spec.validations))
-        return replace(experiment, trainer=trainer)
+        validate_every = max(1, experiment.trainer.max_steps // spec.validations)
+        return replace(experiment, trainer=replace(experiment.trainer, validate_every=validate_every))
 
     for end in (0, -1):  # a mistake is named before any work
         experiment_of(corner(spec, end))
     return spec, experiment_of
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(
         "search",
         "search, for example sweeps/search_vqgan_lc.yaml",
+        has_seeds=False,
         description="Search the best values of some keys of a recipe by Optuna's TPE; a median pruner ends trials that "
         "are worse than usual. Then, and when there is nothing to do, a table and pictures of the trials are written.",
         epilog="Stopped or killed, the same command continues; with more --trials it goes on from what it knows. Any "
         "number of workers and machines share a search, as they do a sweep: docs/sweeps.md.",
     )
-    add_worker_arguments(parser)
     parser.add_argument("--trials", type=int, default=0, help="trials in all (default: as the file says)")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = build_parser().parse_intermixed_args(arguments)
+    options = parse_training(parser, arguments)
     with user_errors():
-        check_worker_arguments(options)
+        begin(options)
         if options.trials < 0:
             raise ValueError(f"TRIALS={options.trials} must be at least 1")
-        if options.as_worker:
-            follow_parent()
         path, output_dir = Path(options.file), Path(options.output_dir)
         spec, experiment_of = load_search(path, options.scale, options.overrides)
         resolve = data_resolver(options.data, options.data_dir, options.output_dir)
@@ -228,12 +190,13 @@ def main(arguments: list[str] | None = None) -> int:
         search = Search(spec, name, lambda params: resolve(experiment_of(params)), options.storage, output_dir)
         count = options.trials or spec.trials
         names = search.fill(count)
+        work = partial(search.queue.work, set(names), search.run, say)
         if options.as_worker:
-            search.work(names)
+            work()
             return 0
         print(f"{spec.title}: {len(names)} of {count} trials to run, scale {options.scale}", flush=True)
         if names:
-            share("sweeps.search", len(names), [search.first], options, arguments, lambda: search.work(names))
+            share("sweeps.search", len(names), [search.first], options, work)
         return write_trials(search.queue.study, spec, options.scale, data_name(search.data_id), output_dir / "tables")
 
 

@@ -48,13 +48,13 @@ class Measured:
         return f"{mean} ± {format(self.std, form if 'e' in mean else f'.{decimals}f')}"
 
 
-def measure(column: ColumnSpec, records: Iterable[Record], use: Mapping[str, str] | None = None) -> Measured | None:
-    """Mean and spread of the column's metric, or of the one that `use` gives for it; None when no record has it.
+def measure(column: ColumnSpec, row: Row, finished: Finished) -> Measured | None:
+    """Mean and spread of the column's metric, or of the one that the row's `use` gives for it; None without a number.
 
     A number that `use` chooses differs from its column on purpose: its protocol is not compared.
     """
-    other = (use or {}).get(column.metric)
-    numbers = [pair for record in records for pair in find_number(record, other or column.metric)]
+    other = row.cell.use.get(column.metric)
+    numbers = [pair for record in records_of(row, finished) if (pair := find_number(record, other or column.metric))]
     if not numbers:
         return None
     values = [number * column.scale for number, _ in numbers]
@@ -62,65 +62,66 @@ def measure(column: ColumnSpec, records: Iterable[Record], use: Mapping[str, str
     return Measured(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, protocols)
 
 
-def find_number(record: Record, metric: str) -> list[tuple[float, str]]:
-    """The metric and its protocol, or nothing. Speed and size are facts of the run, not among its metrics."""
+def find_number(record: Record, metric: str) -> tuple[float, str] | None:
+    """The metric and its protocol. Speed and size are facts of the run, not among its metrics."""
     if metric in record["metrics"]:
-        return [(record["metrics"][metric], record["protocols"].get(metric, "not stated"))]
+        return record["metrics"][metric], record["protocols"].get(metric, "not stated")
     facts = {"images_per_second": f"training/{record.get('device')}", "parameters": PARAMETERS}
-    return [(record[metric], facts[metric])] if metric in facts and metric in record else []
+    return (record[metric], facts[metric]) if metric in facts and metric in record else None
 
 
-def make_sheet(
-    grid: Grid, table: Table, by_data: Mapping[str, Finished], data: str, difference: bool = True
-) -> tuple[Sheet, list[str]]:
+def records_of(row: Row, finished: Finished) -> list[Record]:
+    return [finished[run.digest] for run in row.runs if run.digest in finished]
+
+
+def make_sheet(grid: Grid, table: Table, by_data: Mapping[str, Finished], data: str) -> tuple[Sheet, list[str]]:
     """The table on the data set `data`, and warnings for the terminal. A missing run leaves its cell empty."""
     spec, finished = table.spec, by_data[data]
-    of_row = [[finished[run.digest] for run in row.runs if run.digest in finished] for row in table.rows]
-    values = [
-        [measure(column, records, row.use) for column in spec.columns]
-        for row, records in zip(table.rows, of_row, strict=True)
-    ]  # [row][column]
-    usual, warnings = usual_protocols(spec.columns, values)
-
     groups: list[tuple[str, list[str]]] = [(head, [""]) for head in spec.row_heads]
     body = [[show(row.heads[head]) for head in spec.row_heads] for row in table.rows]
-    for index, column in enumerate(spec.columns):
-        in_paper = any(column.metric in row.paper for row in table.rows)
-        has_difference = difference and has_papers_scale(usual[index])
-        groups.append((column.head, ["paper", "ours", "diff"][: 2 + has_difference] if in_paper else ["ours"]))
-        for line, row, measured in zip(body, table.rows, (of[index] for of in values), strict=True):
-            line += entries(column, row, measured, usual[index], in_paper, has_difference)
+    usual, warnings = [], []
+    for column in spec.columns:
+        of_column = [measure(column, row, finished) for row in table.rows]
+        protocol, warning = usual_protocol(column, of_column)
+        usual.append((column, protocol))
+        warnings += warning
+        heads = ["ours"]
+        if any(column.metric in row.cell.paper for row in table.rows):
+            heads = ["paper", "ours", "diff"] if has_papers_scale(protocol) else ["paper", "ours"]
+        groups.append((column.head, heads))
+        for line, row, measured in zip(body, table.rows, of_column, strict=True):
+            texts = entries(column, row, measured, protocol)
+            line += [texts[head] for head in heads]
 
-    records = [record for of in of_row for record in of]
-    origin, warning = origins(records)
-    warnings += [f"table {spec.id}: {warning}"] if warning else []
+    if grid.spec.counted:
+        lines = ["Ours: counted by building the networks.", f"Paper: {spec.paper}; diff = ours - paper.", spec.note]
+    else:
+        origin, of_code = origins([record for row in table.rows for record in records_of(row, finished)])
+        warnings += [f"table {spec.id}: {of_code}"] if of_code else []
+        lines = [*caption(grid, table, by_data, usual, data), origin]
     blocks = [i for i in range(1, len(body)) if body[i][0] != body[i - 1][0]]
     sheet = Sheet(
         title=spec.title,
         groups=groups,
         body=body,
-        caption=[*caption(grid, table, by_data, usual, data, difference), origin],
+        caption=lines,
         warning=SHAPES_WARNING if data == "shapes" else "",
         num_row_heads=len(spec.row_heads),
         rules=blocks if len(blocks) < len(body) - 1 else [],  # no rule between rows that are all different
-        breaks=[i for i, row in enumerate(table.rows) if row.rule and i],
+        breaks=[i for i, row in enumerate(table.rows) if row.cell.rule and i],
     )
     return sheet, warnings
 
 
-def entries(
-    column: ColumnSpec, row: Row, measured: Measured | None, usual: str, in_paper: bool, difference: bool
-) -> list[str]:
-    """The row's texts under one column: [paper, ours, difference] or less."""
-    paper = row.paper.get(column.metric)
-    ours = "" if measured is None else measured.text(column.format)
-    if measured is not None and measured.protocols - {usual}:
-        ours += f" {DAGGER}"
-    if not in_paper:
-        return [ours]
-    has_both = measured is not None and paper is not None
-    diff = format(measured.mean - paper, f"+{column.format}") if has_both else ""  # type: ignore[union-attr,operator]
-    return ["" if paper is None else format(paper, column.format), ours, *([diff] if difference else [])]
+def entries(column: ColumnSpec, row: Row, measured: Measured | None, usual: str) -> dict[str, str]:
+    """The row's texts under one column."""
+    paper = row.cell.paper.get(column.metric)
+    texts = {"paper": "" if paper is None else format(paper, column.format), "ours": "", "diff": ""}
+    if measured is not None:
+        texts["ours"] = measured.text(column.format) + (f" {DAGGER}" if measured.protocols - {usual} else "")
+        if paper is not None:
+            texts["diff"] = format(measured.mean - paper, f"+{column.format}")
+    return texts
 
 
 def has_papers_scale(protocol: str) -> bool:
@@ -128,47 +129,40 @@ def has_papers_scale(protocol: str) -> bool:
     return "efficientnet" not in protocol and not protocol.startswith("training/")
 
 
-def usual_protocols(
-    columns: Sequence[ColumnSpec], values: Sequence[Sequence[Measured | None]]
-) -> tuple[list[str], list[str]]:
-    """The protocol of most cells of each column, and a warning for each column that has more than one."""
-    usual, warnings = [], []
-    for index, column in enumerate(columns):
-        ids = Counter(p for row in values if (cell := row[index]) is not None for p in cell.protocols)
-        usual.append(ids.most_common(1)[0][0] if ids else "")
-        if len(ids) > 1:
-            others = ", ".join(f"'{p}'" for p in ids if p != usual[-1])
-            warnings.append(
-                f"{column.metric}: cells marked {DAGGER} were measured by {others}, the others by "
-                f"'{usual[-1]}': do not compare them"
-            )
-    return usual, warnings
+def usual_protocol(column: ColumnSpec, of_column: Iterable[Measured | None]) -> tuple[str, list[str]]:
+    """The protocol of most cells of a column, and a warning when there are others."""
+    ids = Counter(protocol for measured in of_column if measured is not None for protocol in measured.protocols)
+    if not ids:
+        return "", []
+    (usual, _), *others = ids.most_common()
+    if not others:
+        return usual, []
+    named = ", ".join(f"'{protocol}'" for protocol, _ in others)
+    return usual, [
+        f"{column.metric}: cells marked {DAGGER} were measured by {named}, the others by '{usual}': do not compare them"
+    ]
 
 
 def caption(
-    grid: Grid, table: Table, by_data: Mapping[str, Finished], usual: Sequence[str], data: str, difference: bool
+    grid: Grid, table: Table, by_data: Mapping[str, Finished], usual: Sequence[tuple[ColumnSpec, str]], data: str
 ) -> list[str]:
     """What a reader must know to trust the numbers, one sentence an element."""
     spec = table.spec
     runs = [run for row in table.rows for run in row.runs]
-    sizes = sorted({images(run.experiment) for run in runs})
+    sizes = "; ".join(sorted({images(run.experiment) for run in runs}))
     seeds = ", ".join(map(str, grid.seeds))
-    lines = [
-        f"Ours: {data}, {'; '.join(sizes)}, scale {grid.scale}, "
-        + (f"mean ± standard deviation over seeds {seeds}." if len(grid.seeds) > 1 else f"seed {seeds}."),
-        f"Paper: {spec.paper}.",
-    ]
-    if not data.startswith("image_folder"):
-        lines.append(
-            "The paper's values and ours are of different data, image size and protocol: compare the order "
-            "of the rows, not the digits"
-            + (" (diff = ours - paper, left out where features or machine are others)." if difference else ".")
-        )
-    elif difference:
+    spread = f"mean ± standard deviation over seeds {seeds}" if len(grid.seeds) > 1 else f"seed {seeds}"
+    lines = [f"Ours: {data}, {sizes}, scale {grid.scale}, {spread}.", f"Paper: {spec.paper}."]
+    if data.startswith("image_folder"):
         lines.append("diff = ours - paper.")
-    measured = [f"{c.head}: {protocol}" for c, protocol in zip(spec.columns, usual, strict=True) if protocol]
+    else:
+        lines.append(
+            "The paper's values and ours are of different data, image size and protocol: compare the order of the "
+            "rows, not the digits (diff = ours - paper, left out where features or machine are others)."
+        )
+    measured = [f"{column.head}: {protocol}" for column, protocol in usual if protocol]
     lines.append(f"Protocols of ours: {'; '.join(measured)}.")
-    if absent := [c for c, protocol in zip(spec.columns, usual, strict=True) if not protocol]:
+    if absent := [column for column, protocol in usual if not protocol]:
         named = (f"{column.head} (needs {column.needs})" if column.needs else column.head for column in absent)
         lines.append(f"Not measured: {', '.join(named)}.")
     lines += gaps(runs, by_data, data)
@@ -208,10 +202,10 @@ def origins(records: Sequence[Record]) -> tuple[str, str]:
     groups = sorted(" = ".join(sorted(commits)) for commits in versions.values())
     if len(groups) == 1:
         return f"Commit {groups[0]}.", ""
+    what = "cells of different commits, whose code could not be compared here"
     if is_comparable:
-        warning = f"cells of {len(groups)} versions of the code that decides numbers, by commit: {'; '.join(groups)}"
-    else:
-        warning = f"cells of different commits, whose code could not be compared here: {'; '.join(groups)}"
+        what = f"cells of {len(groups)} versions of the code that decides numbers, by commit"
+    warning = f"{what}: {'; '.join(groups)}"
     return f"WARNING: {warning}.", warning
 
 

@@ -22,11 +22,10 @@ HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 300  # without a heartbeat, then the worker counts as dead
 RETRY_SECONDS = 5.0  # between tries to reach a database
 PATIENCE_SECONDS = 3600.0  # then the command gives up; what is finished is in the records
-DRIVERS = {"postgresql": "psycopg"}  # what a URL that names no driver is opened with
 INSTALL = {"psycopg": "pip install 'vq-image-modeling[postgresql]' (or 'psycopg[binary]')"}
 # A machine that vanishes without a word is noticed within a minute or so.
 CONNECTION = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-CONNECTION["tcp_user_timeout"] = 60_000  # milliseconds
+CONNECTION |= {"tcp_user_timeout": 60_000}  # milliseconds
 
 Answer = TypeVar("Answer")
 
@@ -37,8 +36,7 @@ class DatabaseAway(OSError):
 
 def without_password(storage: str) -> str:
     """The URL as it may be printed."""
-    scheme, separator, rest = storage.partition("://")
-    text = scheme + separator + re.sub(r":.*@", ":***@", rest) if separator else re.sub(r":.*@", ":***@", storage)
+    text = re.sub(":(?!//).*@", ":***@", storage)  # also of what is not quite a URL, which SQLAlchemy cannot render
     return re.sub(r"(password=)[^&\s]*", r"\1***", text)
 
 
@@ -51,8 +49,8 @@ def database_url(storage: str) -> URL:
         raise ValueError(
             f"{shown}: expected 'journal' or a URL such as postgresql://user@host/name or sqlite:///sweep.db"
         ) from None
-    if (driver := DRIVERS.get(url.drivername)) is not None:
-        url = url.set(drivername=f"{url.drivername}+{driver}")
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
     _, _, module = url.drivername.partition("+")
     if module and importlib.util.find_spec(module) is None:
         raise ValueError(f"{shown}: the driver '{module}' is not installed: {INSTALL.get(module, f'install {module}')}")
@@ -64,18 +62,13 @@ def open_storage(storage: str, journal: Path, retry: Callable[..., None]) -> Bas
     if storage == "journal":
         return JournalStorage(JournalFileBackend(str(journal)))
     url = database_url(storage)
-    options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was lost is made anew
+    engine: dict[str, Any] = {"pool_pre_ping": True}  # a connection that was lost is made anew
     if url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
-        options["connect_args"] = CONNECTION
-    return create_tables(
-        lambda: RDBStorage(
-            url.render_as_string(hide_password=False),
-            engine_kwargs=options,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=retry,
-        )
-    )
+        engine["connect_args"] = CONNECTION
+    address = url.render_as_string(hide_password=False)
+    beats: dict[str, Any] = {"heartbeat_interval": HEARTBEAT_SECONDS, "grace_period": GRACE_SECONDS}
+    beats["heartbeat_stale_trial_callback"] = retry
+    return create_tables(partial(RDBStorage, address, engine_kwargs=engine, **beats))
 
 
 def create_tables(connect: Callable[[], RDBStorage], tries: int = 8) -> RDBStorage:
@@ -86,12 +79,6 @@ def create_tables(connect: Callable[[], RDBStorage], tries: int = 8) -> RDBStora
         except (IntegrityError, ProgrammingError, StorageInternalError):
             time.sleep(random.uniform(0.1, 1.0))
     return connect()
-
-
-def outage(error: BaseException) -> str:
-    """Why the database cannot be reached, in a few words; "" for any other error."""
-    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    return reason(cause) if isinstance(cause, (OperationalError, InterfaceError)) else ""
 
 
 def reason(error: BaseException, length: int = 200) -> str:
@@ -125,8 +112,10 @@ class Patience:
             try:
                 answer = action()
             except (StorageInternalError, OperationalError, InterfaceError) as error:
-                if not (why := outage(error)):
+                cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+                if not isinstance(cause, (OperationalError, InterfaceError)):
                     raise
+                why = reason(cause)
                 self.last_outage = now = time.monotonic()
                 if start is None:
                     start = now

@@ -3,7 +3,6 @@
 python -m sweeps.table sweeps/ablation_codebook.yaml --scale reduced
 """
 
-import argparse
 import sys
 from collections import Counter
 from functools import partial
@@ -12,41 +11,46 @@ from pathlib import Path
 from experiments.pipeline.build import resolve_data
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, data_name, find_records, images_id
-from sweeps.grid import Grid, load_grid
+from sweeps.counted import counted
+from sweeps.grid import Grid, load_grid, named_inputs
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
 from sweeps.sheet import Finished, make_sheet
-from sweeps.workers import add_common_arguments, add_seeds
+from sweeps.workers import parser_of
 
 
-def render_grid(grid: Grid, output_dir: Path, out: Path, difference: bool = True) -> list[Path]:
+def render_grid(grid: Grid, output_dir: Path, out: Path) -> list[Path]:
     """Writes every table of the sweep for each data set of its records and prints it; the paths of the files.
 
     Rows of different data never share a table. No file is written when no cell is finished.
     Raises ValueError for two records of one run on the same images that differ in what else it read.
     """
+    if grid.spec.counted:
+        return render(grid, {"": {run.digest: counted(run.experiment) for run in grid.runs}}, "", out)
     by_data: dict[str, Finished] = {}
     for run in grid.runs:
         for data_id, record in find_records(run.experiment, [output_dir / "records", PUBLISHED]).items():
+            if named_inputs(record["config"]) != named_inputs(run.experiment.identity()):
+                continue  # the same experiment in another row, on another data set or codebook of the paper
             before = by_data.setdefault(images_id(data_id), {}).setdefault(run.digest, record)
             if before is not record:
                 raise ValueError(
                     f"{run.label}: two records, of {before['data_id']} and {data_id}: with another codebook or another "
-                    f"model below; delete the one that is not to be shown ({run.digest}.*.json)"
+                    f"model below; delete the one that is not to be shown ({run.experiment.digest()}.*.json)"
                 )
     is_shared = Counter(map(data_name, by_data))  # only then a name needs its fingerprint
     by_data = {data_id if is_shared[name := data_name(data_id)] > 1 else name: by_data[data_id] for data_id in by_data}
-    return [path for name in sorted(by_data) for path in render(grid, by_data, name, out, difference)]
+    return [path for name in sorted(by_data) for path in render(grid, by_data, name, out)]
 
 
-def render(grid: Grid, by_data: dict[str, Finished], data: str, out: Path, difference: bool) -> list[Path]:
+def render(grid: Grid, by_data: dict[str, Finished], data: str, out: Path) -> list[Path]:
     paths, finished = [], by_data[data]
     for table in grid.tables:
         if not any(run.digest in finished for row in table.rows for run in row.runs):
             continue
         name = grid.name if len(grid.tables) == 1 else f"{grid.name}_{table.spec.id}"
-        stem = out / f"{name}_{grid.scale}_{data}"
-        sheet, warnings = make_sheet(grid, table, by_data, data, difference)
+        stem = out / (name if grid.spec.counted else f"{name}_{grid.scale}_{data}")
+        sheet, warnings = make_sheet(grid, table, by_data, data)
         print(f"\n{plain(sheet)}")
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -58,51 +62,37 @@ def render(grid: Grid, by_data: dict[str, Finished], data: str, out: Path, diffe
     return paths
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sweeps.table",
-        description="Render the tables of a sweep as Markdown, LaTeX and PNG from finished records, "
+def main(arguments: list[str] | None = None) -> int:
+    parser = parser_of(
+        "table",
+        "sweep, for example sweeps/ablation_codebook.yaml; more may follow",
+        description="Render the tables of sweeps as Markdown, LaTeX and PNG from finished records, "
         "one table for each data set that was used. Nothing is trained; the cell of a missing run stays empty.",
     )
-    parser.add_argument("items", nargs="+", metavar="FILE|key=value", help="sweeps, and changes to every experiment")
-    add_common_arguments(parser)
-    add_seeds(parser)
     parser.add_argument("--out", help="folder of the tables (default: OUTPUT_DIR/tables)")
-    parser.add_argument(
-        "--difference", action=argparse.BooleanOptionalAction, default=True, help="columns ours - paper"
-    )
-    return parser
-
-
-def render_sweep(file: str, overrides: list[str], options: argparse.Namespace) -> list[Path]:
-    """Writes the tables; with --data auto those of the recipes' own data and those of rendered shapes. Their paths."""
+    options = parser.parse_intermixed_args(arguments)
+    items = [options.file, *options.overrides]
     output_dir = Path(options.output_dir)
     out = Path(options.out) if options.out else output_dir / "tables"
-    recipes = load_grid(file, options.scale, options.seeds, overrides)
-    words = ["shapes"] if options.data == "auto" else [options.data]
-    grids = [recipes] * (options.data == "auto") + [recipes.prepared(partial(resolve_data, data=w)) for w in words]
-    return [path for grid in grids for path in render_grid(grid, output_dir, out, options.difference)]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = build_parser().parse_intermixed_args(arguments)
+    status = 1  # until anything is written
     with user_errors():
-        files = [item for item in options.items if "=" not in item]
-        overrides = [item for item in options.items if "=" in item]
-        if not files:
-            raise ValueError("give a sweep, for example sweeps/ablation_codebook.yaml")
-        is_any_written = False
-        for file in files:
-            written = render_sweep(file, overrides, options)
-            is_any_written |= bool(written)
-            if not written:
+        for file in [item for item in items if "=" not in item] or [options.file]:
+            recipes = load_grid(file, options.scale, options.seeds, [item for item in items if "=" in item])
+            is_auto = options.data == "auto"
+            grids = [recipes] if is_auto or recipes.spec.counted else []
+            if not recipes.spec.counted:  # with "auto" also the shapes, which may have stood in for the recipes' data
+                resolve = partial(resolve_data, data="shapes" if is_auto else options.data)
+                grids.append(recipes.prepared(resolve))
+            written = [path for grid in grids for path in render_grid(grid, output_dir, out)]
+            if written:
+                status = 0
+            else:
                 print(
-                    f"{file}: no cell is finished at scale {options.scale} (records are looked for in "
-                    f"{options.output_dir}/records and sweeps/records); run "
-                    f"`python -m sweeps.run {file} --scale {options.scale}`",
+                    f"{file}: no cell is finished at scale {options.scale} (records are looked for in {output_dir}/"
+                    f"records and sweeps/records); run `python -m sweeps.run {file} --scale {options.scale}`",
                     file=sys.stderr,
                 )
-    return 0 if is_any_written else 1
+    return status
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """The trials of a search as a table and as Optuna's pictures."""
 
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization.matplotlib import plot_intermediate_values, plot_slice
@@ -19,11 +17,10 @@ from sweeps.sheet import SHAPES_WARNING, Sheet
 def write_trials(study: optuna.Study, spec: SearchSpec, scale: str, data: str, out: Path) -> int:
     """Prints the table of all trials, best first, writes it and the pictures; the exit status: 1 without a result."""
     trials = study.get_trials(deepcopy=False)
-    states = Counter(trial.state for trial in trials)
     for trial in trials:
         if trial.state == TrialState.FAIL and "error" in trial.user_attrs:
             print(f"[trial {trial.number}] failed: {trial.user_attrs['error']}")
-    if not states[TrialState.COMPLETE]:
+    if all(trial.state != TrialState.COMPLETE for trial in trials):
         print("no trial is finished; the same command tries again")
         return 1
     sheet = trial_sheet(spec, trials, scale, data)
@@ -36,13 +33,14 @@ def write_trials(study: optuna.Study, spec: SearchSpec, scale: str, data: str, o
 def trial_sheet(spec: SearchSpec, trials: list[FrozenTrial], scale: str, data: str) -> Sheet:
     """Finished trials from the best to the worst, then pruned ones, the longest first."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     complete.sort(key=lambda trial: trial.value or 0.0, reverse=spec.maximize)
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     pruned.sort(key=lambda trial: -(trial.last_step or 0))
-    body = [
-        [str(trial.number), *(number(trial.params.get(key)) for key in spec.space), number(trial.value), steps(trial)]
-        for trial in [*complete, *pruned]
-    ]
+    body = []
+    for trial in [*complete, *pruned]:
+        steps = f"ended at {trial.last_step}" if trial.state == TrialState.PRUNED else trial.user_attrs.get("steps")
+        values = [str(trial.number), *map(trial.params.get, spec.space), trial.value, steps]
+        body.append([number(value) for value in values])
     heads = (key.removeprefix("model.") for key in spec.space)
     protocols = sorted({str(trial.user_attrs.get("protocol", "not stated")) for trial in complete})
     num_failed = sum(trial.state == TrialState.FAIL for trial in trials)
@@ -65,24 +63,15 @@ def number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else show(value)
 
 
-def steps(trial: FrozenTrial) -> str:
-    if trial.state == TrialState.PRUNED:
-        return f"ended at {trial.last_step}"
-    return number(trial.user_attrs.get("steps"))
-
-
 def draw(study: optuna.Study, spec: SearchSpec, out: Path) -> list[Path]:
     """The metric against each key, and the validations of each trial against the training step."""
-    paths = []
+    paths = [out / f"{study.study_name}_{name}.png" for name in ("slice", "validations")]
     with plt.style.context("default"), warnings.catch_warnings():  # Optuna's pictures set a style for all that follow
         warnings.simplefilter("ignore")  # Optuna's words about a key with one value
         plt.switch_backend("agg")
-        for name, axes in (
-            ("slice", plot_slice(study, target_name=spec.metric)),
-            ("validations", plot_intermediate_values(study)),  # by training step
-        ):
-            figure = np.ravel(np.asarray(axes))[0].figure
-            paths.append(out / f"{study.study_name}_{name}.png")
-            replace_file(paths[-1], figure)
-            plt.close(figure)
+        plot_slice(study, target_name=spec.metric)
+        replace_file(paths[0], plt.gcf())
+        plot_intermediate_values(study)
+        replace_file(paths[1], plt.gcf())
+        plt.close("all")
     return paths

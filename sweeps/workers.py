@@ -1,4 +1,4 @@
-"""What the commands that train many runs share: their arguments, their worker processes, and the training itself."""
+"""What the commands of `sweeps` share: their arguments, the experiments that these name, and worker processes."""
 
 import argparse
 import os
@@ -12,8 +12,16 @@ from pathlib import Path
 
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import data_module, resolve_data
-from experiments.runtime.signals import wait_for
+from experiments.runtime.signals import follow_parent, wait_for
+from sweeps.grid import Grid, load_grid
 from sweeps.storage import database_url
+
+
+def grid_of(options: argparse.Namespace) -> Grid:
+    """The grid of the command's file, on the data and in the folders of its options."""
+    grid = load_grid(options.file, options.scale, options.seeds, options.overrides)
+    resolve = data_resolver(options.data, options.data_dir, options.output_dir)
+    return grid if grid.spec.counted else grid.prepared(resolve)
 
 
 def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experiment], Experiment]:
@@ -50,12 +58,7 @@ def duration(seconds: float) -> str:
 
 
 def share(
-    module: str,
-    num_jobs: int,
-    experiments: Iterable[Experiment],
-    options: argparse.Namespace,
-    arguments: list[str],
-    work: Callable[[], None],
+    module: str, num_jobs: int, experiments: Iterable[Experiment], options: argparse.Namespace, work: Callable[[], None]
 ) -> None:
     """Runs `work`, or the command `module` in as many processes as `options` say, once its data is there."""
     by_name = {experiment.data.name: experiment for experiment in experiments}
@@ -65,7 +68,7 @@ def share(
         work()
         return
     decided = ["--data", *by_name] if len(by_name) == 1 else []  # the workers need not look for the data again
-    spawn_workers(module, workers, [*arguments, *decided], options.storage)
+    spawn_workers(module, workers, [*options.arguments, *decided], options.storage)
 
 
 def spawn_workers(module: str, count: int, arguments: list[str], storage: str) -> None:
@@ -73,32 +76,28 @@ def spawn_workers(module: str, count: int, arguments: list[str], storage: str) -
     threads = max(1, (os.cpu_count() or 1) // count)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "STORAGE": storage}
     command = [sys.executable, "-m", module, *arguments, "--as-worker"]
-    workers = [subprocess.Popen(command, env=environment) for _ in range(count)]
-    wait_for(workers)
+    wait_for([subprocess.Popen(command, env=environment) for _ in range(count)])
 
 
-def parser_of(command: str, file: str, **texts: str) -> argparse.ArgumentParser:
-    """Of a command that takes one file, such as a sweep, and changes to its experiments."""
+def parser_of(command: str, file: str, has_seeds: bool = True, **texts: str) -> argparse.ArgumentParser:
+    """Of a command that takes a file, such as a sweep, and changes to its experiments.
+
+    The options name the runs: taken by all commands of `sweeps`, so that one set of words names one set of cells.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m sweeps.{command}", **texts)  # type: ignore[arg-type]
     parser.add_argument("file", help=file)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
-    add_common_arguments(parser)
-    return parser
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """What names the runs: taken by all commands of `sweeps`, so that one set of words names one set of cells."""
     parser.add_argument("--scale", default="quick", help="quick | reduced | paper (default: quick)")
     parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | image_folder (default: auto)")
     parser.add_argument("--data-dir", default="data", help="folder of the data sets (default: data)")
     parser.add_argument("--output-dir", default="runs", help="records, checkpoints, tables (default: runs)")
+    if has_seeds:
+        parser.add_argument("--seeds", default="", help="0,1,2 or a count (default: as the scale says)")
+    return parser
 
 
-def add_seeds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", default="", help="0,1,2 or a count (default: as the scale says)")
-
-
-def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+def parse_training(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The options of a command that trains, with those of its workers, and its `arguments` as they are."""
     parser.add_argument(
         "--storage",
         default=os.environ.get("STORAGE") or "journal",  # the environment's password is in no list of processes
@@ -106,11 +105,15 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cells (default: 1)")
     parser.add_argument("--as-worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return parser.parse_intermixed_args(arguments, argparse.Namespace(arguments=arguments))
 
 
-def check_worker_arguments(options: argparse.Namespace) -> None:
-    """Raises ValueError for mistakes in these arguments, before any work."""
+def begin(options: argparse.Namespace) -> None:
+    """Raises ValueError for mistakes in the options, before any work. A worker stops with its command."""
     if options.workers < 1:
         raise ValueError(f"WORKERS={options.workers} must be at least 1")
     if options.storage != "journal":
         database_url(options.storage)
+    if options.as_worker:
+        follow_parent()

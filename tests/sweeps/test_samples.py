@@ -18,28 +18,25 @@ from experiments.runtime.records import record_path
 from lightning_modules.figures import sample_grid
 from sweeps import samples
 from sweeps.grid import Grid, Row, Run, Table
-from sweeps.schema import TableSpec
+from sweeps.schema import CellSpec, SweepSpec, TableSpec
 
 NO_IMAGES = "model.generation.num_samples=0"
 
 
 def grid_of(*experiments: Experiment) -> Grid:
-    runs = [
-        Run("vim", f"row {number}", experiment, experiment.digest()) for number, experiment in enumerate(experiments)
-    ]
-    table = Table(TableSpec(), tuple(Row({}, {}, (run,)) for run in runs))
-    return Grid(Path("x.yaml"), "x", "X", "", "quick", (0,), (table,))
+    runs = [Run("vim", f"row {number}", experiment) for number, experiment in enumerate(experiments)]
+    table = Table(TableSpec(), tuple(Row(CellSpec(), (run,)) for run in runs))
+    return Grid("x", SweepSpec(), "quick", (0,), (table,))
 
 
 def test_each_trained_vim_has_a_strip(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, missing = tiny_vim(tiny, NO_IMAGES), tiny_vim(tiny, NO_IMAGES, "seed=1")
+    trained = tiny_vim(tiny, NO_IMAGES)
     folder = run_dir(trained, "vim")
     train(trained, "vim", folder)
     monkeypatch.setattr(L.Trainer, "fit", lambda *_: pytest.fail("a picture trains nothing"))
 
-    figure = samples.draw(grid_of(trained, missing, tiny("vqgan")), 20)
-    assert figure is not None
-    (axes,) = figure.axes
+    (run,) = grid_of(trained).runs
+    (axes,) = samples.draw([run], "a title").axes
     assert axes.get_title() == "row 0"
     experiment, module = restore(folder / "checkpoints" / "final.ckpt", {"runtime": vars(trained.runtime)})
     lend(experiment, module)
@@ -48,16 +45,12 @@ def test_each_trained_vim_has_a_strip(tiny: TinyExperiment, monkeypatch: pytest.
     assert expected.shape == (2 * (16 + 2) + 2, 10 * (16 + 2) + 2, 3)  # a class a column
 
 
-def test_without_a_trained_vim_there_is_no_picture(tiny: TinyExperiment) -> None:
-    assert samples.draw(grid_of(tiny_vim(tiny), tiny("vqgan")), 20) is None
-
-
 def test_rows_without_weights_are_named_with_the_way_to_have_them(
     tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained, missing, published, deleted = (tiny_vim(tiny, NO_IMAGES, f"seed={seed}") for seed in range(4))
     grid = grid_of(trained, missing, published, deleted, tiny("vqgan"))
-    monkeypatch.setattr(samples, "load_grid", lambda *_: grid)
+    monkeypatch.setattr(samples, "grid_of", lambda *_: grid)
     monkeypatch.setattr(samples, "PUBLISHED", tmp_path / "published")
     own = record_path(tmp_path / "runs" / "records", deleted, "shapes")
     for path in (own, record_path(tmp_path / "published", published, "shapes")):

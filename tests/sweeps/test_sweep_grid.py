@@ -61,7 +61,7 @@ def sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_layers_win_in_order(sweep_file: Path) -> None:
     (table,) = load_grid(sweep_file, "quick", "0,3", ["data.val_size=50"]).tables
     reference, vq = table.rows  # the third cell is for other scales
-    assert reference.runs == () and reference.paper == {"rfid": 9.5}
+    assert reference.runs == () and reference.cell.paper == {"rfid": 9.5}
     assert [run.experiment.seed for run in vq.runs] == [0, 3]
     experiment = vq.runs[0].experiment
     assert (experiment.model.codebook_size, experiment.model.code_dim) == (1024, 16)  # the row's
@@ -160,7 +160,7 @@ def test_seeds_are_a_list_or_a_count() -> None:
 def test_every_sweep_loads_at_every_scale(path: Path, scale: str) -> None:
     grid = load_grid(path, scale)
     assert grid.runs
-    digests = [run.digest for table in grid.tables for row in table.rows for run in row.runs if not row.use]
+    digests = [run.digest for table in grid.tables for row in table.rows for run in row.runs if not row.cell.use]
     assert len(set(digests)) == len(digests), "two rows of the sweep are the same experiment"
 
 

@@ -1,24 +1,27 @@
 """Tables say what the records say: mean, spread, difference, and nothing where there is nothing."""
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from experiments.config.values import read_yaml
+from experiments.costs.papers import paper_counts
 from experiments.runtime import code_version
 from experiments.runtime.files import write_json
 from experiments.runtime.records import record_path
+from lightning_modules.networks.gpt import GPT_SIZES
 from sweeps import grid as grid_module
 from sweeps import plots
 from sweeps import table as table_module
+from sweeps.counted import counted
 from sweeps.grid import SWEEPS, Grid, load_grid
 from sweeps.plots import is_near, write_plot
 from sweeps.render import draw, escape, latex, markdown, plain, write_sheet
+from sweeps.run import main as run_main
 from sweeps.sheet import Measured, make_sheet
-from sweeps.sizes import count_size
-from sweeps.sizes import main as sizes_main
 
 SWEEP = """
 title: A test
@@ -56,8 +59,8 @@ def record(metrics: dict, protocol: str = "p1", commit: str = "abc") -> dict:
     return {"metrics": metrics, "protocols": dict.fromkeys(metrics, protocol), "environment": {"commit": commit}}
 
 
-def sheet_of(grid: Grid, found: dict, data_id: str = "cifar10-export", difference: bool = True):
-    return make_sheet(grid, grid.tables[0], {data_id: found}, data_id, difference)
+def sheet_of(grid: Grid, found: dict, data_id: str = "cifar10-export"):
+    return make_sheet(grid, grid.tables[0], {data_id: found}, data_id)
 
 
 def test_mean_spread_difference_and_empty_cells(sweep_file: Path) -> None:
@@ -84,8 +87,6 @@ def test_mean_spread_difference_and_empty_cells(sweep_file: Path) -> None:
                   "a paper, Table 1", "3 of 6 runs are missing", "Commit abc"):  # fmt: skip
         assert words in text
     assert sheet.warning == ""
-    without, _ = sheet_of(grid, found, difference=False)
-    assert without.groups[2] == ("util %", ["paper", "ours"])
 
 
 @pytest.mark.parametrize(
@@ -280,6 +281,29 @@ def test_files_are_written_for_each_data_set_apart(sweep_file: Path, capsys: pyt
     assert "1 of 3 runs are missing" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_number_of_one_data_set_is_not_in_the_row_of_another(sweep_file: Path) -> None:
+    """Their experiments differ in nothing else."""
+    for name, dataset in (("imagenet", ""), ("ffhq", "ffhq")):
+        text = f"model: {{name: vqgan}}\ndata: {{name: image_folder, dataset: '{dataset}'}}\n"
+        (sweep_file.parent / f"vqgan_{name}.yaml").write_text(text)
+    other = "quantizer: VQ, K: 32}, set: {model.codebook_size: 32}"
+    sweep_file.write_text(
+        SWEEP.replace(other, "quantizer: faces, K: 16}, dataset: ffhq, set: {model.codebook_size: 16}")
+    )
+    first, faces, _ = load_grid(sweep_file, "paper").runs
+    assert first.experiment.digest() == faces.experiment.digest()
+    out = sweep_file.parent / "runs"
+    for run, usage in ((first, 11.0), (faces, 22.0)):
+        data_id = f"image_folder-000000{usage:.0f}"
+        content = {"format": 1, "config": run.experiment.identity(), "data_id": data_id}
+        path = record_path(out / "records", run.experiment, data_id)
+        write_json(path, content | record(METRICS | {"usage/epoch": usage}))
+    assert table_module.main([str(sweep_file), "--scale", "paper", "--output-dir", str(out)]) == 0
+    texts = [path.read_text() for path in sorted((out / "tables").glob("*.md"))]
+    rows = [[line.split("|")[4].strip() for line in text.splitlines() if " 16 |" in line] for text in texts]
+    assert rows == [["11.0", ""], ["", "22.0"]]
+
+
 def test_a_table_names_the_data_without_their_fingerprint_unless_it_must(
     sweep_file: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -332,24 +356,42 @@ def test_a_failed_write_leaves_the_old_table(sweep_file: Path, monkeypatch: pyte
     assert sorted(path.name for path in stem.parent.iterdir()) == ["t.md", "t.png", "t.tex"]
 
 
+@pytest.mark.parametrize("name", ["vit_vqgan/table2", "vqgan_lc/table8"])
+def test_counted_tables_have_the_papers_numbers_and_dimensions(name: str) -> None:
+    """Those that `preview` holds a recipe against, and those of the networks."""
+    (table,) = load_grid(SWEEPS / f"{name}.yaml", "quick").tables
+    scales = {column.metric: column.scale for column in table.spec.columns}
+    for row in table.rows:
+        (run,) = row.runs
+        printed = {count.quantity: count.value for count in paper_counts(run.experiment)}
+        for metric, value in row.cell.paper.items():
+            assert value == pytest.approx(printed[row.cell.use.get(metric, metric)] * scales[metric])
+        if "MLP width" in row.heads:
+            model = run.experiment.model
+            dims = model.gpt.dims or GPT_SIZES[model.gpt.size] if "VIM" in run.label else model.backbone.size("encoder")
+            assert list(row.heads.values())[2:] == list(dims)
+
+
 def test_sizes_of_paper_a() -> None:
     """Blocks of Small: 8 x (4 x 512^2 attention + 2 x 512 x 2048 MLP) weights, biases and norms."""
-    counts = count_size("small")
+    counts = counted(load_grid(SWEEPS / "vit_vqgan/table2.yaml", "quick").runs[0].experiment)["metrics"]
     weights = 8 * (4 * 512**2 + 2 * 512 * 2048)
-    assert weights < counts["blocks"] < 1.01 * weights
-    assert counts["blocks"] < counts["encoder"] < counts["both"]
+    assert weights < counts["blocks parameters"] < 1.01 * weights
+    assert counts["blocks parameters"] < counts["encoder parameters"] < counts["both sides"]
 
 
-def test_costs_of_paper_b(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The larger row is the paper's to the digit once the products inside attention are left out, as counters do."""
-    assert sizes_main(["vqgan_lc/table8", "--out", str(tmp_path)]) == 0
+@pytest.mark.parametrize("command", [table_module.main, run_main])
+def test_costs_of_paper_b(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: Callable[[list[str]], int]
+) -> None:
+    """The larger row is the paper's to the digit once the products inside attention are left out, as counters do.
+
+    At any scale and on any data, which are not looked for.
+    """
+    path = str(SWEEPS / "vqgan_lc/table8.yaml")
+    assert command([path, "--output-dir", str(tmp_path), "--data-dir", "nowhere"]) == 0
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith("100,000"))
-    assert " ".join(row.split()) == "100,000 195.70G 196.17G +0.47G 195.70G 0.61G 0.20G 71.72M 71.76M +0.04M 76.8M"
-    assert "ViT-VQGAN" not in out and len(list(tmp_path.iterdir())) == 3
-
-
-def test_a_table_that_cannot_be_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        sizes_main(["vqgan_lc/table2"])
-    assert "'vqgan_lc/table2' is none of vit_vqgan/table2, vqgan_lc/table8" in capsys.readouterr().err
+    assert " ".join(row.split()) == "100,000 195.70 196.17 +0.47 195.70 0.61 0.20 71.72 71.76 +0.04 76.8"
+    names = {f"vqgan_lc_table8.{suffix}" for suffix in ("md", "tex", "png")}
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == names
