@@ -11,8 +11,7 @@ from typing import Any
 
 from experiments.config.compose import compose, parse, read_recipe
 from experiments.config.experiment import Experiment
-from experiments.config.identity import digest_of
-from experiments.config.values import flatten, from_dotlist, merge
+from experiments.config.values import from_dotlist, merge
 from sweeps.schema import SWEEPS, CellSpec, ScaleSpec, SweepSpec, TableSpec, naming, nearest, read_spec, scale_names
 
 EXPERIMENTS = SWEEPS.parent / "experiments"
@@ -28,9 +27,7 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that tells the cell apart from the other rows of its sweep."""
-        inputs = named_inputs(self.experiment.identity())
-        return digest_of([self.experiment.digest(), inputs]) if any(inputs) else self.experiment.digest()
+        return self.experiment.digest()
 
 
 @dataclass(frozen=True)
@@ -122,14 +119,6 @@ def recipe_values(name: str, changes: dict[str, Any], overlay: ScaleSpec) -> dic
         recipe = str(upstream.pop("recipe", ""))
         values["upstream"] = {"recipe": recipe} | recipe_values(Path(recipe).stem, upstream, overlay)
     return values
-
-
-def named_inputs(config: dict[str, Any]) -> list[str]:
-    """The data sets and codebook files that rows of a sweep may differ in alone.
-
-    An experiment's digest leaves them out, as the contents of what it reads decide, wherever that is.
-    """
-    return [value for key, value in flatten(config).items() if key.endswith(("data.dataset", "source.path"))]
 
 
 def load_scale(scale: str) -> ScaleSpec:

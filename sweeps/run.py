@@ -16,7 +16,8 @@ from experiments.pipeline.inputs import Seen, inputs_of
 from experiments.pipeline.training import train_apart as train
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
-from experiments.runtime.records import PUBLISHED, Record, find_records, record_path
+from experiments.runtime.files import write_json
+from experiments.runtime.records import PUBLISHED, Record, data_name, find_records, record_path, same_experiment
 from sweeps.grid import Grid, Run
 from sweeps.queue import Queue, job_of
 from sweeps.table import render_grid

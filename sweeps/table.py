@@ -12,7 +12,7 @@ from experiments.pipeline.build import resolve_data
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, data_name, find_records, images_id
 from sweeps.counted import counted
-from sweeps.grid import Grid, load_grid, named_inputs
+from sweeps.grid import Grid, load_grid
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
 from sweeps.sheet import Finished, make_sheet
@@ -30,13 +30,11 @@ def render_grid(grid: Grid, output_dir: Path, out: Path) -> list[Path]:
     by_data: dict[str, Finished] = {}
     for run in grid.runs:
         for data_id, record in find_records(run.experiment, [output_dir / "records", PUBLISHED]).items():
-            if named_inputs(record["config"]) != named_inputs(run.experiment.identity()):
-                continue  # the same experiment in another row, on another data set or codebook of the paper
             before = by_data.setdefault(images_id(data_id), {}).setdefault(run.digest, record)
             if before is not record:
                 raise ValueError(
                     f"{run.label}: two records, of {before['data_id']} and {data_id}: with another codebook or another "
-                    f"model below; delete the one that is not to be shown ({run.experiment.digest()}.*.json)"
+                    f"model below; delete the one that is not to be shown ({run.digest}.*.json)"
                 )
     is_shared = Counter(map(data_name, by_data))  # only then a name needs its fingerprint
     by_data = {data_id if is_shared[name := data_name(data_id)] > 1 else name: by_data[data_id] for data_id in by_data}
