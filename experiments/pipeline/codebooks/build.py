@@ -139,5 +139,6 @@ def save_codebook(
     """Atomic, with its metadata. Raises OSError when the disk is full."""
     metadata = {"source": json.dumps(source), "data": data_id, "features": str(num_features)} | statistics
     metadata["sha256"] = sha256_of(table)
+    content = save({"codebook": table.contiguous()}, metadata)
     with replacing(path, concurrent_writers=True) as file:  # PATH.partial is the state of the clustering
-        file.write(save({"codebook": table.contiguous()}, metadata))
+        file.write(content)

@@ -173,7 +173,7 @@ def test_a_codebook(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> Non
         (f"{CODEBOOKS}.extraction:Path.rename", 1, "kill"),  # the features are whole, but not in their place
         ("half a save", 3),
         (f"{CODEBOOKS}.kmeans:move_centres", 2, "kill"),
-        (f"{CODEBOOKS}.build:save_file", 1, "kill"),
+        (f"{CODEBOOKS}.build:save", 1, "kill"),
     ]
     for arm in arms:
         result = build("killed", *arm)
