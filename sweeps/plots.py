@@ -76,7 +76,7 @@ def draw_history(figure: Figure, table: Table, finished: Finished, columns: Sequ
             axes.plot(at, mean, marker=MARKER, ms=3, color=color, label=label_of(row.heads))
             if len(histories) > 1:
                 axes.fill_between(at, list(map(min, epochs)), list(map(max, epochs)), color=color, alpha=0.15, lw=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         finish(axes, table.spec.plot.x, column)
 
 
