@@ -27,7 +27,7 @@ from lightning_modules.tokenizer_config import TokenizerConfig
 from lightning_modules.tokenizer_parts import LAYOUT, networks, pictures, rough_seconds, start_rows, tokenizer_parts
 
 NUM_SHOWN = 8  # validation images in TensorBoard, the same at every validation
-EPOCH_STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch")  # kept in checkpoints
+STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch", "balance")  # kept in checkpoints
 
 
 class TokenizerOutput(NamedTuple):
@@ -63,6 +63,7 @@ class Tokenizer(Module):
         self.epoch_usage: dict[str, float] = {}  # of the last whole training epoch, with the tokens counted in it
         self.epoch_tokens = 0
         self.usage_by_epoch: list[float] = []  # B-Figure 3
+        self.balance = torch.ones(())  # the adaptive weight, as last computed
         self.shown: Tensor | None = None  # the first validation images
         for name, network in networks(config, image_size).items():
             setattr(self, name, network)
@@ -158,10 +159,10 @@ class Tokenizer(Module):
             self.discriminator.requires_grad_(False)
             terms["adversarial"] = self.adversarial_loss(self.discriminator(output.reconstruction).float())
             self.discriminator.requires_grad_(True)
-            weight = torch.tensor(config.adversarial)
-            if config.adaptive_weight:
+            if config.adaptive_weight and (self.step - config.adversarial_start) % config.adaptive_every == 0:
                 reconstruction = loss - config.quantizer * terms["quantizer"]
-                weight = weight * losses.adaptive_weight(reconstruction, terms["adversarial"], self.decoder.last_layer)
+                self.balance = losses.adaptive_weight(reconstruction, terms["adversarial"], self.decoder.last_layer)
+            weight = config.adversarial * self.balance
             loss = loss + weight * terms["adversarial"]
             self.log("weight/adversarial", weight)
         means = mean_values({**terms, "generator": loss})
@@ -281,7 +282,7 @@ class Tokenizer(Module):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["generator_steps"] = self.step
-        checkpoint |= {name: getattr(self, name) for name in EPOCH_STATE}
+        checkpoint |= {name: getattr(self, name) for name in STATE}
         checkpoint["epoch_counts"] = all_reduce_sum(self.train_usage.code_counts.clone())  # of the epoch under way
 
     def on_restore(self, checkpoint: dict[str, Any], path: str) -> None:
@@ -291,7 +292,7 @@ class Tokenizer(Module):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["generator_steps"]
-        for name in EPOCH_STATE:
+        for name in STATE:
             setattr(self, name, checkpoint[name])
         if self.global_rank == 0:  # they are those of all ranks
             self.train_usage.code_counts = checkpoint["epoch_counts"].to(self.device)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lightning_modules.checks import at_least_one, not_negative, one_of, require
 from lightning_modules.losses.adversarial import ADVERSARIAL_LOSSES
 from lightning_modules.losses.perceptual import PERCEPTUAL_NETWORKS
+from lightning_modules.options import neutral
 
 
 @dataclass
@@ -26,6 +27,7 @@ class LossConfig:
     adversarial: float = 0.0
     adversarial_loss: str = "hinge"  # hinge | non_saturating
     adaptive_weight: bool = True
+    adaptive_every: int = neutral(1)  # steps between two computations of it; 1 in both papers' code
     discriminator_start: int = 0
     adversarial_start: int = 0
     r1: float = 0.0  # gamma of gamma / 2 * |grad|^2, applied every r1_every-th step and scaled up by it
@@ -36,7 +38,7 @@ class LossConfig:
         not_negative(self)
         one_of(self, "perceptual_network", PERCEPTUAL_NETWORKS)
         one_of(self, "adversarial_loss", ADVERSARIAL_LOSSES)
-        at_least_one(self, "r1_every")
+        at_least_one(self, "r1_every", "adaptive_every")
         require(
             self.adversarial == 0 or self.adversarial_start >= self.discriminator_start,
             f"adversarial_start={self.adversarial_start} is before discriminator_start={self.discriminator_start}: an "

@@ -9,12 +9,18 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.options import neutral
+
 from .base import BackboneConfig, Decoder, Encoder
 
 
 @dataclass
 class CNNConfig(BackboneConfig):
-    """The defaults are the ImageNet VQGAN of taming-transformers: f = 16, one level per multiplier."""
+    """The defaults are the ImageNet VQGAN of taming-transformers: f = 16, one level per multiplier.
+
+    `stem`: a side of the squares of pixels that are folded into channels before the first convolution, and out of them
+    after the last one. Departs from both papers where it is above 1: full resolution costs most of the time.
+    """
 
     name: str = "cnn"
     channels: int = 128
@@ -23,11 +29,12 @@ class CNNConfig(BackboneConfig):
     attention_resolutions: list[int] = field(default_factory=lambda: [16])  # grid sizes with attention
     latent_channels: int = 256
     dropout: float = 0.0
+    stem: int = neutral(1)
 
     @property
     def downsampling(self) -> int:
-        """Pixels per latent along one side: one halving between neighbouring levels."""
-        return 2 ** (len(self.channel_multipliers) - 1)
+        """Pixels per latent along one side: the stem's, and one halving between neighbouring levels."""
+        return self.stem * 2 ** (len(self.channel_multipliers) - 1)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -119,7 +126,7 @@ def _grid_size(config: CNNConfig, image_size: int) -> int:
     if image_size % config.downsampling:
         raise ValueError(
             f"image_size {image_size} is not divisible by {config.downsampling}, the downsampling of "
-            f"channel_multipliers {config.channel_multipliers}; change one of the two"
+            f"channel_multipliers {config.channel_multipliers} and stem {config.stem}; change one of them"
         )
     return image_size // config.downsampling
 
@@ -135,9 +142,10 @@ class CNNEncoder(Encoder):
         super().__init__()
         self.grid_size = _grid_size(config, image_size)
         self.width = config.latent_channels
-        channels, size = config.channels, image_size
+        channels, size = config.channels, image_size // config.stem
         last = len(config.channel_multipliers) - 1
-        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.fold = nn.PixelUnshuffle(config.stem) if config.stem > 1 else nn.Identity()
+        self.conv_in = nn.Conv2d(3 * config.stem**2, channels, 3, padding=1)
         self.levels = nn.ModuleList()  # finest first
         for index, multiplier in enumerate(config.channel_multipliers):
             width = config.channels * multiplier
@@ -151,7 +159,7 @@ class CNNEncoder(Encoder):
         self.conv_out = nn.Conv2d(channels, self.width, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.conv_in(image)  # (B, C, H, W)
+        x = self.conv_in(self.fold(image))  # (B, C, H / stem, W / stem)
         for level in self.levels:
             x = level(x)
         x = self.middle(x)  # (B, C, h, w)
@@ -183,7 +191,8 @@ class CNNDecoder(Decoder):
             self.levels.append(Level(widths, attention, config.dropout, resample))
             channels, size = width, size * 2
         self.norm_out = group_norm(channels)
-        self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, out_channels * config.stem**2, 3, padding=1)
+        self.unfold = nn.PixelShuffle(config.stem) if config.stem > 1 else nn.Identity()
 
     @property
     def last_layer(self) -> Tensor:
@@ -196,4 +205,4 @@ class CNNDecoder(Decoder):
         x = self.middle(self.conv_in(x.contiguous()))  # (B, C, h, w)
         for level in self.levels:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))  # (B, out_channels, H, W)
+        return self.unfold(self.conv_out(F.silu(self.norm_out(x))))  # (B, out_channels, H, W)

@@ -6,10 +6,11 @@ import lightning as L
 import pytest
 import torch
 from conftest import TINY_LARGE_CODEBOOK, TOKENIZERS, TinyExperiment
-from torch import Tensor
+from torch import Tensor, tensor
 from torch.utils.data import DataLoader
 
 from experiments.pipeline.build import build_model
+from lightning_modules import losses
 from lightning_modules.losses import l2_loss
 from lightning_modules.quantizers import LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
@@ -246,6 +247,23 @@ def test_adversarial_weight(build: Any, adaptive: bool) -> None:
     assert all(p.requires_grad for p in module.discriminator.parameters()), "frozen during the term, and only then"
     loss.backward()
     assert all(p.grad is None for p in module.discriminator.parameters())
+
+
+def test_the_adaptive_weight_is_kept_between_its_steps(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed at the first step of the game, whatever its number, and at every third one from there."""
+    module = build("vqgan", GAN, "model.loss.adaptive_every=3", "model.loss.adversarial_start=4")
+    computed = []
+    weights = iter([2.0, 5.0])
+    monkeypatch.setattr(losses, "adaptive_weight", lambda *_: (computed.append(module.step), tensor(next(weights)))[1])
+    terms = []
+    for module.step in range(3, 9):
+        output = module(image := images())
+        loss = module.generator_loss(image, output)
+        plain = l2_loss(output.reconstruction, image) + module.config.loss.quantizer * output.quantizer_loss
+        adversarial = -module.discriminator(output.reconstruction).mean()
+        terms.append(float((loss - plain) / adversarial))
+    assert computed == [4, 7]
+    assert terms == pytest.approx([0, 1, 1, 1, 2.5, 2.5], abs=1e-3)  # 0.5 times the weight
 
 
 def test_discriminator_loss_and_r1_on_its_steps(build: Any) -> None:

@@ -10,10 +10,14 @@ from lightning_modules.networks.base import BackboneConfig
 SMALL_CNN = CNNConfig(
     channels=8, channel_multipliers=[1, 2, 2], num_res_blocks=1, attention_resolutions=[8], latent_channels=16
 )
+SMALL_STEM = CNNConfig(
+    channels=8, channel_multipliers=[1, 2], num_res_blocks=1, attention_resolutions=[8], latent_channels=16, stem=2
+)
 SMALL_VIT = ViTConfig(patch_size=4, encoder_size="micro", decoder_size="tiny")
 CONFIGS = [
     SMALL_CNN,
     SMALL_VIT,
+    SMALL_STEM,
     ViTConfig(patch_size=4, encoder_size="micro", decoder_size="micro", positions="sincos"),
 ]
 
@@ -29,7 +33,7 @@ def num_parameters(*modules: nn.Module) -> float:
     return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["cnn", "vit", "vit-sincos"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["cnn", "vit", "stem", "vit-sincos"])
 def test_shapes_are_channels_last_latents(config: BackboneConfig) -> None:
     encoder, decoder = build(config, 32)
     z = encoder(torch.randn(2, 3, 32, 32))
@@ -39,7 +43,7 @@ def test_shapes_are_channels_last_latents(config: BackboneConfig) -> None:
     assert decoder(latents).shape == (2, 3, 32, 32)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["cnn", "vit", "vit-sincos"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["cnn", "vit", "stem", "vit-sincos"])
 def test_gradient_reaches_every_parameter(config: BackboneConfig) -> None:
     for network, x in zip(build(config, 32), (torch.randn(2, 3, 32, 32), None), strict=True):
         x = torch.randn(2, network.grid_size, network.grid_size, network.width) if x is None else x
@@ -49,7 +53,7 @@ def test_gradient_reaches_every_parameter(config: BackboneConfig) -> None:
         assert all(name.endswith("bias") for name in silent), silent
 
 
-@pytest.mark.parametrize("config", CONFIGS[:2], ids=["cnn", "vit"])
+@pytest.mark.parametrize("config", CONFIGS[:3], ids=["cnn", "vit", "stem"])
 def test_decoder_can_have_six_maps_for_the_logit_laplace_loss(config: BackboneConfig) -> None:
     _, decoder, _ = BACKBONES[config.name]
     network = decoder(config, 32, out_channels=6)
@@ -62,13 +66,14 @@ def test_cnn_decoder_computes_in_contiguous_memory() -> None:
     assert decoder(torch.randn(2, 8, 8, decoder.width)).is_contiguous()
 
 
-@pytest.mark.parametrize("config", CONFIGS[:2], ids=["cnn", "vit"])
+@pytest.mark.parametrize("config", CONFIGS[:3], ids=["cnn", "vit", "stem"])
 def test_last_layer_is_what_makes_the_pixels(config: BackboneConfig) -> None:
     _, decoder = build(config, 32)
     with torch.no_grad():
         decoder.last_layer.zero_()
     image = decoder(torch.randn(1, 8, 8, decoder.width))
-    torch.testing.assert_close(image, image[..., :1, :1].expand_as(image))  # only the bias is left
+    side = getattr(config, "stem", 1)  # only the bias is left, one number for each pixel of the stem's squares
+    torch.testing.assert_close(image, image[..., :side, :side].repeat(1, 1, 32 // side, 32 // side))
     assert any(decoder.last_layer is parameter for parameter in decoder.parameters())
 
 

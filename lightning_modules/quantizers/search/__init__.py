@@ -1,11 +1,13 @@
 """The nearest code of each token.
 
 Read `dense` first, the formula; then `tiled`, the same without the matrix of all scores; then `cells`, which skips most
-of the codes.
+of the codes, and `fused`, one kernel for GPUs.
 
 Shapes: N tokens, K codes, d dims.
 """
 
+import functools
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +17,8 @@ from torch import Tensor
 from lightning_modules.quantizers.search import cells
 from lightning_modules.quantizers.search.dense import search_dense, search_ranks
 from lightning_modules.quantizers.search.tiled import CPU_CODES, CPU_TOKENS, search_tiled
+
+MAX_FUSED_DIMS = 768  # CLIP's features, the widest codes in use; wider ones are searched tile by tile
 
 
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
@@ -27,7 +31,8 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
 
     Memory beyond the arguments: 1 MiB a CPU thread (32 MiB on a GPU), about d + 12 floats a token and one a
     code; where codes are skipped, another d + 6 floats a code and at most 24 MiB; plus a float32 copy of arguments
-    of another dtype. Not for CUDA graphs: it synchronises once. Each tile is two short parallel regions: where other
+    of another dtype. With Triton, which comes with torch's CUDA builds, a GPU needs neither tiles nor a synchronisation
+    (`fused`); without it there is one synchronisation. On a CPU each tile is two short parallel regions: where other
     processes want the same cores, set OMP_WAIT_POLICY=passive, or threads that spin at the end of each region make
     it several times slower.
 
@@ -65,7 +70,16 @@ def _search(z: Tensor, codebook: Tensor) -> Tensor:
             indices = cells.search_cells(z, codebook, 2 * CPU_TOKENS, 2 * CPU_CODES)  # cells are few: larger tiles
             if indices is not None:
                 return indices
+        if z.device.type == "cuda" and z.shape[1] <= MAX_FUSED_DIMS and has_triton():
+            from lightning_modules.quantizers.search.fused import search_fused  # compiles on a GPU alone
+
+            return search_fused(z, codebook)
         return search_tiled(z, codebook)
+
+
+@functools.cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @contextmanager

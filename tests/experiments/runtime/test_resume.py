@@ -72,7 +72,9 @@ STEPS += ["data.val_batch_size=5"]
 
 def test_killed_everywhere(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> None:
     """A GAN, whose two optimizers and game begin at different steps."""
-    game = "model.loss={adversarial: 0.1, discriminator_start: 2, adversarial_start: 4, perceptual: 1}"
+    game = (
+        "model.loss={adversarial: 0.1, discriminator_start: 2, adversarial_start: 4, perceptual: 1, adaptive_every: 3}"
+    )
     runs = Runs(driver, tiny("vqgan", *STEPS, game), tmp_path)
     runs.killed(f"{TOKENIZER}.training_step", 2, "kill")  # nothing saved yet
     runs.killed(f"{TOKENIZER}.validation_step", 2, "kill")  # after step 3
