@@ -4,14 +4,15 @@ A run = experiment YAML + scale overlay + the row's `set` + command-line overrid
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from experiments.config.compose import compose, parse, read_recipe
-from experiments.config.experiment import Experiment
-from experiments.config.values import from_dotlist, merge
+from experiments.config.experiment import MODULES, Experiment, schema
+from experiments.config.values import flatten, from_dotlist, merge
+from lightning_modules.base import ModuleConfig
 from sweeps.schema import SWEEPS, CellSpec, ScaleSpec, SweepSpec, TableSpec, naming, nearest, read_spec, scale_names
 
 EXPERIMENTS = SWEEPS.parent / "experiments"
@@ -109,10 +110,15 @@ def load_grid(path: str | Path, scale: str, seeds: str = "", overrides: Sequence
 
 
 def recipe_values(name: str, changes: dict[str, Any], overlay: ScaleSpec) -> dict[str, Any]:
-    """A recipe with the scale's overlay and `changes`; what it stands on likewise. The overlay is of tokenizers."""
+    """A recipe with the scale's overlay and `changes`; what it stands on likewise.
+
+    The overlay is of models that stand on no other; of its keys of models, one takes those that it has.
+    """
     file = read_recipe(EXPERIMENTS / f"{name}.yaml")
     own = overlay.experiment_overrides.get(name.rsplit("_", 1)[0], {})
+    keys = keys_of(schema(file, f"{name}.yaml").model)
     common = {} if "upstream" in file else overlay.overrides
+    common = {key: value for key, value in common.items() if key in keys or not key.startswith("model.")}
     values = compose(file, nest(common), nest(own), changes)
     if "upstream" in file:
         upstream = dict(values["upstream"])
@@ -124,7 +130,16 @@ def recipe_values(name: str, changes: dict[str, Any], overlay: ScaleSpec) -> dic
 def load_scale(scale: str) -> ScaleSpec:
     if scale not in scale_names():
         raise ValueError(f"SCALE={scale} is none of {', '.join(scale_names())}{nearest(scale, scale_names())}")
-    return read_spec(SWEEPS / "scales" / f"{scale}.yaml", ScaleSpec)
+    overlay = read_spec(path := SWEEPS / "scales" / f"{scale}.yaml", ScaleSpec)
+    keys = set().union(*(keys_of(config()) for _, config in MODULES.values()))
+    for key in overlay.overrides:
+        if key.startswith("model.") and key not in keys:
+            raise ValueError(f"{path}: overrides: no model has the key '{key}'{nearest(key, keys)}")
+    return overlay
+
+
+def keys_of(model: ModuleConfig) -> set[str]:
+    return set(flatten(asdict(model), "model"))
 
 
 def sweep_name(path: Path) -> str:

@@ -15,6 +15,7 @@ from lightning_modules.networks import load_encoder
 from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
 from sweeps import grid as grid_module
 from sweeps.grid import SWEEPS, load_grid, parse_seeds, scale_names
+from sweeps.schema import ScaleSpec
 
 SWEEP_FILES = sorted(
     path
@@ -144,6 +145,16 @@ def test_unknown_scale_and_seeds_are_named(sweep_file: Path) -> None:
         load_grid(sweep_file, "quik")
     with pytest.raises(ValueError, match="SEEDS=a,b"):
         load_grid(sweep_file, "quick", "a,b")
+
+
+def test_a_key_of_a_scale_that_no_model_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model takes the keys that it has; one that none has is a mistake in the file."""
+    spec = ScaleSpec("cifar10", overrides={"model.loss.perceptuel": 0.0})
+    monkeypatch.setattr(grid_module, "read_spec", lambda *_: spec)
+    with pytest.raises(
+        ValueError, match=r"quick.yaml: overrides: .* 'model.loss.perceptuel'; did you mean 'model.loss.per"
+    ):
+        grid_module.load_scale("quick")
 
 
 def test_seeds_are_a_list_or_a_count() -> None:

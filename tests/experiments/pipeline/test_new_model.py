@@ -18,6 +18,7 @@ from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
 from lightning_modules.base import Module, ModuleConfig, Setting
 from lightning_modules.parts import Part
+from sweeps import grid
 
 
 @dataclass
@@ -94,3 +95,31 @@ def test_its_costs(pixels: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
         preview(pixels, "x", 1, 1.0)
     monkeypatch.setitem(MODULES, "pixels", (WithParts, PixelsConfig))
     assert preview(pixels, "x", 1, 1.0).row_count > 5
+
+
+SWEEP = """
+title: A test
+objective: top1
+tables:
+  - id: one
+    title: Pixels
+    paper: "a paper"
+    row_heads: [model]
+    columns: [{metric: top1, head: top-1}]
+    cells: [{experiment: pixels, row: {model: pixels}}]
+"""
+
+
+def test_it_is_a_row_of_a_sweep_at_every_scale(
+    pixels: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a scale's overlay it takes the keys that it has: none of losses and codes."""
+    monkeypatch.setattr(grid, "EXPERIMENTS", tmp_path)
+    (tmp_path / "pixels_cifar10.yaml").write_text("data: {name: shapes}\nmodel: {name: pixels}\n")
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    for scale in ("quick", "reduced"):
+        (run,) = grid.load_grid(tmp_path / "sweep.yaml", scale).runs
+        overlay = grid.load_scale(scale).overrides
+        expected = overlay.get("model.optimizer.warmup_steps", PixelsConfig().optimizer.warmup_steps)
+        assert run.experiment.model.optimizer.warmup_steps == expected
+        assert run.experiment.data.train_size == overlay.get("data.train_size", 10_000)
