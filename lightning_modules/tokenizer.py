@@ -63,7 +63,7 @@ class Tokenizer(Module):
         self.epoch_usage: dict[str, float] = {}  # of the last whole training epoch, with the tokens counted in it
         self.epoch_tokens = 0
         self.usage_by_epoch: list[float] = []  # B-Figure 3
-        self.balance = torch.ones(())  # the adaptive weight, as last computed
+        self.balance = torch.ones((), device="cpu")  # the adaptive weight, as last computed
         self.shown: Tensor | None = None  # the first validation images
         for name, network in networks(config, image_size).items():
             setattr(self, name, network)
