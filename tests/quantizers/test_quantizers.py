@@ -277,7 +277,9 @@ def test_reseeding_gives_dead_codes_a_latent_with_sum_and_count_to_match() -> No
     assert dead.sum() >= K - 3
     assert torch.equal(quantizer.counts[dead], torch.full((int(dead.sum()),), share))
     distances = (quantizer.sums[dead][:, None] / share - z).norm(dim=-1)  # (dead, 3)
-    assert distances.amin(1).max() < 0.1 * z.std(0).norm(), "the sum is the share of the latent that was picked, or nearly"
+    assert distances.amin(1).max() < 0.1 * z.std(0).norm(), (
+        "the sum is the share of the latent that was picked, or nearly"
+    )
     assert len(distances.argmin(1).unique()) == 3, "not all codes get the same latent"
     assert len(quantizer.sums.unique(dim=0)) == K, "no two codes are equal: one of them would never win"
     torch.testing.assert_close(quantizer.codes[dead], quantizer.sums[dead] / share)
@@ -295,7 +297,7 @@ def test_no_reseeding_by_default() -> None:
 
 @pytest.mark.parametrize("kind", ["vq", "factorized", "ema"])
 def test_first_codes_are_latents_of_the_step_they_are_placed_at(kind: str) -> None:
-    """Before it latents pass as they are; a step is of two micro-batches here, and a checkpoint goes on where it was."""
+    """Before it latents pass as they are. A step is of two micro-batches here; a checkpoint goes on where it was."""
     cls, config = QUANTIZERS[kind]
     quantizer = cls(config(init="latents", place_at=2), K, D)
     z = torch.randn(200, D) + 50
@@ -337,7 +339,7 @@ def test_placed_averages_begin_with_the_fair_share() -> None:
 
 
 def test_ema_starts_as_in_the_code_of_paper_b() -> None:
-    """Codes uniform in (-1/K, 1/K), counts of 0; one that no latent chose is then its first value over eps, shrinking."""
+    """Codes uniform in (-1/K, 1/K), counts of 0; one that no latent chose is its first value over eps, shrinking."""
     quantizer = EMAQuantizer(EMAConfig(), K, D)
     codes = quantizer.codes.clone()
     assert codes.abs().max() < 1 / K < 1.3 * codes.abs().max() and not quantizer.counts.any()
