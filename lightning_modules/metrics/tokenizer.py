@@ -124,8 +124,8 @@ class TokenizerMetrics(nn.Module):
     def compute(self) -> dict[str, Tensor]:
         fidelity = self.fidelity.compute()
         usage = self.usage.compute()
-        self.last_counts = self.usage.counts.clone()
-        self.num_counted = int(self.last_counts.sum()) // self.tokens_per_image
+        self.num_counted = int(self.usage.counts.sum()) // self.tokens_per_image
+        self.last_counts = self.usage.counts.clone() if self.has_codes else None
         self.num_measured = min(self.limit or self.num_counted, self.num_counted)
         values = {f"{name}/val": value.float() for name, value in usage.items()} if self.has_codes else {}
         if self.has_codes:
