@@ -32,6 +32,7 @@ from experiments.runtime.trainer import build_trainer
 from lightning_modules.vim import VIM
 
 RECIPE = Path(__file__).parents[3] / "experiments/vim_cifar10.yaml"
+NO_CODES = {"quantizer": {"name": "none"}, "codebook_size": 0}
 NO_IMAGES = "model.generation.num_samples=0"
 
 
