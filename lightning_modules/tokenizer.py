@@ -106,7 +106,7 @@ class Tokenizer(Module):
         return {rank: self.decode_indices(ids) for rank, ids in zip(ranks, indices.unbind(-1), strict=True)}
 
     def predict(self, quantized: Tensor) -> Tensor:
-        return self.decoder(self.post_quant(quantized))
+        return self.decoder(self.post_quant(quantized)).float()  # losses and metrics are float32 in every precision
 
     def to_image(self, prediction: Tensor) -> Tensor:
         return logit_laplace_mean(prediction) if self.config.loss.logit_laplace else prediction
@@ -142,29 +142,31 @@ class Tokenizer(Module):
 
     def generator_loss(self, image: Tensor, output: TokenizerOutput) -> Tensor:
         """The weighted sum of all terms; each is logged unweighted, of the global batch, as loss/NAME."""
-        config = self.config.loss
-        terms = {"quantizer": output.quantizer_loss}
-        if config.l1:
-            terms["l1"] = losses.l1_loss(output.reconstruction, image)
-        if config.l2:
-            terms["l2"] = losses.l2_loss(output.reconstruction, image)
-        if config.logit_laplace:
-            terms["logit_laplace"] = losses.logit_laplace_loss(output.prediction, image)
-        if self.perceptual is not None:
-            with torch.autocast(image.device.type, enabled=False):  # small maps: bf16 costs time and gains nothing
-                terms["perceptual"] = self.perceptual(output.reconstruction.float(), image)
+        config, game = self.config.loss, self.step - self.config.loss.adversarial_start  # steps since it began
+        is_on = self.discriminator is not None and game >= 0
+        is_weighed = is_on and config.adaptive_weight and game % config.adaptive_every == 0
+        # Weighed, both sides' gradients are taken at the prediction, so that no network after it is walked back twice.
+        prediction = output.prediction.detach().requires_grad_() if is_weighed else output.prediction
+        terms = losses.pixel_terms(config, self.perceptual, prediction, self.to_image(prediction), image)
         loss = sum((getattr(config, name) * term for name, term in terms.items()), start=image.new_zeros(()))
-
-        if self.discriminator is not None and self.step >= config.adversarial_start:
+        if self.discriminator is not None and is_on:
             self.discriminator.requires_grad_(False)
-            terms["adversarial"] = self.adversarial_loss(self.discriminator(output.reconstruction).float())
+            terms["adversarial"] = adversarial = self.adversarial_loss(
+                self.discriminator(self.to_image(prediction)).float()
+            )
             self.discriminator.requires_grad_(True)
-            if config.adaptive_weight and (self.step - config.adversarial_start) % config.adaptive_every == 0:
-                reconstruction = loss - config.quantizer * terms["quantizer"]
-                self.balance = losses.adaptive_weight(reconstruction, terms["adversarial"], self.decoder.last_layer)
+            if is_weighed:
+                sides = [torch.autograd.grad(side, prediction)[0] for side in (loss, adversarial)]
+                # Of the pixels alone: logit-Laplace also predicts scales, which no adversarial gradient reaches.
+                pixels = [gradient[:, :3] for gradient in sides]
+                self.balance = losses.adaptive_weight(output.prediction[:, :3], self.decoder.last_layer, *pixels)
             weight = config.adversarial * self.balance
-            loss = loss + weight * terms["adversarial"]
+            loss = loss + weight * adversarial
+            if is_weighed:
+                loss = losses.with_gradient(output.prediction, loss.detach(), sides[0] + weight * sides[1])
             self.log("weight/adversarial", weight)
+        terms["quantizer"] = output.quantizer_loss
+        loss = loss + config.quantizer * output.quantizer_loss
         means = mean_values({**terms, "generator": loss})
         self.log("loss/generator", means["generator"], prog_bar=True)
         self.log_dict({f"loss/{name}": means[name] for name in terms})

@@ -249,6 +249,30 @@ def test_adversarial_weight(build: Any, adaptive: bool) -> None:
     assert all(p.grad is None for p in module.discriminator.parameters())
 
 
+@pytest.mark.parametrize("model", ["vqgan", "vit_vqgan"])
+def test_the_balanced_gradient_is_that_of_the_plain_sum(build: Any, model: str) -> None:
+    """Of every weight: the losses' gradients are taken at the prediction and walked back once."""
+    options = ["model.loss.logit_laplace=0.1", "model.loss.l1=1", "model.loss.adaptive_weight=true"]
+    module = build(model, GAN, *options)
+    parameters = [p for name, p in module.named_parameters() if not name.startswith("discriminator")]
+    gradients = []
+    for _ in range(2):  # the second one by the weight that the first one found
+        loss = module.generator_loss(image := images(), module(image))
+        gradients.append([float(loss), *torch.autograd.grad(loss, parameters, allow_unused=True)])
+        module.config.loss.adaptive_every, module.step = 2, 1
+    for balanced, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(balanced, plain)
+
+
+def test_under_logit_laplace_the_weight_is_that_of_the_means(build: Any) -> None:
+    module = build("vqgan", GAN, "model.loss.logit_laplace=1", "model.loss.l2=0", "model.loss.adaptive_weight=true")
+    output = module(image := images())
+    module.generator_loss(image, output)
+    losses_at = losses.logit_laplace_loss(output.prediction, image), -module.discriminator(output.reconstruction).mean()
+    rows = [norm_at_last_layer(module, loss)[:3].norm() for loss in losses_at]  # the others make the scales
+    torch.testing.assert_close(module.balance, rows[0] / (rows[1] + 1e-4))
+
+
 def test_the_adaptive_weight_is_kept_between_its_steps(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Computed at the first step of the game, whatever its number, and at every third one from there."""
     module = build("vqgan", GAN, "model.loss.adaptive_every=3", "model.loss.adversarial_start=4")
