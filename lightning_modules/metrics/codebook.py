@@ -105,6 +105,7 @@ class BatchUsage(Metric):
         super().__init__(**kwargs)
         self.codebook_size = codebook_size
         self.batch_tokens = batch_tokens
+        self.tokens_per_image = self.tokens_of_group = 0  # the latter of the last compute; both stay through `reset`
         self.add_state("used", [], dist_reduce_fx="cat")  # [(1, K)] bool, which codes a group uses here, and
         self.add_state("group", [], dist_reduce_fx="cat")  # [(1,)] int64, which group that is
         self.add_state("num_images", torch.tensor(0), dist_reduce_fx="sum")
@@ -114,7 +115,6 @@ class BatchUsage(Metric):
         super().reset()
         self.num_seen = 0  # by this process; known to the host, which would wait for a GPU to read a state
         self.last_group = -1
-        self.tokens_per_image = self.tokens_of_group = 0  # the latter of the last compute
 
     def update(self, indices: Tensor) -> None:
         """Adds the images' indices (B, h, w) int64, or any (B, ...). ValueError: an index outside [0, K)."""

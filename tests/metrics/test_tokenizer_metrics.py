@@ -22,12 +22,12 @@ def test_usage_stands_beside_what_is_reachable() -> None:
     values = metrics.compute()
     assert values["usage/val"] == values["usage/batch"] == 62.5
     assert values["reachable/val"] == values["reachable/batch"] > 99.99
-    ids = metrics.protocols()
+    metrics.reset()
+    assert metrics.num_seen == metrics.usage.counts.sum() == 0
+    ids = metrics.protocols()  # of the last compute
     assert set(ids) == set(values)
     assert ids["usage/val"] == "usage/once-in-val/n6"
     assert ids["usage/batch"] == "usage/mean-over-batches-of-384-val-tokens/n6"
-    metrics.reset()
-    assert metrics.num_seen == metrics.usage.counts.sum() == 0
 
 
 def test_without_codes_nothing_is_counted() -> None:
