@@ -46,7 +46,8 @@ def _nearest_kernel(
         z = ()
         for i in tl.static_range(NUM_DIMS):
             z = z + (tl.load(tokens + rows * NUM_DIMS + i, mask=is_row, other=0.0)[:, None],)
-    for start in range(first, tl.minimum(first + codes_a_split, K), CODES):
+    unroll: tl.constexpr = 2 if IS_FEW_DIMS else 1  # the second block is loaded before the first is computed
+    for start in tl.range(first, tl.minimum(first + codes_a_split, K), CODES, loop_unroll_factor=unroll):
         columns = start + tl.arange(0, CODES)  # (CODES,)
         is_column = columns < K
         norm = tl.load(half_norms + columns, mask=is_column, other=float("inf"))
@@ -85,17 +86,19 @@ def search_fused(z: Tensor, codebook: Tensor) -> Tensor:
     Memory beyond the arguments: d + 1 floats a code, and 8 bytes a token and split; no host synchronisation.
     """
     (N, d), K = z.shape, len(codebook)
+    if not N:
+        return torch.empty(0, dtype=torch.int64, device=z.device)
     is_few_dims = d <= FEW_DIMS
     block = block_of(d, is_few_dims)
     z, codes = z.contiguous(), codebook.T.contiguous()  # (d, K): neighbouring threads read neighbouring codes
     half_norms = torch.linalg.vector_norm(codebook, dim=1).square_().div_(2)  # (K,)
     blocks = triton.cdiv(N, block.tokens)
-    splits = max(1, min(PROGRAMS // max(1, blocks), triton.cdiv(K, 8 * block.codes)))
+    splits = max(1, min(PROGRAMS // blocks, triton.cdiv(K, 8 * block.codes)))
     codes_a_split = triton.cdiv(triton.cdiv(K, splits), block.codes) * block.codes
     splits = triton.cdiv(K, codes_a_split)
     scores = z.new_empty(splits, N)
     indices = torch.empty(splits, N, dtype=torch.int32, device=z.device)
-    if N:
+    with torch.cuda.device_of(z):  # Triton launches on the current device
         _nearest_kernel[(blocks, splits)](
             z, codes, half_norms, scores, indices, N, K, d, codes_a_split,
             IS_FEW_DIMS=is_few_dims, NUM_DIMS=d if is_few_dims else 0, TOKENS=block.tokens, CODES=block.codes,
