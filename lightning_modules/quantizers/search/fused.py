@@ -45,7 +45,7 @@ def _nearest_kernel(
     if IS_FEW_DIMS:
         z = ()
         for i in tl.static_range(NUM_DIMS):
-            z = z + (tl.load(tokens + rows * NUM_DIMS + i, mask=is_row, other=0.0)[:, None],)
+            z = z + (tl.load(tokens + rows * NUM_DIMS + i, mask=is_row, other=0.0)[:, None],)  # noqa: RUF005
     unroll: tl.constexpr = 2 if IS_FEW_DIMS else 1  # the second block is loaded before the first is computed
     for start in tl.range(first, tl.minimum(first + codes_a_split, K), CODES, loop_unroll_factor=unroll):
         columns = start + tl.arange(0, CODES)  # (CODES,)
