@@ -59,8 +59,9 @@ class TokenizerMetrics(nn.Module):
 
     def __init__(self, config: MetricsConfig, codebook_size: int, image_size: int) -> None:
         super().__init__()
-        self.usage = CodebookUsage(codebook_size)
-        self.batch_usage = BatchUsage(codebook_size)
+        self.has_codes = codebook_size > 0  # without a quantizer every index is 0, and no usage is given
+        self.usage = CodebookUsage(max(1, codebook_size))
+        self.batch_usage = BatchUsage(max(1, codebook_size))
         self.reconstruction = ReconstructionMetrics(image_size, lpips=config.lpips)
         self.logit_laplace = MeanMetric()  # only of models that predict it (A-Tables 1 and 4)
         self.rank_psnr = nn.ModuleDict({str(rank): MeanMetric() for rank in config.code_ranks})
@@ -126,8 +127,9 @@ class TokenizerMetrics(nn.Module):
         self.last_counts = self.usage.counts.clone()
         self.num_counted = int(self.last_counts.sum()) // self.tokens_per_image
         self.num_measured = min(self.limit or self.num_counted, self.num_counted)
-        values = {f"{name}/val": value.float() for name, value in usage.items()}
-        values["usage/batch"] = self.batch_usage.compute()
+        values = {f"{name}/val": value.float() for name, value in usage.items()} if self.has_codes else {}
+        if self.has_codes:
+            values["usage/batch"] = self.batch_usage.compute()
         values |= self.reconstruction.compute()
         if self.logit_laplace.update_called:
             values["logit_laplace"] = self.logit_laplace.compute()
