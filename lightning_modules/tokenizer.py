@@ -179,7 +179,7 @@ class Tokenizer(Module):
         config = self.config.loss
         uses_r1 = config.r1 > 0 and self.step % config.r1_every == 0
         real = real.detach().requires_grad_(uses_r1)
-        logits_real, logits_fake = self.discriminator(real).float(), self.discriminator(fake).float()
+        logits_real, logits_fake = (logits.float() for logits in self.discriminator.pair(real, fake))
         loss = self.discriminator_loss(logits_real, logits_fake)
         terms = {"discriminator": loss}
         if uses_r1:
