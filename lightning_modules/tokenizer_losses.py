@@ -29,12 +29,16 @@ def generator_terms(module: Any, image: Tensor, output: Any, adversarial: bool, 
     """
     config = module.config.loss
     prediction = output.prediction.detach().requires_grad_() if weigh else output.prediction
-    terms = pixel_terms(config, module.perceptual, prediction, module.to_image(prediction), image)
+
+    def reconstruction() -> Tensor:  # with a graph of its own for each of both sides
+        return module.to_image(prediction) if weigh else output.reconstruction
+
+    terms = pixel_terms(config, module.perceptual, prediction, reconstruction(), image)
     loss = sum((getattr(config, name) * term for name, term in terms.items()), start=image.new_zeros(()))
     extra: Terms = {}
     if adversarial:
         module.discriminator.requires_grad_(False)
-        logits = module.discriminator(module.to_image(prediction)).float()
+        logits = module.discriminator(reconstruction()).float()
         module.discriminator.requires_grad_(True)
         terms["adversarial"] = module.adversarial_loss(logits)
         sides = [torch.autograd.grad(side, prediction)[0] for side in (loss, terms["adversarial"])] if weigh else []
