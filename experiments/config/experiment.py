@@ -69,7 +69,7 @@ class RuntimeConfig:
     devices: str = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
-    num_workers: int = 0
+    num_workers: int = -1  # processes that load images; -1: some for image files while a GPU trains, else none
 
 
 @dataclass

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
+from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.inputs import Inputs, inputs_of
 from experiments.pipeline.prepare import gather, prepare
 from experiments.pipeline.summary import print_summary
@@ -91,7 +92,7 @@ def train_alone(
     throughput = Throughput()
     module, data, images = prepare(experiment, needs)
     if is_main():
-        print_summary(experiment, module, name, images.data_id)
+        print_summary(experiment, module, name, images.data_id, images.placing(build_device(experiment)))
 
     with StopRequest() as stop, not_swallowed(), health.naming_last_checkpoint(checkpoints):
         images_read = InCheckpoint(**inputs._asdict())

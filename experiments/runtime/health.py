@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from experiments.runtime.checkpoints import load_checkpoint
-from lightning_modules.finite import ADVICE, first_not_finite
+from lightning_modules.finite import ADVICE, first_not_finite, settle
 
 
 class FiniteWeights(Callback):
@@ -27,7 +27,8 @@ class FiniteWeights(Callback):
 
     @staticmethod
     def check(trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Raises FloatingPointError that names the step and the weights."""
+        """Raises FloatingPointError that names the step and the loss, or the weights."""
+        settle(module)
         if name := first_not_finite(module.state_dict()):
             raise FloatingPointError(f"step {trainer.global_step}: the weights '{name}' are not finite; {ADVICE}")
 
