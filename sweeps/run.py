@@ -20,6 +20,7 @@ from experiments.config.identity import digest_of
 from experiments.pipeline.inputs import Seen, inputs_of
 from experiments.pipeline.training import train_apart as train
 from experiments.pipeline.upstream import run_dir
+from experiments.pipeline.weights import can_wait, weights_path
 from experiments.runtime.errors import user_errors
 from experiments.runtime.files import write_json
 from experiments.runtime.records import PUBLISHED, Record, data_name, find_records, record_path, same_experiment
@@ -56,7 +57,14 @@ class Sweep:
         return find_records(run.experiment, directories).get(self.data_ids[run.digest])
 
     def unfinished(self) -> list[Run]:
-        return [run for run in self.runs.values() if self.record(run) is None]
+        return [run for run in self.runs.values() if self.record(run) is None and not self.waits(run)]
+
+    def waits(self, run: Run) -> bool:
+        """Whether it is trained and is to be evaluated later."""
+        return can_wait(run.experiment) and self.weights(run).is_file()
+
+    def weights(self, run: Run) -> Path:
+        return weights_path(run.experiment, self.data_ids[run.digest])
 
     @property
     def study_name(self) -> str:
@@ -90,6 +98,8 @@ class Sweep:
         for run in self.runs.values():
             if record := self.record(run):
                 self.say(run, f"finished earlier{self.numbers(run, record)}")
+            elif self.waits(run):
+                self.say(run, f"trained earlier, to be evaluated: {self.weights(run)}")
         if todo:
             self.queue.fill({run.digest: self.job(run) for run in todo})
         return todo
@@ -127,9 +137,10 @@ class Sweep:
             with keep_traceback(folder := self.folder(run)), self.budget.stopping():
                 record = train(run.experiment, run.name, folder)
             took = {"seconds": time.monotonic() - start}
-            words = f"trained {duration(took['seconds'])}"
+            words = f"trained {duration(took['seconds'])}" + ", to be evaluated" * self.waits(run)
         value = float(record["metrics"].get(self.grid.spec.objective, math.nan))
-        attributes = record["metrics"] | took | ({} if self.queue.is_journal else {"record": record})
+        is_shared = not self.queue.is_journal and not self.waits(run)
+        attributes = record["metrics"] | took | ({"record": record} if is_shared else {})
         sizes = {"codebook_size": getattr(run.experiment.bottom.model, "codebook_size", 0), "seed": run.experiment.seed}
         self.queue.finish(trial, value, attributes, sizes)
         self.say(run, words + self.numbers(run, record))
@@ -161,7 +172,10 @@ class Sweep:
             self.say(run, f"no result: {errors.get(run.digest, 'its worker ended before it was finished')}")
             if (log := self.folder(run) / "error.txt").is_file():
                 print(f"    traceback: {log}", flush=True)
-        print(f"{self.grid.name}: {len(self.runs) - len(missing)} of {len(self.runs)} cells finished", flush=True)
+        done = f"{len(self.runs) - len(missing)} of {len(self.runs)} cells"
+        is_any_waiting = any(self.record(run) is None and self.waits(run) for run in self.runs.values())
+        words = "trained; without --evaluate-later they are evaluated, on any machine" if is_any_waiting else "finished"
+        print(f"{self.grid.name}: {done} {words}", flush=True)
         if missing:
             print("the same command tries the others again", flush=True)
         return 1 if is_failed else 0
@@ -186,14 +200,28 @@ def main(arguments: list[str] | None = None) -> int:
         help="only cells whose row, or TABLE/row, matches, such as 'LC K=*' or 'latent/*'; may be given again",
     )
     parser.add_argument(
+        "--evaluate-later",
+        action="store_true",
+        help="train, and only keep the weights, a few MB a cell, in OUTPUT_DIR/weights; where these are, the same "
+        "command without this option evaluates them",
+    )
+    parser.add_argument("--evaluate-only", action="store_true", help="only cells whose weights are kept")
+    parser.add_argument(
+        "--keep-weights", action="store_true", help="also keep such weights of cells that are evaluated"
+    )
+    parser.add_argument(
         "--published",
         action=BooleanOptionalAction,
         default=True,
         help="whether cells of published records are finished (default: yes; the records hold no weights)",
     )
     options = parse_training(parser, arguments)
+    for option in ("evaluate_later", "keep_weights"):
+        options.overrides += [f"runtime.{option}=true"] if getattr(options, option) else []
     with user_errors():
         begin(options)
+        if options.evaluate_only and options.evaluate_later:
+            raise ValueError("--evaluate-only and --evaluate-later exclude each other")
         output_dir = Path(options.output_dir)
         grids = grids_of(options)
         trained = [grid for grid in grids if not grid.spec.counted]
@@ -203,6 +231,8 @@ def main(arguments: list[str] | None = None) -> int:
         sweeps = [Sweep(grid, output_dir, options.published, options.only) for grid in trained]
         for sweep in sweeps:
             sweep.budget = options.budget
+            if options.evaluate_only:
+                sweep.runs = {digest: run for digest, run in sweep.runs.items() if sweep.weights(run).is_file()}
             if sweep.unfinished():
                 sweep.open_queue(options.storage)
         if options.as_worker:
