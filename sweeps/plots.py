@@ -43,17 +43,18 @@ def panels(figure: Figure, columns: Sequence[ColumnSpec], width: float) -> Itera
 def draw_rows(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> None:
     """Each metric against the row head `x`, one line for each value of `line`."""
     x, line = table.spec.plot.x, table.spec.plot.line
-    names = list(dict.fromkeys(row.heads[line] for row in table.rows))
+    numbered = [row for row in table.rows if isinstance(row.heads[x], (int, float))]  # a control may have no size
+    names = list(dict.fromkeys(row.heads[line] for row in numbered))
     for axes, column in panels(figure, columns, 5.2):
         for number, name in enumerate(names):
             color = f"C{number}"
-            rows = sorted((row for row in table.rows if row.heads[line] == name), key=lambda row: row.heads[x])
+            rows = sorted((row for row in numbered if row.heads[line] == name), key=lambda row: row.heads[x])
             label = f"{line} = {show(name)}" if isinstance(name, bool) else show(name)
             draw_points(axes, [(row.heads[x], measure(column, row, finished)) for row in rows], color, label)
             paper = [(row.heads[x], row.cell.paper[column.metric]) for row in rows if column.metric in row.cell.paper]
             if paper and is_usage(column):
                 axes.plot(*zip(*paper, strict=True), ls="--", lw=1, marker=".", alpha=0.6, color=color)
-        counts = Counter(row.heads[x] for row in table.rows if row.runs)
+        counts = Counter(row.heads[x] for row in numbered if row.runs)
         ticks = sorted(at for at in counts if not any(is_near(at, by) and counts[by] > counts[at] for by in counts))
         axes.set_xscale("log")
         axes.set_xticks(ticks, [show(tick) for tick in ticks])

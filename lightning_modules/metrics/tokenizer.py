@@ -55,14 +55,13 @@ class TokenizerMetrics(nn.Module):
     """Update with validation batches, `compute()` all, `reset()`.
 
     Features of the real images come with each update, or once and for all from `use_reference`: every model of a
-    sweep is compared with the same ones. Without `has_codes`, of a tokenizer that does not quantize, no code is
-    counted.
+    sweep is compared with the same ones. With `codebook_size` 0, of a tokenizer without quantizer, no code is counted.
     """
 
-    def __init__(self, config: MetricsConfig, codebook_size: int, image_size: int, has_codes: bool = True) -> None:
+    def __init__(self, config: MetricsConfig, codebook_size: int, image_size: int) -> None:
         super().__init__()
-        self.usage = CodebookUsage(codebook_size) if has_codes else None
-        self.batch_usage = BatchUsage(codebook_size) if has_codes else None
+        self.usage = CodebookUsage(codebook_size) if codebook_size else None
+        self.batch_usage = BatchUsage(codebook_size) if codebook_size else None
         self.num_images = SumMetric(nan_strategy="disable")
         self.reconstruction = ReconstructionMetrics(image_size, lpips=config.lpips)
         # "disable": a look for NaN would make the host wait for a GPU

@@ -137,14 +137,16 @@ QUANTIZER_OPTIONS: dict[str, tuple[dict[str, Any], int]] = {  # name: options, K
     "large_codebook": ({"feature_dim": 10}, 40),
     "fsq": ({"levels": [5, 4, 3, 2]}, 120),
     "lfq": ({}, 16),
+    "none": ({}, 0),
 }
 
 
 def quantizer_numbers() -> Numbers:
     """Two training batches and one of evaluation: indices, losses, and how far the latents and codes are moved."""
     numbers: Numbers = {}
-    for name, (cls, config) in QUANTIZERS.items():
-        options, size = QUANTIZER_OPTIONS.get(name, ({}, 40))
+    kinds = {name: (*kind, *QUANTIZER_OPTIONS.get(name, ({}, 40))) for name, kind in QUANTIZERS.items()}
+    kinds["ema_placed"] = (*QUANTIZERS["ema"], {"init": "latents", "dead_code_threshold": 0.5}, 40)
+    for name, (cls, config, options, size) in kinds.items():
         torch.manual_seed(0)
         quantizer = cls(config(**options), size, 4)
         if isinstance(quantizer, LargeCodebook):
