@@ -154,7 +154,12 @@ def test_the_recipe_and_changes_of_its_upstream() -> None:
         ),
         ({"upstream": {"recipe": RECIPE.name}}, "'vim' needs a tokenizer's recipe upstream, not vim's"),
         (
-            {"upstream": {"recipe": "vqgan_cifar10.yaml", "model": {"quantizer": {"name": "none"}, "codebook_size": 0}}},
+            {
+                "upstream": {
+                    "recipe": "vqgan_cifar10.yaml",
+                    "model": {"quantizer": {"name": "none"}, "codebook_size": 0},
+                }
+            },
             "quantizer 'none' has no codes: its images have no tokens",
         ),
         ({"recipe": "x.yaml"}, "unknown key 'recipe'; did you mean 'upstream.recipe'"),
