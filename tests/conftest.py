@@ -59,8 +59,8 @@ SLOW = [line for line in Path(__file__).with_name("slow.txt").read_text().split(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of slow.txt, and puts their files first, in that order; marks those that need a GPU, and skips them
-    where there is none."""
+    """Marks the tests of slow.txt, and puts their files first, in that order. Marks those that need a GPU, and skips
+    them where there is none."""
     files = [entry.partition("::")[0] for entry in SLOW]
     place: dict[pytest.Item, int] = {}
     for item in items:

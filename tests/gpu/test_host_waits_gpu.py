@@ -24,6 +24,7 @@ CELLS = {
     "fc": ("vqgan_fc",),
     "ema": ("vqgan_ema",),
     "reseeded ema": ("vqgan_ema", "model.quantizer.dead_code_threshold=0.1"),
+    "placed": ("vqgan", "model.quantizer.init=latents", "model.quantizer.place_at=2"),
     "lc": ("vqgan_lc",),
     "vit": ("vit_vqgan",),
 }

@@ -1,4 +1,4 @@
-"""Short trainings on a GPU by Lightning's loop. GPU_CHECK_DEVICE=cpu runs them on a CPU, to try the tests themselves."""
+"""Short trainings on a GPU by Lightning's loop. GPU_CHECK_DEVICE=cpu runs them on a CPU, to try the tests."""
 
 import os
 from pathlib import Path
@@ -17,8 +17,7 @@ from lightning_modules.quantizers import LargeCodebook
 
 DEVICE = torch.device(os.environ.get("GPU_CHECK_DEVICE", "cuda"))
 ACCELERATOR = "cpu" if DEVICE.type == "cpu" else "gpu"
-# Without waiting for a value: logs, checkpoints and the first steps' set-up are kept out of the steps that are looked at.
-QUIET = ("trainer.log_every=100000", "trainer.checkpoint_every=100000")
+QUIET = ("trainer.log_every=100000", "trainer.checkpoint_every=100000")  # both wait for values
 
 
 def on_gpu(accelerator: str = ACCELERATOR) -> list[str]:
@@ -66,8 +65,8 @@ class Losses(Callback):
 
 
 class NoWaits(Callback):
-    """Between the ends of the batches `first` and `last` of an epoch nothing makes the host wait for the GPU: neither the
-    steps, nor their batches, nor the trainer's loop. On a CPU it looks at nothing."""
+    """Between the ends of the batches `first` and `last` of an epoch nothing makes the host wait for the GPU: neither
+    the steps, nor their batches, nor the trainer's loop. On a CPU it looks at nothing."""
 
     def __init__(self, first: int = 4, last: int = 7) -> None:
         self.first, self.last = first, last
