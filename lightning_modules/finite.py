@@ -1,9 +1,9 @@
 """A loss that is NaN or infinite stops the run with an error that names the step, the term and the likely origin.
 
 On a CPU it does so at once. On a GPU the host would wait at each loss until the device has come that far: there the
-terms are copied in the background and looked at `LAG` losses later, by every rank at the same one. Before weights are
-saved or validated all that is outstanding is looked at (`settle`), and the weights themselves (`FiniteWeights`). So a
-run may make up to `LAG` more updates, which are lost anyway, but saves and reports nothing of them.
+terms are copied in the background and looked at `LAG` losses later, by every rank at the same one. Before weights
+are saved or validated all that is outstanding is looked at (`settle`), and the weights themselves (`FiniteWeights`). So
+a run may make up to `LAG` more updates, which are lost anyway, but saves and reports nothing of them.
 """
 
 from collections import deque

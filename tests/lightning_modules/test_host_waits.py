@@ -17,6 +17,7 @@ from experiments.pipeline.build import build_model
 from lightning_modules import vim as vim_module
 from lightning_modules.quantizers import LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.tokenizer_losses import critic_terms, generator_terms
 from lightning_modules.vim import VIM
 
 READS = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.bincount, torch.ops.aten.equal}
@@ -36,9 +37,9 @@ def losses_of(module: Tokenizer, image: Tensor) -> int:
     """Reads of a step's losses and its usage, without optimizers, whose step counters are on the CPU."""
     with Reads() as reads:
         output = module(image)
-        module.generator_loss(image, output)
+        module.report(generator_terms(module, image, output, True, True), image)
         module.train_usage.update(output.indices)
-        module.critic_loss(image, output.reconstruction.detach())
+        module.report(critic_terms(module, image, output.reconstruction.detach(), True), image)
     return reads.count
 
 
@@ -49,7 +50,6 @@ def test_one_read_a_loss_of_a_tokenizer(tiny: TinyExperiment, monkeypatch: pytes
     options = ["model.codebook_size=32", f"model.loss={loss}"]
     module = build_model(tiny("vqgan", f"model.quantizer.name={quantizer}", *options))
     monkeypatch.setattr(Tokenizer, "log", lambda *_, **__: None)
-    monkeypatch.setattr(Tokenizer, "log_dict", lambda *_, **__: None)
     if isinstance(module.quantizer, LargeCodebook):
         module.quantizer.fill(torch.randn_like(module.quantizer.table))
     image = torch.rand(4, 3, 16, 16) * 2 - 1

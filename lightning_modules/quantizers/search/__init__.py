@@ -29,12 +29,12 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     these count as equal; that matters only where tokens and codes form a cluster far from the origin for its
     size.
 
-    Memory beyond the arguments: 1 MiB a CPU thread (32 MiB on a GPU), about d + 12 floats a token and one a
-    code; where codes are skipped, another d + 6 floats a code and at most 24 MiB; plus a float32 copy of arguments
-    of another dtype. With Triton, which comes with torch's CUDA builds, a GPU needs neither tiles nor a synchronisation
-    (`fused`); without it there is one synchronisation. On a CPU each tile is two short parallel regions: where other
-    processes want the same cores, set OMP_WAIT_POLICY=passive, or threads that spin at the end of each region make
-    it several times slower.
+    Memory beyond the arguments: 1 MiB a CPU thread (32 MiB on a GPU), about d + 12 floats a token and one a code;
+    where codes are skipped, another d + 6 floats a code and at most 24 MiB; plus a float32 copy of arguments of another
+    dtype. With Triton, which comes with torch's CUDA builds, a GPU needs d + 1 floats a code, no tiles and no
+    synchronisation (`fused`); without it there is one synchronisation. On a CPU each tile is two short parallel
+    regions: where other processes want the same cores, set OMP_WAIT_POLICY=passive, or threads that spin at the end of
+    each region make it several times slower.
 
     `torch.export` records the dense formula, whose N x K scores are in memory at once.
 

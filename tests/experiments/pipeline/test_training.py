@@ -30,12 +30,14 @@ from lightning_modules.vqgan import VQGAN
 
 PROJECT = Path(__file__).parents[3]
 VALIDATION = {"usage/val", "perplexity/val", "dead_codes/val", "usage/batch", "psnr", "ssim", "l1", "l2"} | {
+    "reachable/val",
+    "reachable/batch",
     "feature_distance",
     "rfid",
     "ris",
     "ris_std",
 }
-EPOCH = {"usage/epoch", "perplexity/epoch", "dead_codes/epoch"}
+EPOCH = {"usage/epoch", "reachable/epoch", "perplexity/epoch", "dead_codes/epoch"}
 
 
 def records(experiment: Experiment) -> list[Path]:
