@@ -277,7 +277,9 @@ def test_reseeding_gives_dead_codes_a_latent_with_sum_and_count_to_match() -> No
     assert dead.sum() >= K - 3
     assert torch.equal(quantizer.counts[dead], torch.full((int(dead.sum()),), share))
     distances = (quantizer.sums[dead][:, None] / share - z).norm(dim=-1)  # (dead, 3)
-    assert distances.amin(1).max() < 0.1 * z.std(0).norm(), "the sum is the share of the latent that was picked, or nearly"
+    assert distances.amin(1).max() < 0.1 * z.std(0).norm(), (
+        "the sum is the share of the latent that was picked, or nearly"
+    )
     assert len(distances.argmin(1).unique()) == 3, "not all codes get the same latent"
     assert len(quantizer.sums.unique(dim=0)) == K, "no two codes are equal: one of them would never win"
     torch.testing.assert_close(quantizer.codes[dead], quantizer.sums[dead] / share)
