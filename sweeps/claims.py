@@ -3,13 +3,13 @@
 python -m sweeps.claims
 
 `sweeps/claims.yaml` states the claims, `sweeps/predicates.py` their language. README.md and docs/results.md quote the
-table of verdicts between two marks, which are filled anew, too.
+verdicts, the first pictures and the list of tables between marks, which are filled anew, too.
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,15 +19,20 @@ from experiments.config.values import flatten, read_yaml
 from experiments.runtime.errors import user_errors
 from experiments.runtime.files import replacing
 from experiments.runtime.records import PUBLISHED, data_name, read_record
-from sweeps.claims_page import Claim, Verdict, page, table
+from sweeps.claims_page import Claim, Verdict, brief, page
 from sweeps.grid import Grid, Row, label_of, load_grid
-from sweeps.measure import Finished, Measured, finished_by_data, measure, reachable, records_of
+from sweeps.heads import heads_of
+from sweeps.measure import Finished, Measured, finished_by_data, head_of, measure, reachable, records_of
 from sweeps.predicates import Cells, Node, Rules, Side, check, evaluate, leaves
 from sweeps.schema import SWEEPS, SweepSpec, TableSpec, expect, naming, read_spec, scale_names
 
 ROOT = SWEEPS.parent
 SCALES = ("paper", "cifar", "reduced")  # the first with most finished cells is taken; quick is no evidence
-MARKS = ("<!-- verdicts: written by `make claims` -->", "<!-- end of verdicts -->")
+TABLES = "docs/tables"
+PICTURES = {  # of the first screen: words, and the file's name without scale and data
+    "originals and reconstructions by quantizer, 100,000 codes": "ablation_codebook_codebook_reconstructions_{scale}_*.png",
+    "utilisation and reconstruction against codebook size": "ablation_codebook_codebook_{scale}_*_plot.png",
+}
 
 
 @dataclass
@@ -150,41 +155,52 @@ class Records:
 
     def side(self, reference: str, wanted: dict[str, Any], metric: str) -> Side:
         row = self.row(reference, wanted)
-        label = label_of(wanted)
         if row is None:
-            return Side(f"{label} (no cell of scale {self.scale})", None)
-        _, images, finished = self.sweep(reference.partition("#")[0])
+            return Side(f"{label_of(wanted)} (no cell of scale {self.scale})", None)
+        grid, images, finished = self.sweep(reference.partition("#")[0])
         columns = {column.metric: column for column in table_spec(reference).columns}
         parts = [measure(columns[name], row, finished) for name in operands(metric)]
         paper = [row.cell.paper.get(name) for name in operands(metric)]
         digests = [run.digest for run in row.runs if finished.get(run.digest) in records_of(row, finished)]
         measured = difference_of(parts)
+        protocols = measured.protocols if measured else frozenset()
         return Side(
-            label=label,
+            label=label_at(grid, row, wanted, finished),
             measured=measured,
             paper=None if None in paper else sum(sign * value for sign, value in zip((1, -1), paper, strict=False)),  # type: ignore[operator, misc]
             digests=tuple(digests),
             data=images[digests[0]] if digests else "",
             doubt=judged_by_itself(records_of(row, finished), measured),
             reachable=reachable(metric, row, finished),
+            head=" - ".join(head_of(columns[name].head, min(protocols, default="")) for name in operands(metric)),
         )
 
     def history(self, reference: str, wanted: dict[str, Any], metric: str) -> list[Side]:
         row = self.row(reference, wanted)
-        _, images, finished = self.sweep(reference.partition("#")[0])
-        records = records_of(row, finished) if row else []
+        grid, images, finished = self.sweep(reference.partition("#")[0])
+        if row is None:
+            return []
+        records = records_of(row, finished)
         histories = [values for record in records if (values := record.get("history", {}).get(metric))]
         (column,) = (column for column in table_spec(reference).columns if column.metric == metric)
-        digests = [run.digest for run in row.runs if run.digest in finished] if row else []
+        digests = [run.digest for run in row.runs if run.digest in finished]
         return [
             Side(
-                f"{label_of(wanted)} block {number}",
+                f"{label_at(grid, row, wanted, finished)}, block {number}",
                 Measured(tuple(value * column.scale for value in values)),
                 digests=tuple(digests),
                 data=images[digests[0]],
             )
             for number, values in enumerate(zip(*histories, strict=False), 1)
         ]
+
+
+def label_at(grid: Grid, row: Row, wanted: Mapping[str, Any], finished: Finished) -> str:
+    """The heads that pick the row, as the table of this scale prints them: LC, K 100,000."""
+    printed = dict(zip(row.heads, heads_of(grid, row, finished, "these images"), strict=True))
+    return ", ".join(
+        text if isinstance(wanted[head], str) else f"{head} {text}" for head in wanted if (text := printed[head])
+    )
 
 
 def difference_of(parts: Sequence[Measured | None]) -> Measured | None:
@@ -240,12 +256,34 @@ def judge_claim(claim: ClaimSpec, records: Sequence[Records]) -> Verdict:
     return Verdict(claim.shown, verdict, best.scale if any(evidence(best)) else "", findings)
 
 
-def quote(path: Path, text: str) -> None:
-    """Fills what stands between the marks of a page that has them."""
-    old = path.read_text() if path.is_file() else ""
-    begin, end = MARKS
-    if begin in old and end in old:
-        write(path, f"{old.partition(begin)[0]}{begin}\n{text}{end}{old.partition(end)[2]}")
+def quote(path: Path, blocks: Mapping[str, str]) -> None:
+    """Fills what stands between the marks of each block in a page that has them."""
+    text = path.read_text() if path.is_file() else ""
+    for name, content in blocks.items():
+        begin, end = f"<!-- {name}: written by `make claims` -->\n", f"<!-- end of {name} -->"
+        if begin in text and end in text:
+            text = f"{text.partition(begin)[0]}{begin}\n{content}\n{end}{text.partition(end)[2]}"
+            write(path, text)
+
+
+def pictures(root: Path) -> str:
+    """Links to each picture of the first screen, of the largest scale that has it."""
+    lines = []
+    for words, pattern in PICTURES.items():
+        files = [path for scale in SCALES for path in sorted((root / TABLES).glob(pattern.format(scale=scale)))]
+        lines += [f"![{words}]({TABLES}/{files[0].name})\n"] if files else []
+    return "\n".join(lines)
+
+
+def index(root: Path) -> str:
+    """The rendered tables: title, scale and data as the name says, and how many runs are missing."""
+    lines = ["| table | file | runs missing |", "|---|---|---|"]
+    for path in sorted((root / TABLES).glob("*.md")):
+        text = path.read_text()
+        missing = re.search(r"(\d+ of \d+) runs are missing", text)
+        title = text.partition("\n")[0].strip("*")
+        lines.append(f"| {title} | [{path.stem}](tables/{path.name}) | {missing[1] if missing else 'none'} |")
+    return "\n".join(lines) + "\n"
 
 
 def write(path: Path, text: str) -> None:
@@ -272,10 +310,12 @@ def main(arguments: list[str] | None = None) -> int:
     with user_errors():
         scales = [options.scale] if options.scale else [scale for scale in SCALES if scale in scale_names()]
         verdicts = verdicts_of(options.file, scales, options.output_dir)
-        write(options.root / "docs" / "claims.md", page(verdicts))
-        quote(options.root / "README.md", table(verdicts, "docs/claims.md"))
-        quote(options.root / "docs" / "results.md", table(verdicts, "claims.md"))
-        print(table(verdicts, "docs/claims.md"), end="")
+        root: Path = options.root
+        write(root / "docs" / "claims.md", page(verdicts))
+        first = {"verdicts": brief(verdicts, "docs/claims.md"), "pictures": pictures(root)}
+        quote(root / "README.md", first)
+        quote(root / "docs" / "results.md", {"verdicts": brief(verdicts, "claims.md"), "tables": index(root)})
+        print(brief(verdicts, "docs/claims.md"), end="")
     return 0
 
 

@@ -14,6 +14,8 @@ Written by `make claims` from the result records alone; no verdict is typed by h
 the difference, with at least three seeds a side. *Holds*: every comparison does. *Refuted*: one goes the other way by
 as much. *Undecided*: neither, or too few seeds, or numbers that may not be compared. *Not run*: no cell is finished.
 A network that took part in a training, or that selected images, is no judge of them: its numbers decide nothing.
+A difference stands with its margin, two standard errors. A statement has the paper's words, such as rFID; the metric's
+name says who judged here: Inception (rFID), or another network (rFD).
 
 Numbers are of small networks on small images: a verdict is about the scale that stands beside it, not the papers'.
 
@@ -39,23 +41,27 @@ class Verdict:
 
 
 def page(verdicts: Sequence[Verdict]) -> str:
-    counts = (f"{sum(each.verdict == name for each in verdicts)} {name}" for name in VERDICTS)
-    return (
-        HEAD
-        + f"Of {len(verdicts)} claims: {', '.join(counts)}.\n\n"
-        + table(verdicts, "")
-        + "".join(map(section, verdicts))
-    )
-
-
-def table(verdicts: Sequence[Verdict], link: str) -> str:
-    """`link`: the page of the sections, as the quoting page has to name it."""
     lines = ["| claim | where | statement | verdict | scale | because |", "|---|---|---|---|---|---|"]
     for each in verdicts:
         claim = each.claim
+        verdict = (f"**{each.verdict}**", each.scale, because(each))
+        lines.append(row(f"[{claim.id}](#{claim.id.lower()})", claim.where, claim.statement, *verdict))
+    return f"{HEAD}{tally(verdicts)}\n\n" + "\n".join(lines) + "\n" + "".join(map(section, verdicts))
+
+
+def brief(verdicts: Sequence[Verdict], link: str) -> str:
+    """For other pages, which name the page of the sections by `link`."""
+    lines = [tally(verdicts), "", "| claim | statement | verdict | scale |", "|---|---|---|---|"]
+    for each in verdicts:
+        claim = each.claim
         at = f"[{claim.id}]({link}#{claim.id.lower()})"
-        lines.append(row(at, claim.where, claim.statement, f"**{each.verdict}**", each.scale, because(each)))
+        lines.append(row(at, f"{claim.statement} ({claim.where})", f"**{each.verdict}**", each.scale))
     return "\n".join(lines) + "\n"
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    counts = (f"{sum(each.verdict == name for each in verdicts)} {name}" for name in VERDICTS)
+    return f"Of {len(verdicts)} claims: {', '.join(counts)}."
 
 
 def row(*cells: str) -> str:
@@ -88,7 +94,7 @@ def clearness(finding: Finding) -> float:
 def words(finding: Finding) -> str:
     if finding.right is None:
         return finding.left.label
-    return f"{finding.metric}: {side(finding.left)} {sign(finding)} {side(finding.right)}"
+    return f"{metric(finding)}: {side(finding.left)} {sign(finding)} {side(finding.right)}"
 
 
 def sign(finding: Finding) -> str:
@@ -119,10 +125,7 @@ def section(each: Verdict) -> str:
     at = f"scale {each.scale}, {', '.join(images)}; " if each.scale else ""
     parts = [f'\n<a id="{claim.id.lower()}"></a>\n\n## {claim.id}: {each.verdict}\n', f"{claim.statement}", ""]
     parts += [f"{claim.where}; {at}{rules}.", ""]
-    parts += [
-        row("metric", "compared", "difference", "has to exceed", "paper", "verdict"),
-        "|---|---|---:|---:|---|---|",
-    ]
+    parts += [row("metric", "compared", "difference", "has to be", "paper", "verdict"), "|---|---|---|---|---|---|"]
     parts += [line(finding) for finding in each.findings]
     if protocols := sorted({one for each_side in sides(each.findings) for one in protocols_of(each_side)}):
         parts += ["", f"Protocols: {', '.join(f'`{one}`' for one in protocols)}."]
@@ -136,11 +139,17 @@ def section(each: Verdict) -> str:
 
 
 def line(finding: Finding) -> str:
-    measured = not math.isnan(finding.difference)
-    difference = f"{finding.difference:+.3g}" if measured else ""
-    bound = f"{finding.bound:.3g}" if measured else ""
     compared = words(finding).partition(": ")[2] if finding.right else finding.left.label
-    return row(finding.metric, compared, difference, bound, paper(finding), verdict_of(finding))
+    if math.isnan(finding.difference) or finding.right is None or finding.right.measured is None:
+        return row(metric(finding), compared, "", "", paper(finding), verdict_of(finding))
+    difference = f"{finding.difference:+.3g} ± {finding.bound:.3g}"
+    limit = finding.share * abs(finding.right.measured.mean)
+    needed = {">": f"above {limit:.3g}", "<": f"below {-limit:.3g}", "≈": f"within ± {abs(limit):.3g}"}[finding.sign]
+    return row(metric(finding), compared, difference, needed, paper(finding), verdict_of(finding))
+
+
+def metric(finding: Finding) -> str:
+    return finding.left.head or finding.metric
 
 
 def verdict_of(finding: Finding) -> str:

@@ -51,6 +51,7 @@ class Side:
     doubt: str = ""  # why the number cannot be relied on
     reachable: float | None = None  # percent of the codes that its tokens can use
     is_exact: bool = False
+    head: str = ""  # what the number is, as a table heads it: with the judge's name
 
     @property
     def variance(self) -> float:
