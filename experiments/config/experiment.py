@@ -70,6 +70,8 @@ class RuntimeConfig:
     num_nodes: int = 1
     strategy: str = "auto"
     num_workers: int = 0
+    evaluate_later: bool = False  # keep the weights; the same run without this measures them, on any machine
+    keep_weights: bool = False  # keep them, without what is needed to go on training, beside the record
 
 
 @dataclass

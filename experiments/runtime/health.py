@@ -1,5 +1,6 @@
 """Health of a run: finite weights, the last good checkpoint, peak memory, and the memory of the machine."""
 
+import gc
 import os
 import resource
 import sys
@@ -60,6 +61,20 @@ def peak_memory_bytes() -> int:
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU; of other devices the type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def release_memory() -> None:
+    """What a run has left behind in this process, before the next one: cached memory, compiled code."""
+    gc.collect()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # else code that many models share would reach the limit of its recompilations
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def peak_device_memory_bytes() -> int:
