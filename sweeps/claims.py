@@ -17,22 +17,16 @@ from typing import Any
 
 from experiments.config.values import flatten, read_yaml
 from experiments.runtime.errors import user_errors
-from experiments.runtime.files import replacing
 from experiments.runtime.records import PUBLISHED, data_name, read_record
-from sweeps.claims_page import Claim, Verdict, brief, page
+from sweeps.claims_page import Claim, Verdict, brief, index, page, pictures, quote, write
 from sweeps.grid import Grid, Row, label_of, load_grid
 from sweeps.heads import heads_of
-from sweeps.measure import Finished, Measured, finished_by_data, head_of, measure, reachable, records_of
+from sweeps.measure import Finished, Measured, finished_by_data, head_of, measure, reachable, records_of, version_of
 from sweeps.predicates import Cells, Node, Rules, Side, check, evaluate, leaves
 from sweeps.schema import SWEEPS, SweepSpec, TableSpec, expect, naming, read_spec, scale_names
 
 ROOT = SWEEPS.parent
 SCALES = ("paper", "cifar", "reduced")  # the first with most finished cells is taken; quick is no evidence
-TABLES = "docs/tables"
-PICTURES = {  # of the first screen: words, and the file's name without scale and data
-    "originals and reconstructions by quantizer, 100,000 codes": "ablation_codebook_codebook_reconstructions_{scale}_*.png",
-    "utilisation and reconstruction against codebook size": "ablation_codebook_codebook_{scale}_*_plot.png",
-}
 
 
 @dataclass
@@ -124,6 +118,7 @@ class Records:
     def __init__(self, scale: str, output_dir: Path) -> None:
         self.scale, self.output_dir = scale, output_dir
         self.cells = Cells(self.side, self.history)
+        self.sides: dict[str, Side] = {}
 
     @cached_property
     def seeds(self) -> str:
@@ -154,6 +149,11 @@ class Records:
         return rows[0] if rows else None
 
     def side(self, reference: str, wanted: dict[str, Any], metric: str) -> Side:
+        if (key := f"{reference} {metric} {wanted}") not in self.sides:
+            self.sides[key] = self.make_side(reference, wanted, metric)
+        return self.sides[key]
+
+    def make_side(self, reference: str, wanted: dict[str, Any], metric: str) -> Side:
         row = self.row(reference, wanted)
         if row is None:
             return Side(f"{label_of(wanted)} (no cell of scale {self.scale})", None)
@@ -182,12 +182,13 @@ class Records:
             return []
         records = records_of(row, finished)
         histories = [values for record in records if (values := record.get("history", {}).get(metric))]
+        protocols = frozenset(record["protocols"][metric] for record in records if metric in record["protocols"])
         (column,) = (column for column in table_spec(reference).columns if column.metric == metric)
         digests = [run.digest for run in row.runs if run.digest in finished]
         return [
             Side(
                 f"{label_at(grid, row, wanted, finished)}, block {number}",
-                Measured(tuple(value * column.scale for value in values)),
+                Measured(tuple(value * column.scale for value in values), protocols, version_of(records[0])),
                 digests=tuple(digests),
                 data=images[digests[0]],
             )
@@ -256,42 +257,6 @@ def judge_claim(claim: ClaimSpec, records: Sequence[Records]) -> Verdict:
     return Verdict(claim.shown, verdict, best.scale if any(evidence(best)) else "", findings)
 
 
-def quote(path: Path, blocks: Mapping[str, str]) -> None:
-    """Fills what stands between the marks of each block in a page that has them."""
-    text = path.read_text() if path.is_file() else ""
-    for name, content in blocks.items():
-        begin, end = f"<!-- {name}: written by `make claims` -->\n", f"<!-- end of {name} -->"
-        if begin in text and end in text:
-            text = f"{text.partition(begin)[0]}{begin}\n{content}\n{end}{text.partition(end)[2]}"
-            write(path, text)
-
-
-def pictures(root: Path) -> str:
-    """Links to each picture of the first screen, of the largest scale that has it."""
-    lines = []
-    for words, pattern in PICTURES.items():
-        files = [path for scale in SCALES for path in sorted((root / TABLES).glob(pattern.format(scale=scale)))]
-        lines += [f"![{words}]({TABLES}/{files[0].name})\n"] if files else []
-    return "\n".join(lines)
-
-
-def index(root: Path) -> str:
-    """The rendered tables: title, scale and data as the name says, and how many runs are missing."""
-    lines = ["| table | file | runs missing |", "|---|---|---|"]
-    for path in sorted((root / TABLES).glob("*.md")):
-        text = path.read_text()
-        missing = re.search(r"(\d+ of \d+) runs are missing", text)
-        title = text.partition("\n")[0].strip("*")
-        lines.append(f"| {title} | [{path.stem}](tables/{path.name}) | {missing[1] if missing else 'none'} |")
-    return "\n".join(lines) + "\n"
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
 def verdicts_of(claims_file: Path, scales: Iterable[str], output_dir: Path) -> list[Verdict]:
     claims = read_claims(claims_file)
     records = [Records(scale, output_dir) for scale in scales]
@@ -312,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
         verdicts = verdicts_of(options.file, scales, options.output_dir)
         root: Path = options.root
         write(root / "docs" / "claims.md", page(verdicts))
-        first = {"verdicts": brief(verdicts, "docs/claims.md"), "pictures": pictures(root)}
+        first = {"verdicts": brief(verdicts, "docs/claims.md"), "pictures": pictures(root, SCALES)}
         quote(root / "README.md", first)
         quote(root / "docs" / "results.md", {"verdicts": brief(verdicts, "claims.md"), "tables": index(root)})
         print(brief(verdicts, "docs/claims.md"), end="")

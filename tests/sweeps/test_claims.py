@@ -8,18 +8,8 @@ from pathlib import Path
 import pytest
 
 from sweeps import claims as claims_module
-from sweeps.claims import (
-    ClaimSpec,
-    Records,
-    difference_of,
-    index,
-    judge_claim,
-    judged_by_itself,
-    pictures,
-    quote,
-    read_claims,
-)
-from sweeps.claims_page import brief, page
+from sweeps.claims import ClaimSpec, Records, difference_of, judge_claim, judged_by_itself, pictures, quote, read_claims
+from sweeps.claims_page import brief, index, page, pictures, quote
 from sweeps.grid import label_of, load_grid
 from sweeps.measure import Measured
 from sweeps.predicates import (
@@ -330,7 +320,7 @@ def test_the_pictures_are_of_the_largest_scale_and_the_index_says_what_is_missin
         (folder / f"ablation_codebook_codebook_{name}.png").touch()
     (folder / "a.md").write_text("**Quantizers**\n\n3 of 7 runs are missing; their cells are empty.\n")
     (folder / "b.md").write_text("**Whole**\n")
-    text = pictures(tmp_path)
+    text = pictures(tmp_path, ("cifar", "reduced"))
     assert "codebook_reconstructions_reduced_cifar10.png" in text and "codebook_cifar_cifar10_plot.png" in text
     assert "reduced_cifar10_plot" not in text
     assert index(tmp_path).splitlines()[2:] == [
