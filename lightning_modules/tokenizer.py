@@ -72,7 +72,7 @@ class Tokenizer(Module):
         loss = config.loss
         self.perceptual = build_perceptual(loss.perceptual_network, image_size) if loss.perceptual else None
         self.discriminator_loss, self.adversarial_loss = losses.ADVERSARIAL_LOSSES[loss.adversarial_loss]
-        self.train_usage = CodebookUsage(config.codebook_size)
+        self.train_usage = CodebookUsage(max(1, config.codebook_size))
         self.metrics = TokenizerMetrics(config.metrics, config.codebook_size, image_size)
 
     @classmethod
@@ -220,6 +220,8 @@ class Tokenizer(Module):
         self.log_dict(self.epoch_usage)
 
     def take_epoch_usage(self) -> None:
+        if not self.config.codebook_size:  # no quantizer
+            return
         self.epoch_usage = {f"{name}/epoch": float(value) for name, value in self.train_usage.compute().items()}
         self.epoch_tokens = int(self.train_usage.counts.sum())
         self.usage_by_epoch.append(self.epoch_usage["usage/epoch"])

@@ -24,8 +24,6 @@ class TokenizerConfig(ModuleConfig):
 
     def check(self) -> None:
         """Raises ValueError for sizes and ranks that cannot be."""
-        require(self.codebook_size >= 1, f"codebook_size={self.codebook_size} must be at least 1")
-        require(self.code_dim >= 1, f"code_dim={self.code_dim} must be at least 1")
         not_negative(self.quantizer, "quantizer.")
         self.quantizer.check(self.codebook_size, self.code_dim)
         ranks = self.metrics.code_ranks
@@ -33,6 +31,10 @@ class TokenizerConfig(ModuleConfig):
             all(1 <= rank <= self.codebook_size for rank in ranks),
             f"metrics.code_ranks={ranks} must lie between 1 and model.codebook_size={self.codebook_size}",
         )
+
+    def check_tokens(self) -> None:
+        """Raises ValueError for a tokenizer whose images have no tokens."""
+        require(self.codebook_size > 0, f"quantizer '{self.quantizer.name}' has no codes: its images have no tokens")
 
     @property
     def reference(self) -> str:
@@ -45,5 +47,7 @@ class TokenizerConfig(ModuleConfig):
     def describe(self) -> dict[str, str]:
         return {
             "model": f"{self.name}: {self.backbone.name} backbone, {self.quantizer.name} quantizer",
-            "codebook": f"{self.codebook_size:,} codes of {self.code_dim} dimensions",
+            "codebook": f"{self.codebook_size:,} codes of {self.code_dim} dimensions"
+            if self.codebook_size
+            else f"none: continuous latents of {self.code_dim} dimensions",
         }

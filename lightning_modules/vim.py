@@ -101,6 +101,7 @@ class VIMConfig(ModuleConfig):
         """Raises ValueError when `upstream` makes no tokens."""
         if not isinstance(upstream := self.required(upstream), TokenizerConfig):
             raise ValueError(f"model '{self.name}' needs a tokenizer's recipe upstream, not {upstream.name}'s")
+        upstream.check_tokens()
 
     @property
     def inputs(self) -> str:

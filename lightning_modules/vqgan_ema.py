@@ -34,8 +34,7 @@ class VQGANEMAConfig(TokenizerConfig):
             commitment_weight=1.0,  # code; the paper describes no loss of this baseline
             decay=0.99,  # code, like eps
             eps=1e-5,
-            # Departs from B's code: sums are all-reduced, and codes start on latents. The code's ranks drift apart; its
-            # codes start uniform in (-1/K, 1/K) and their counts at 0.
+            # Departs from B's code: sums are all-reduced. The code's ranks drift apart.
         )
     )
     discriminator: DiscriminatorConfig = field(default_factory=paper_b_discriminator)

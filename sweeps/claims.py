@@ -18,10 +18,11 @@ from typing import Any
 from experiments.config.values import flatten, read_yaml
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, data_name, read_record
+from lightning_modules.metrics import head_of
 from sweeps.claims_page import Claim, Verdict, brief, index, page, pictures, quote, write
 from sweeps.grid import Grid, Row, label_of, load_grid
 from sweeps.heads import heads_of
-from sweeps.measure import Finished, Measured, finished_by_data, head_of, measure, reachable, records_of, version_of
+from sweeps.measure import Finished, Measured, finished_by_data, measure, reachable, records_of, version_of
 from sweeps.predicates import Cells, Node, Rules, Side, check, evaluate, leaves
 from sweeps.schema import SWEEPS, SweepSpec, TableSpec, expect, naming, read_spec, scale_names
 

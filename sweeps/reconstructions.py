@@ -12,23 +12,24 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from experiments.pipeline.weights import restore_weights, weights_path
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.pipeline.build import data_module, restore_tokenizer
 from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.upstream import run_dir
+from experiments.pipeline.weights import restore_weights, weights_path
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
+from lightning_modules.metrics import head_of
 from sweeps.grid import Row, Run, Table, label_of, load_grid
-from sweeps.measure import Finished, finished_by_data, head_of, measure
+from sweeps.measure import Finished, finished_by_data, measure
 from sweeps.render import replace_file
 from sweeps.workers import data_resolver, parser_of
 
 NUM_IMAGES = 8
 METRICS = ("rfid", "usage/val")  # under each name, of the table's columns
-ROWS = ("*K=100,000", "no quantizer*")
+ROWS = ("*K=100,000", "none, narrow*")
 
 
 def tokenizer_of(run: Run) -> torch.nn.Module | None:

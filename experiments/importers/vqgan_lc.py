@@ -21,7 +21,6 @@ QUANTIZER = {
     "quantizer.codes": same(TABLE),
     "quantizer.counts": same("cluster_size"),
     "quantizer.sums": same("embed_avg"),
-    "quantizer.is_placed": TRUE,
 }
 
 

@@ -63,6 +63,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
     path, views, batch_size = arguments.checkpoint, view_names(arguments.views, arguments.flip), arguments.batch_size
     require(batch_size >= 1, f"--batch-size {batch_size}: must be at least 1")
     experiment, module = restore_for(arguments, "the tokenizer", restore_tokenizer)
+    experiment.tokenizer.check_tokens()
     check_accelerator(experiment.runtime)
     given = from_dotlist(arguments.overrides).get("data", {})
     sizes = {key: getattr(experiment.data, key) for key in ("train_size", "val_size") if key in given}

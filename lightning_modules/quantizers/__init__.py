@@ -6,6 +6,7 @@ from lightning_modules.quantizers.factorized import FactorizedConfig, Factorized
 from lightning_modules.quantizers.fsq import FSQ, FSQConfig
 from lightning_modules.quantizers.large_codebook import CodebookSource, LargeCodebook, LargeCodebookConfig
 from lightning_modules.quantizers.lfq import LFQ, LFQConfig
+from lightning_modules.quantizers.none import NoQuantizer, NoQuantizerConfig
 from lightning_modules.quantizers.rotation import RotationConfig, RotationQuantizer
 from lightning_modules.quantizers.search import nearest_code
 from lightning_modules.quantizers.simvq import SimVQ, SimVQConfig
@@ -20,6 +21,7 @@ QUANTIZERS: dict[str, tuple[type[Quantizer], type[QuantizerConfig]]] = {
     "rotation": (RotationQuantizer, RotationConfig),
     "fsq": (FSQ, FSQConfig),
     "lfq": (LFQ, LFQConfig),
+    "none": (NoQuantizer, NoQuantizerConfig),
 }
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "LFQConfig",
     "LargeCodebook",
     "LargeCodebookConfig",
+    "NoQuantizer",
+    "NoQuantizerConfig",
     "Quantizer",
     "QuantizerConfig",
     "QuantizerOutput",

@@ -53,7 +53,7 @@ class Quantizer(nn.Module, ABC):
     of their own `forward`, and those that need no table to look up a code `lookup`.
     """
 
-    flags: ClassVar[tuple[str, ...]] = ()  # bool attributes that checkpoints keep, each as a bool tensor of its name
+    flags: tuple[str, ...] = ()  # bool and int attributes that checkpoints keep, as tensors of their names
 
     def __init__(self, config: QuantizerConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Quantizer(nn.Module, ABC):
         for name in self.flags:
             value = state_dict.pop(prefix + name, None)  # of a copy, which `load_state_dict` has made
             if value is not None:
-                setattr(self, name, bool(value))
+                setattr(self, name, value.item())
             elif strict:
                 missing_keys.append(prefix + name)
         super()._load_from_state_dict(

@@ -12,18 +12,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_modules.distributed import all_reduce_sum, rank, world_size
-from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput
+from lightning_modules.distributed import all_reduce_sum
+from lightning_modules.quantizers.base import QuantizerOutput
+from lightning_modules.quantizers.placed import PlacedConfig, PlacedQuantizer, draw_latents
 
 
 @dataclass
-class EMAConfig(QuantizerConfig):
+class EMAConfig(PlacedConfig):
     """`decay` 0.99 and `eps` 1e-5 as in paper B's baseline.
 
-    `init`: "latents" places the codes on random latents of the first training batch; "normal" draws them from
-    N(0, 1), and then the few that lie nearest to the latents win for good. Departs from B's code, which draws them
-    uniform in (-1/K, 1/K) and starts the counts at 0, not 1. `dead_code_threshold`: a code whose averaged count falls
-    below it is re-seeded with a random latent of the batch (Dhariwal et al. 2020); 0 = never.
+    `init` "random" is B's code: uniform in (-1/K, 1/K) with counts of 0. A code that no latent chose then is its first
+    value over `eps`: it starts far out, and comes nearer by `decay` a step. Counts of placed codes are the fair share
+    N/K of a step's N latents. `dead_code_threshold`: a code whose averaged count falls below this part of the fair
+    share is re-seeded with a random latent of the batch and the fair share (after Dhariwal et al. 2020); 0 = never.
     """
 
     name: str = "ema"
@@ -31,28 +32,29 @@ class EMAConfig(QuantizerConfig):
     codebook_weight: float = 0.0  # no gradient reaches the codes
     decay: float = 0.99
     eps: float = 1e-5
-    init: str = "latents"
     dead_code_threshold: float = 0.0
     trains_codes: ClassVar[bool] = False
 
     def check(self, codebook_size: int, code_dim: int) -> None:
         super().check(codebook_size, code_dim)
-        if self.init not in ("latents", "normal"):
-            raise ValueError(f"quantizer.init='{self.init}' is none of latents, normal")
         if not 0 <= self.decay < 1:
             raise ValueError(f"quantizer.decay={self.decay} must be in [0, 1)")
         if self.eps <= 0:
             raise ValueError(f"quantizer.eps={self.eps} must be above 0: a code that no latent chose has count 0")
+        if not 0 <= self.dead_code_threshold < 1:
+            raise ValueError(
+                f"quantizer.dead_code_threshold={self.dead_code_threshold} is a part of the fair share: take one in "
+                "[0, 1), such as 0.5"
+            )
 
 
-class EMAQuantizer(Quantizer):
+class EMAQuantizer(PlacedQuantizer):
     """Holds buffers and no parameters.
 
     They are updated once an optimizer step, which is every training forward unless `start_step` says otherwise;
-    evaluation changes nothing. Latents are (B, ..., d), B images or whatever a batch is split into over the ranks.
+    evaluation changes nothing.
     """
 
-    flags = ("is_placed",)
     config: EMAConfig
     codes: Tensor  # (K, d) = sums / smoothed counts
     counts: Tensor  # (K,) averaged number of latents a step
@@ -61,25 +63,23 @@ class EMAQuantizer(Quantizer):
 
     def __init__(self, config: EMAConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__(config, codebook_size, code_dim)
-        codes = torch.randn(codebook_size, code_dim)
+        codes = (2 * torch.rand(codebook_size, code_dim) - 1) / codebook_size
         self.register_buffer("codes", codes)
-        self.register_buffer("counts", torch.ones(codebook_size))
+        self.register_buffer("counts", torch.zeros(codebook_size))
         self.register_buffer("sums", codes.clone())
-        self.is_placed = config.init == "normal"  # the codes have their first values
         self.start_step(1)
 
     def start_step(self, num_forwards: int) -> None:
         """As `Quantizer.start_step`; drops what an unfinished step has added up."""
-        self.num_forwards, self.num_added = num_forwards, 0
+        super().start_step(num_forwards)
+        self.num_added = 0
 
     def codebook(self) -> Tensor:
         return self.codes
 
     def forward(self, z: Tensor) -> QuantizerOutput:
-        if self.training and not self.is_placed:
-            self.place(z.detach().float())
         output = super().forward(z)
-        if self.training:
+        if self.training and self.is_placed:
             self.update(z.detach().float(), output.indices.flatten())
         return output
 
@@ -109,50 +109,17 @@ class EMAQuantizer(Quantizer):
         self.codes.copy_(self.sums / smoothed.unsqueeze(-1))
 
     def reseed(self, z: Tensor) -> None:
-        """Gives every dead code a random latent of the batch, with the average count 1 and the sum that fits it."""
-        dead = self.counts < self.config.dead_code_threshold  # (K,)
-        if num_dead := int(dead.sum()):  # `counts` agree over ranks, so `dead` does too
-            self.counts[dead] = 1.0
-            self.sums[dead] = self.draw(z, num_dead)
+        """Gives every dead code a random latent of z (B, ..., d), with the fair share as count and the sum to match.
 
-    @torch.no_grad()
-    def place(self, z: Tensor) -> None:
-        """First values: random latents, spread by a hundredth of their deviation, so that no two codes are equal."""
-        codes = self.draw(z, self.codebook_size)
-        self.codes.copy_(codes)
-        self.sums.copy_(codes)
-        self.is_placed = True
-
-    @staticmethod
-    def draw(z: Tensor, size: int) -> Tensor:
-        """`size` random latents of the global batch, of which z (B, ..., d) is this rank's share: (size, d).
-
-        The same on all ranks, and the ones that a single process draws of the whole batch.
+        A latent is drawn for each code, dead or not: to count the dead ones, the host would wait for a GPU.
         """
-        rows = z.flatten(0, -2)  # (n, d)
-        picks = torch.randint(len(rows) * world_size(), (size,), device=z.device)
-        if world_size() == 1:
-            chosen, deviation = rows[picks], rows.std(0, correction=0)
-        else:
-            torch.distributed.broadcast(picks, src=0)  # should the ranks' random numbers have drifted apart
-            chosen, deviation = chosen_rows(rows, picks, len(rows) // len(z)), global_deviation(rows)
-        chosen = chosen + 0.01 * deviation * torch.randn_like(chosen)
-        if world_size() > 1:
-            torch.distributed.broadcast(chosen, src=0)
-        return chosen
+        share = self.fair_share(z)
+        dead = self.counts < self.config.dead_code_threshold * share  # (K,), the same on all ranks
+        latents = draw_latents(z, self.codebook_size)
+        self.counts.masked_fill_(dead, share)
+        self.sums.copy_(torch.where(dead.unsqueeze(-1), share * latents, self.sums))
 
-
-def chosen_rows(rows: Tensor, picks: Tensor, per_image: int) -> Tensor:
-    """Rows (size, d) of the global batch by their numbers there; `rows` (n, d) are those of this rank's images."""
-    image, place = picks // per_image, picks % per_image
-    mine = image % world_size() == rank()
-    chosen = rows.new_zeros(len(picks), rows.shape[1])
-    chosen[mine] = rows[image[mine] // world_size() * per_image + place[mine]]
-    return all_reduce_sum(chosen)
-
-
-def global_deviation(rows: Tensor) -> Tensor:
-    """The standard deviation (d,) of all ranks' rows (n, d)."""
-    count = len(rows) * world_size()
-    mean = all_reduce_sum(rows.sum(0)) / count
-    return (all_reduce_sum((rows - mean).square().sum(0)) / count).sqrt()
+    def place(self, codes: Tensor, share: float) -> None:
+        self.codes.copy_(codes)
+        self.counts.fill_(share)
+        self.sums.copy_(share * codes)

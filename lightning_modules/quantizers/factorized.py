@@ -11,21 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.quantizers.base import Quantizer, QuantizerConfig
+from lightning_modules.quantizers.placed import PlacedConfig, PlacedQuantizer
 
 
 @dataclass
-class FactorizedConfig(QuantizerConfig):
+class FactorizedConfig(PlacedConfig):
+    """`init` "random" is a normal distribution (paper A, section 3.2) with `l2_norm`. Without it the norm of the codes
+    matters, and they are uniform in (-1/K, 1/K), as in paper B's baseline.
+    """
+
     name: str = "factorized"
     l2_norm: bool = True
 
 
-class FactorizedQuantizer(Quantizer):
-    """Codes and latents on the unit sphere when `l2_norm`: the nearest code is then the one of largest cosine.
-
-    Codes start from a normal distribution (paper A, section 3.2) when normalised. Without normalisation the norm
-    matters, and they start uniform in (-1/K, 1/K), as in paper B's baseline.
-    """
+class FactorizedQuantizer(PlacedQuantizer):
+    """Codes and latents on the unit sphere when `l2_norm`: the nearest code is then the one of largest cosine."""
 
     config: FactorizedConfig
 
@@ -42,3 +42,6 @@ class FactorizedQuantizer(Quantizer):
 
     def prepare(self, z: Tensor) -> Tensor:
         return F.normalize(z.float(), dim=-1) if self.config.l2_norm else z.float()
+
+    def place(self, codes: Tensor, share: float) -> None:
+        self.codes.copy_(codes)

@@ -9,11 +9,9 @@ Shapes: K codes of d dimensions; C features of a row of the table; N latents.
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.checks import one_of, require
-from lightning_modules.distributed import all_reduce_sum
 from lightning_modules.options import place
 from lightning_modules.quantizers.base import QuantizerConfig, QuantizerOutput
 from lightning_modules.quantizers.projected import ProjectedCodebook
@@ -119,16 +117,3 @@ class LargeCodebook(ProjectedCodebook):
         if self.training and self.config.project and self.config.match_scale and not self.is_matched:
             self.match_scale(z.detach().float().flatten(0, -2))
         return super().forward(z)
-
-    @torch.no_grad()
-    def match_scale(self, z: Tensor) -> None:
-        """Gives the projected table the mean and deviation of latents z (N, d), in each dimension, over all ranks."""
-        moments = torch.stack([torch.ones_like(z), z, z.square()]).sum(1)  # (3, d)
-        count, total, total_square = all_reduce_sum(moments)
-        mean = total / count
-        std = (total_square / count - mean.square()).clamp_min(1e-12).sqrt()
-        projected = F.linear(self.table, self.projector.weight)  # (K, d)
-        scale = std / projected.std(0).clamp_min(1e-12)
-        self.projector.weight.mul_(scale.unsqueeze(-1))
-        self.projector.bias.copy_(mean - projected.mean(0) * scale)
-        self.is_matched = True

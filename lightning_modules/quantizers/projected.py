@@ -8,8 +8,10 @@ Shapes: K codes of d dimensions; C features of a row of the table.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.distributed import all_reduce_sum
 from lightning_modules.quantizers.base import Quantizer, QuantizerConfig
 
 
@@ -21,6 +23,7 @@ class ProjectedCodebook(Quantizer):
     """
 
     table: Tensor  # (K, C)
+    is_matched: bool  # the projector was scaled to the latents
 
     def __init__(self, config: QuantizerConfig, code_dim: int, table: Tensor) -> None:
         codebook_size, feature_dim = table.shape
@@ -31,3 +34,17 @@ class ProjectedCodebook(Quantizer):
     def codebook(self) -> Tensor:
         with torch.autocast(self.table.device.type, enabled=False):
             return self.projector(self.table)  # (K, d)
+
+    @torch.no_grad()
+    def match_scale(self, z: Tensor) -> None:
+        """Gives the projected table the mean and deviation of latents z (N, d), in each dimension, over all ranks."""
+        moments = torch.stack([torch.ones_like(z), z, z.square()]).sum(1)  # (3, d)
+        count, total, total_square = all_reduce_sum(moments)
+        mean = total / count
+        std = (total_square / count - mean.square()).clamp_min(1e-12).sqrt()
+        with torch.autocast(z.device.type, enabled=False):
+            projected = F.linear(self.table, self.projector.weight)  # (K, d)
+        scale = std / projected.std(0).clamp_min(1e-12)
+        self.projector.weight.mul_(scale.unsqueeze(-1))
+        self.projector.bias.copy_(mean - projected.mean(0) * scale)
+        self.is_matched = True

@@ -5,16 +5,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.quantizers.base import Quantizer, QuantizerConfig
+from lightning_modules.quantizers.placed import PlacedConfig, PlacedQuantizer
 
 
 @dataclass
-class VQConfig(QuantizerConfig):
+class VQConfig(PlacedConfig):
+    """`init` "random" is uniform in (-1/K, 1/K), as in the public VQGAN code."""
+
     name: str = "vq"
 
 
-class VectorQuantizer(Quantizer):
-    """The nearest code by Euclidean distance; the codes start uniform in (-1/K, 1/K) as in the public VQGAN code."""
+class VectorQuantizer(PlacedQuantizer):
+    """The nearest code by Euclidean distance."""
+
+    config: VQConfig
 
     def __init__(self, config: VQConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__(config, codebook_size, code_dim)
@@ -23,3 +27,6 @@ class VectorQuantizer(Quantizer):
 
     def codebook(self) -> Tensor:
         return self.codes
+
+    def place(self, codes: Tensor, share: float) -> None:
+        self.codes.copy_(codes)

@@ -42,9 +42,9 @@ SIZES = ("model.optimizer.eps=1e-3", "data.batch_size=8", "data.train_size=24", 
 UNEVEN = ("data.val_size=17", "data.val_batch_size=4")
 GAME = ("model.loss.adversarial=0.5",)
 LARGE = ("model.quantizer={name: large_codebook, feature_dim: 40, source: {method: normal}}", "model.codebook_size=300")
-REVIVING = ("model.codebook_size=100", "model.quantizer.dead_code_threshold=0.6", "model.quantizer.decay=0.7")
+REVIVING = ("model.codebook_size=100", "model.quantizer={init: latents, dead_code_threshold: 0.6, decay: 0.7}")
 MICRO = ("data.batch_size=4", "model.optimizer.accumulate=2", "trainer.max_steps=3")
-NO_PICKS = ("model.quantizer={init: normal, decay: 0.7}",)
+NO_PICKS = ("model.quantizer.decay=0.7",)
 # name -> model and overrides
 TOKENIZERS: dict[str, tuple[str, ...]] = {
     "vq": ("vqgan", *UNEVEN, *GAME, "model.metrics.precision_recall=true"),
@@ -54,7 +54,7 @@ TOKENIZERS: dict[str, tuple[str, ...]] = {
     "simvq": ("vqgan", "model.quantizer={name: simvq}"),  # 12 validation images
     "rotation": ("vqgan", "model.quantizer={name: rotation}", "data.val_size=11"),
     "fsq": ("vqgan", *UNEVEN, "model.quantizer={name: fsq}", "model.codebook_size=240", "model.code_dim=3"),
-    # at the default temperature, 0.01, its loss turns differences of 1e-7 into 1e-3 within three steps
+    # at the temperature 0.01 its loss turns differences of 1e-7 into 1e-3 within three steps
     "lfq": (
         "vqgan",
         *UNEVEN,
@@ -103,8 +103,9 @@ class Notes(Callback):
         if isinstance(module, Tokenizer):
             self.codes.append(all_reduce_sum(module.train_usage.code_counts.clone()))
             if self.before is not None and isinstance(module.quantizer, EMAQuantizer):
-                decayed = self.before * module.quantizer.config.decay
-                self.revived += int(((module.quantizer.counts == 1) & (decayed < 0.6)).sum())
+                counts, decayed = module.quantizer.counts, self.before * module.quantizer.config.decay
+                share = torch.tensor(8 * module.encoder.grid_size**2 / len(counts))  # of the latents of eight images
+                self.revived += int(((counts == share) & (decayed < 0.6 * share)).sum())
 
 
 def tokenizer(folder: Path, name: str) -> Result:

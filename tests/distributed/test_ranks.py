@@ -9,7 +9,7 @@ from experiments.config.experiment import RuntimeConfig
 from experiments.runtime.ranks import check_devices, num_devices, placement
 from lightning_modules.networks import batch_norm
 from lightning_modules.networks.batch_norm import BatchNorm2d
-from lightning_modules.quantizers.ema import chosen_rows
+from lightning_modules.quantizers.placed import chosen_rows
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "16", "RANK": "0", "LOCAL_RANK": "0"}
 SLURM = {"SLURM_NTASKS": "12", "SLURM_NNODES": "3", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
@@ -119,14 +119,14 @@ def test_batch_norm_by_hand_is_torchs() -> None:
 
 def test_rows_of_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank r of two has images r, r + 2, ...; three tokens each."""
-    import lightning_modules.quantizers.ema as ema
+    import lightning_modules.quantizers.placed as placed
 
     whole = torch.randn(8 * 3, 2)
     picks = torch.tensor([0, 4, 23, 11, 4])
-    monkeypatch.setattr(ema, "world_size", lambda: 2)
+    monkeypatch.setattr(placed, "world_size", lambda: 2)
     parts = []
     for rank in range(2):
-        monkeypatch.setattr(ema, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(placed, "rank", lambda rank=rank: rank)
         mine = whole.view(8, 3, 2)[rank::2].reshape(-1, 2)
         parts.append(chosen_rows(mine, picks, 3))
     assert torch.equal(parts[0] + parts[1], whole[picks])

@@ -57,6 +57,7 @@ def make(kind: str, code_dim: int = D, **options: Any) -> Quantizer:
         quantizer.fill(torch.randn(codebook_size, options["feature_dim"]))
         quantizer.is_matched = True  # as after the first batch
     elif isinstance(quantizer, EMAQuantizer):
+        quantizer.place(torch.randn(codebook_size, code_dim), 1.0)
         quantizer.is_placed = True
     elif isinstance(quantizer, SimVQ):
         torch.nn.init.normal_(quantizer.projector.weight)
@@ -268,19 +269,23 @@ def test_reseeding_gives_dead_codes_a_latent_with_sum_and_count_to_match() -> No
     quantizer = make("ema", decay=0.5, eps=1e-12, dead_code_threshold=0.6)
     assert isinstance(quantizer, EMAQuantizer)
     z = torch.randn(3, D) + 50  # three latents far away: at most three codes live on
+    share = 3 / K  # the fair share of a step of three latents
+    quantizer.counts.fill_(share)
     indices = quantizer(z).indices
     dead = torch.ones(K, dtype=torch.bool)
     dead[indices] = False
     assert dead.sum() >= K - 3
-    assert torch.equal(quantizer.counts[dead], torch.ones(int(dead.sum())))
-    distances = (quantizer.sums[dead][:, None] - z).norm(dim=-1)  # (dead, 3)
-    assert distances.amin(1).max() < 0.1 * z.std(0).norm(), "the sum is the latent that was picked, or nearly"
+    assert torch.equal(quantizer.counts[dead], torch.full((int(dead.sum()),), share))
+    distances = (quantizer.sums[dead][:, None] / share - z).norm(dim=-1)  # (dead, 3)
+    assert distances.amin(1).max() < 0.1 * z.std(0).norm(), (
+        "the sum is the share of the latent that was picked, or nearly"
+    )
     assert len(distances.argmin(1).unique()) == 3, "not all codes get the same latent"
     assert len(quantizer.sums.unique(dim=0)) == K, "no two codes are equal: one of them would never win"
-    torch.testing.assert_close(quantizer.codes[dead], quantizer.sums[dead])
-    # A code that was not dead keeps its average: (1 + n) / 2.
+    torch.testing.assert_close(quantizer.codes[dead], quantizer.sums[dead] / share)
+    # A code that was not dead keeps its average: (3 / K + n) / 2.
     alive = indices.unique()
-    torch.testing.assert_close(quantizer.counts[alive], 0.5 + 0.5 * torch.bincount(indices, minlength=K)[alive])
+    torch.testing.assert_close(quantizer.counts[alive], (share + torch.bincount(indices, minlength=K)[alive]) / 2)
 
 
 def test_no_reseeding_by_default() -> None:
@@ -290,34 +295,106 @@ def test_no_reseeding_by_default() -> None:
     assert int((quantizer.counts < 0.1).sum()) == K - 1
 
 
-def test_first_codes_are_latents_of_the_first_training_batch() -> None:
-    quantizer = EMAQuantizer(EMAConfig(), K, D)
+@pytest.mark.parametrize("kind", ["vq", "factorized", "ema"])
+def test_first_codes_are_latents_of_the_step_they_are_placed_at(kind: str) -> None:
+    """Before it latents pass as they are. A step is of two micro-batches here; a checkpoint goes on where it was."""
+    cls, config = QUANTIZERS[kind]
+    quantizer = cls(config(init="latents", place_at=2), K, D)
     z = torch.randn(200, D) + 50
-    codes = quantizer.codes.clone()
+    first = quantizer.codebook().clone()
+    for step in range(2):
+        quantizer.start_step(2)
+        for _ in range(2):
+            output = quantizer(leaf := z.clone().requires_grad_())
+            (output.quantized.sum() + output.loss).backward()
+            prepared = quantizer.prepare(leaf)
+            assert torch.equal(output.quantized, prepared) and not output.loss and not output.indices.any()
+            assert all(p.grad is not None and not p.grad.any() for p in quantizer.parameters()), "DDP waits for them"
+        state = quantizer.state_dict()
+        assert int(state["num_waited"]) == 2 * (step + 1) and not state["is_placed"]
+        quantizer = cls(config(init="latents", place_at=2), K, D)
+        quantizer.load_state_dict(state)
+    quantizer.start_step(1)
     quantizer.eval()(z)
-    assert torch.equal(quantizer.codes, codes), "evaluation is not the first batch"
+    assert torch.equal(quantizer.codebook(), first), "evaluation places nothing"
     output = quantizer.train()(z)
-    assert (output.quantized - z).norm(dim=1).mean() < z.std(0).norm()
+    prepared = quantizer.prepare(z)
+    assert (output.quantized - prepared).norm(dim=1).mean() < prepared.std(0).norm()
     assert len(output.indices.unique()) > K * 0.8
-    torch.testing.assert_close(quantizer.codes, quantizer.sums / quantizer.counts[:, None], rtol=1e-3, atol=1e-3)
+    placed = quantizer.codebook().clone()
     quantizer(z - 100)
-    assert (quantizer.codes.mean(0) > 40).all(), "only the first batch counts"
+    assert torch.equal(quantizer.codebook(), placed) or kind == "ema", "codes are placed once"
 
 
-def test_normal_first_codes_stay_where_they_are() -> None:
-    quantizer = EMAQuantizer(EMAConfig(init="normal"), K, D)
+def test_placed_averages_begin_with_the_fair_share() -> None:
+    quantizer = EMAQuantizer(EMAConfig(init="latents", decay=0.5), K, D)
+    quantizer.start_step(2)
+    z = torch.randn(200, D)
+    quantizer(z)
+    share = torch.full((K,), 2 * 200 / K)  # of the latents of both micro-batches
+    assert torch.equal(quantizer.counts, share)
+    torch.testing.assert_close(quantizer.sums, share[:, None] * quantizer.codes)
+    quantizer(z)
+    torch.testing.assert_close(quantizer.counts.sum(), torch.tensor(400.0))
+
+
+def test_ema_starts_as_in_the_code_of_paper_b() -> None:
+    """Codes uniform in (-1/K, 1/K), counts of 0; one that no latent chose is its first value over eps, shrinking."""
+    quantizer = EMAQuantizer(EMAConfig(), K, D)
     codes = quantizer.codes.clone()
-    assert torch.equal(quantizer(latents(20)).quantized, codes[quantizer(latents(20)).indices])
-    with pytest.raises(ValueError, match=r"init='norml' is none of latents, normal"):
-        EMAQuantizer(EMAConfig(init="norml"), K, D)
+    assert codes.abs().max() < 1 / K < 1.3 * codes.abs().max() and not quantizer.counts.any()
+    indices = quantizer(torch.randn(50, D)).indices
+    assert torch.isfinite(quantizer.codes).all()
+    unused = torch.ones(K, dtype=torch.bool)
+    unused[indices] = False
+    total, eps = 0.01 * 50, 1e-5
+    expected = 0.99 * codes[unused] / (eps / (total + K * eps) * total)
+    torch.testing.assert_close(quantizer.codes[unused], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init": "latent"}, r"init='latent' is none of random, latents"),
+        ({"place_at": 5}, r"place_at=5 needs quantizer.init=latents"),
+        ({"dead_code_threshold": 1.0}, r"dead_code_threshold=1.0 is a part of the fair share"),
+    ],
+)
+def test_what_a_start_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EMAQuantizer(EMAConfig(**options), K, D)
+
+
+def test_reseeded_codes_stay_in_use_where_latents_move_on() -> None:
+    """The latents leave the region where the codes were placed, as an encoder's do in its first steps."""
+    shares = []
+    for threshold in (0.0, 0.5):
+        torch.manual_seed(0)
+        quantizer = EMAQuantizer(EMAConfig(init="latents", dead_code_threshold=threshold), 256, D)
+        for step in range(150):
+            output = quantizer(torch.randn(512, D) + min(step, 100) / 20)
+        shares.append(len(output.indices.unique()) / 256)
+    assert shares[0] < 0.1 and shares[1] > 0.4, f"{shares} of the codes in one batch of two latents a code"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_a_quantizer_latents_pass_as_they_are(training: bool) -> None:
+    cls, config = QUANTIZERS["none"]
+    quantizer = cls(config(), 0, D).train(training)
+    z = latents(4, 5)
+    output = quantizer(z)
+    output.quantized.sum().backward()
+    assert torch.equal(output.quantized, z) and torch.equal(z.grad, torch.ones_like(z))  # type: ignore[arg-type]
+    assert output.loss == 0 and output.indices.shape == (4, 5) and not quantizer.state_dict()
+    with pytest.raises(ValueError, match=r"has no codes: model.codebook_size=7 must be 0"):
+        cls(config(), 7, D)
 
 
 def ema_rank(rank: int, folder: str, threshold: float) -> None:
     """One of two processes, which sees its half of each batch."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     quantizer = make("ema", decay=0.9, dead_code_threshold=threshold)
-    if threshold:
-        quantizer.is_placed = False
+    quantizer.is_placed = not threshold
     torch.manual_seed(rank)  # random picks differ between ranks, unless they are exchanged
     for z in joint_batches():
         quantizer(z[rank::2])
@@ -456,7 +533,7 @@ def test_projected_table_takes_mean_and_deviation_of_the_first_latents(scale: fl
     assert torch.equal(again.projector.weight, weight), "also after a checkpoint"
 
 
-@pytest.mark.parametrize(("kind", "flags"), [("ema", {"is_placed"}), ("large_codebook", {"is_filled", "is_matched"})])
+@pytest.mark.parametrize(("kind", "flags"), [("large_codebook", {"is_filled", "is_matched"})])
 def test_checkpoints_keep_flags_as_bool_tensors_of_the_same_names(kind: str, flags: set[str]) -> None:
     state = make(kind).state_dict()
     assert {name for name, value in state.items() if value.dtype == torch.bool} == flags

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import claims as claims_module
-from sweeps.claims import ClaimSpec, Records, difference_of, judge_claim, judged_by_itself, pictures, quote, read_claims
+from sweeps.claims import ClaimSpec, Records, difference_of, judge_claim, judged_by_itself, read_claims
 from sweeps.claims_page import brief, index, page, pictures, quote
 from sweeps.grid import label_of, load_grid
 from sweeps.measure import Measured

@@ -1,0 +1,109 @@
+"""Codebooks whose first codes may be placed on latents, at once or after a warm-up without quantization.
+
+Shapes: B images, K codes of d dimensions, n latents of this rank.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from lightning_modules.checks import require
+from lightning_modules.distributed import all_reduce_sum, rank, world_size
+from lightning_modules.options import neutral
+from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput
+
+
+@dataclass
+class PlacedConfig(QuantizerConfig):
+    """`init`: "random" is the papers' start, which each class states, or "latents": codes are random latents of the
+    training step `place_at`, before which latents pass as they are and train encoder and decoder alone.
+    """
+
+    init: str = neutral("random")
+    place_at: int = neutral(0)  # optimizer steps
+
+    def check(self, codebook_size: int, code_dim: int) -> None:
+        super().check(codebook_size, code_dim)
+        require(self.init in ("random", "latents"), f"quantizer.init='{self.init}' is none of random, latents")
+        require(
+            self.place_at == 0 or self.init == "latents",
+            f"quantizer.place_at={self.place_at} needs quantizer.init=latents: random codes are there from the start",
+        )
+
+
+class PlacedQuantizer(Quantizer):
+    """Subclasses give `place`. Latents are (B, ..., d), B images or whatever a batch is split into over the ranks."""
+
+    config: PlacedConfig
+
+    def __init__(self, config: PlacedConfig, codebook_size: int, code_dim: int) -> None:
+        super().__init__(config, codebook_size, code_dim)
+        self.is_placed = config.init == "random"  # the codes have their first values
+        self.num_waited = 0  # training forwards made before they had
+        self.num_forwards = 1  # of a step
+        if not self.is_placed:
+            self.flags = ("is_placed", "num_waited")
+
+    def start_step(self, num_forwards: int) -> None:
+        self.num_forwards = num_forwards
+
+    @abstractmethod
+    def place(self, codes: Tensor, share: float) -> None:
+        """Takes first codes (K, d); `share` of a step's latents falls to each of K codes that are used alike."""
+
+    def forward(self, z: Tensor) -> QuantizerOutput:
+        if self.training and not self.is_placed:
+            if self.num_waited < self.config.place_at * self.num_forwards:
+                self.num_waited += 1
+                return self.pass_latents(z)
+            with torch.no_grad():
+                self.place(draw_latents(self.prepare(z), self.codebook_size), self.fair_share(z))
+            self.is_placed = True
+        return super().forward(z)
+
+    def pass_latents(self, z: Tensor) -> QuantizerOutput:
+        """Latents (B, ..., d) without quantization, as code 0; the codes are in the loss with a gradient of zero."""
+        z = self.prepare(z)
+        nothing = sum((0 * parameter.sum() for parameter in self.parameters()), start=z.new_zeros(()))  # for DDP
+        return QuantizerOutput(z, torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device), nothing)
+
+    def fair_share(self, z: Tensor) -> float:
+        """Latents of a step for each code, of which z (B, ..., d) are this rank's in one forward."""
+        return z[..., 0].numel() * world_size() * self.num_forwards / self.codebook_size
+
+
+def draw_latents(z: Tensor, size: int) -> Tensor:
+    """`size` random latents of the global batch, of which z (B, ..., d) is this rank's share: (size, d).
+
+    Spread by a hundredth of their deviation, so that no two are equal. The same on all ranks, and the ones that a
+    single process draws of the whole batch.
+    """
+    rows = z.detach().flatten(0, -2)  # (n, d)
+    picks = torch.randint(len(rows) * world_size(), (size,), device=z.device)
+    if world_size() == 1:
+        chosen, deviation = rows[picks], rows.std(0, correction=0)
+    else:
+        torch.distributed.broadcast(picks, src=0)  # should the ranks' random numbers have drifted apart
+        chosen, deviation = chosen_rows(rows, picks, len(rows) // len(z)), global_deviation(rows)
+    chosen = chosen + 0.01 * deviation * torch.randn_like(chosen)
+    if world_size() > 1:
+        torch.distributed.broadcast(chosen, src=0)
+    return chosen
+
+
+def chosen_rows(rows: Tensor, picks: Tensor, per_image: int) -> Tensor:
+    """Rows (size, d) of the global batch by their numbers there; `rows` (n, d) are those of this rank's images."""
+    image, place = picks // per_image, picks % per_image
+    mine = (image % world_size() == rank()).unsqueeze(-1)
+    chosen = rows[image // world_size() * per_image + place]
+    return all_reduce_sum(torch.where(mine, chosen, 0))
+
+
+def global_deviation(rows: Tensor) -> Tensor:
+    """The standard deviation (d,) of all ranks' rows (n, d)."""
+    count = len(rows) * world_size()
+    mean = all_reduce_sum(rows.sum(0)) / count
+    return (all_reduce_sum((rows - mean).square().sum(0)) / count).sqrt()
