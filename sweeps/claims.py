@@ -18,11 +18,10 @@ from typing import Any
 from experiments.config.values import flatten, read_yaml
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, data_name, read_record
-from lightning_modules.metrics import head_of
 from sweeps.claims_page import Claim, Verdict, brief, index, page, pictures, quote, write
 from sweeps.grid import Grid, Row, label_of, load_grid
 from sweeps.heads import heads_of
-from sweeps.measure import Finished, Measured, finished_by_data, measure, reachable, records_of, version_of
+from sweeps.measure import Finished, Measured, finished_by_data, head_of, measure, reachable, records_of, version_of
 from sweeps.predicates import Cells, Node, Rules, Side, check, evaluate, leaves
 from sweeps.schema import SWEEPS, SweepSpec, TableSpec, expect, naming, read_spec, scale_names
 
@@ -258,6 +257,10 @@ def judge_claim(claim: ClaimSpec, records: Sequence[Records]) -> Verdict:
     return Verdict(claim.shown, verdict, best.scale if any(evidence(best)) else "", findings)
 
 
+def known_scales() -> list[str]:
+    return [scale for scale in SCALES if scale in scale_names()]
+
+
 def verdicts_of(claims_file: Path, scales: Iterable[str], output_dir: Path) -> list[Verdict]:
     claims = read_claims(claims_file)
     records = [Records(scale, output_dir) for scale in scales]
@@ -274,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="where docs/claims.md and the quoting pages are")
     options = parser.parse_args(arguments)
     with user_errors():
-        scales = [options.scale] if options.scale else [scale for scale in SCALES if scale in scale_names()]
+        scales = [options.scale] if options.scale else known_scales()
         verdicts = verdicts_of(options.file, scales, options.output_dir)
         root: Path = options.root
         write(root / "docs" / "claims.md", page(verdicts))

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from experiments.config.experiment import Experiment
 from experiments.costs.counts import parts_of, setting_of
 from lightning_modules.base import count
-from lightning_modules.metrics import head_of
 from sweeps.grid import Grid, Row, load_scale, show
-from sweeps.measure import Finished, records_of
+from sweeps.measure import Finished, head_of, records_of
 
 SIZE = r"[- ]*(?:(?:Base|Large) )?\d+(?:\.\d+)?[MB]$"  # of "GPT-404M", "VIM-Base 650M", "Large 1697M"
 DATA_HEADS, GRID_HEADS = ("data", "trained on"), ("latent", "tokens")

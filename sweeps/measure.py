@@ -116,6 +116,13 @@ def is_better(metric: str) -> int:
     return 1 if among(HIGHER) else -1 if among(LOWER) else 0
 
 
+def head_of(head: str, protocol: str) -> str:
+    """The column's head; FID and IS are of Inception's features, else the judge's name stands beside FD or score."""
+    judge = re.match(r"[^/]+/efficientnet-lite(\d)@", protocol)
+    name = re.sub("([FK])ID", r"\1D", head)
+    return f"{name} (Lite{judge[1]})" if judge else head
+
+
 def reachable(metric: str, row: Row, finished: Finished) -> float | None:
     """Percent of the codes that as many tokens as a usage counts would use if drawn evenly; None where not recorded."""
     name = re.sub("^usage/", "reachable/", row.cell.use.get(metric, metric))

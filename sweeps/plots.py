@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightning_modules.metrics import head_of
 from sweeps.grid import Table, label_of, show
-from sweeps.measure import Finished, Measured, measure, records_of
+from sweeps.measure import Finished, Measured, head_of, measure, records_of
 from sweeps.render import replace_file
 from sweeps.schema import ColumnSpec
 

@@ -21,9 +21,8 @@ from experiments.pipeline.upstream import run_dir
 from experiments.pipeline.weights import restore_weights, weights_path
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
-from lightning_modules.metrics import head_of
 from sweeps.grid import Row, Run, Table, label_of, load_grid
-from sweeps.measure import Finished, finished_by_data, measure
+from sweeps.measure import Finished, finished_by_data, head_of, measure
 from sweeps.render import replace_file
 from sweeps.workers import data_resolver, parser_of
 

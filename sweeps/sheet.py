@@ -7,10 +7,19 @@ from dataclasses import dataclass, field
 from experiments.config.experiment import Experiment
 from experiments.runtime import code_version
 from experiments.runtime.records import Record
-from lightning_modules.metrics import head_of
 from sweeps.grid import Grid, Row, Run, Table, show
 from sweeps.heads import heads_of, retitled
-from sweeps.measure import ALL_REACHABLE, Finished, Measured, commit_of, is_better, measure, reachable, records_of
+from sweeps.measure import (
+    ALL_REACHABLE,
+    Finished,
+    Measured,
+    commit_of,
+    head_of,
+    is_better,
+    measure,
+    reachable,
+    records_of,
+)
 from sweeps.schema import ColumnSpec
 
 DAGGER = "†"

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from sweeps import claims as claims_module
-from sweeps.claims import ClaimSpec, Records, difference_of, judge_claim, judged_by_itself, read_claims
+from sweeps.claims import (
+    ClaimSpec,
+    Records,
+    difference_of,
+    judge_claim,
+    judged_by_itself,
+    known_scales,
+    read_claims,
+    verdicts_of,
+)
 from sweeps.claims_page import brief, index, page, pictures, quote
 from sweeps.grid import label_of, load_grid
 from sweeps.measure import Measured
@@ -302,6 +311,12 @@ def test_records_of_a_sweep_give_the_verdict(tmp_path: Path, monkeypatch: pytest
     assert next(leaves(claim.test, claim.given))[0] == "ablation_codebook#codebook"
 
 
+def test_the_published_page_is_what_the_published_records_say() -> None:
+    """`make claims` writes it anew; no verdict is typed by hand."""
+    verdicts = verdicts_of(CLAIMS, known_scales(), Path("nowhere"))
+    assert (SWEEPS.parent / "docs" / "claims.md").read_text() == page(verdicts)
+
+
 def test_pages_quote_between_their_marks(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     begin, end = "<!-- verdicts: written by `make claims` -->", "<!-- end of verdicts -->"
@@ -310,7 +325,7 @@ def test_pages_quote_between_their_marks(tmp_path: Path) -> None:
         quote(path, {"verdicts": brief([], "docs/claims.md"), "pictures": "not marked here"})
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "| verdict |" in text
-    assert "old" not in text and "not marked" not in text
+    assert "\nold\n" not in text and "not marked" not in text
 
 
 def test_the_pictures_are_of_the_largest_scale_and_the_index_says_what_is_missing(tmp_path: Path) -> None:
