@@ -30,7 +30,7 @@ $(if $(filter yes,$(TRAIN)),$(SWEEP),$(TABLE)) $(1)
 endef
 BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache probe ddp
 
-.PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables dashboard bench check format \
+.PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables claims dashboard bench check format \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
@@ -84,7 +84,10 @@ probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-
 	$(call show,sweeps/vit_vqgan/table7.yaml)
 
 tables: $(READY) ## render every table and figure from finished records; trains nothing
-	$(TABLE) $(filter-out sweeps/search_%,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
+	$(TABLE) $(filter-out sweeps/search_% sweeps/claims.yaml,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
+
+claims: $(READY) ## which of the papers' conclusions hold: verdicts from finished records into docs/claims.md; trains nothing
+	$(PY) -m sweeps.claims --output-dir "$(OUT)"
 
 dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT)/experiments" --port $(PORT)

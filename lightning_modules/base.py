@@ -123,6 +123,9 @@ class Module(L.LightningModule):
         """Its networks, for counting costs, on torch's default device; [] = costs little beside its upstream."""
         return []
 
+    def capture_steps(self) -> None:
+        """Called once at the start of a training on one GPU whose steps may become CUDA graphs (`graphs`)."""
+
     # ---- what it shows
 
     def start_screen(self) -> dict[str, str]:

@@ -69,7 +69,9 @@ class RuntimeConfig:
     devices: str = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
-    num_workers: int = 0
+    num_workers: int = -1  # processes that load images; -1: some for image files while a GPU trains, else none
+    evaluate_later: bool = False  # keep the weights; the same run without this measures them, on any machine
+    keep_weights: bool = False  # keep them, without what is needed to go on training, beside the record
 
 
 @dataclass

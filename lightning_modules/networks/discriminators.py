@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.distributed import world_size
+
 from .base import DiscriminatorConfig
 from .batch_norm import BatchNorm2d
 
@@ -57,6 +59,15 @@ class PatchGAN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.layers(image)
+
+    def pair(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of both. Several ranks exchange both batches' statistics at once; they stay apart."""
+        if world_size() == 1:
+            return self(real), self(fake)
+        x = torch.cat([real, fake])
+        for layer in self.layers:
+            x = layer(x, parts=2) if isinstance(layer, BatchNorm2d) else layer(x)
+        return tuple(x.chunk(2))
 
 
 class EqualConv2d(nn.Conv2d):
@@ -161,6 +172,10 @@ class StyleGANDiscriminator(nn.Module):
         x = self.act_out(self.conv_out(append_minibatch_stddev(x)))  # (B, C, 4, 4)
         x = self.act_hidden(self.hidden(x.flatten(1)))  # (B, C)
         return (self.logit(x) + self.logit_bias).squeeze(1)  # (B,)
+
+    def pair(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of both."""
+        return self(real), self(fake)
 
 
 DISCRIMINATORS: dict[str, tuple[type[nn.Module], type[DiscriminatorConfig]]] = {

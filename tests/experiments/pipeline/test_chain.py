@@ -281,7 +281,7 @@ def test_evaluation_repeats_the_record(
 ) -> None:
     experiment = tiny_vim(tiny, "model.generation.acceptance=[0.5]", "model.generation.num_samples=10")
     record: Record = train(experiment, "vim", own_dir(experiment))
-    generation = {"fid", "is", "is_std", "usage/generated"}
+    generation = {"fid", "is", "is_std", "usage/generated", "reachable/generated"}
     names = generation | {f"{name}/accept-0.5" for name in generation} | {"bits_per_token/val"}
     assert set(record["metrics"]) == names == set(record["protocols"])
     assert record["metrics"]["fid"] != record["metrics"]["fid/accept-0.5"]

@@ -1,0 +1,75 @@
+"""Both sides of a `Tokenizer`'s loss: what a step computes of a batch and its reconstructions.
+
+Tensors in, tensors out: nothing here logs, waits for a device or exchanges more than gradients and batch statistics.
+
+Shapes: B images, H x W pixels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_modules import losses
+from lightning_modules.losses.pixels import pixel_terms
+
+Terms = dict[str, Tensor]  # scalars by name
+
+
+def generator_terms(module: Any, image: Tensor, output: Any, adversarial: bool, weigh: bool) -> Terms:
+    """The loss's terms, unweighted, and `generator`, their weighted sum, which alone has a gradient.
+
+    Args:
+        module: the `Tokenizer`; `module.balance`, the adaptive weight, is set where it is computed anew.
+        image: (B, 3, H, W) in [-1, 1].
+        output: the `TokenizerOutput` of `image`.
+        adversarial: whether the discriminator takes part.
+        weigh: whether the adaptive weight is computed. Then both sides' gradients are taken at the prediction, which
+            saves walking back twice through the networks after it.
+    """
+    config = module.config.loss
+    prediction = output.prediction.detach().requires_grad_() if weigh else output.prediction
+
+    def reconstruction() -> Tensor:  # with a graph of its own for each of both sides
+        return module.to_image(prediction) if weigh else output.reconstruction
+
+    terms = pixel_terms(config, module.perceptual, prediction, reconstruction(), image)
+    loss = sum((getattr(config, name) * term for name, term in terms.items()), start=image.new_zeros(()))
+    extra: Terms = {}
+    if adversarial:
+        module.discriminator.requires_grad_(False)
+        logits = module.discriminator(reconstruction()).float()
+        module.discriminator.requires_grad_(True)
+        terms["adversarial"] = module.adversarial_loss(logits)
+        sides = [torch.autograd.grad(side, prediction)[0] for side in (loss, terms["adversarial"])] if weigh else []
+        if weigh:  # at the pixels alone: no adversarial gradient reaches the scales that logit-Laplace predicts, too
+            pixels = [gradient[:, :3] for gradient in sides]
+            found = losses.adaptive_weight(output.prediction[:, :3], module.decoder.last_layer, *pixels)
+            module.balance.copy_(found)
+        extra["weight"] = config.adversarial * module.balance
+        loss = loss + extra["weight"] * terms["adversarial"]
+        if weigh:
+            gradient = sides[0] + extra["weight"] * sides[1]
+            loss = losses.with_gradient(output.prediction, loss.detach(), gradient)
+    terms["quantizer"] = output.quantizer_loss
+    loss = loss + config.quantizer * output.quantizer_loss
+    return detached(terms) | {"generator": loss} | extra
+
+
+def critic_terms(module: Any, real: Tensor, fake: Tensor, r1: bool) -> Terms:
+    """The discriminator's loss on real images and detached reconstructions, (B, 3, H, W) each, in `critic`, which
+    alone has a gradient; its terms, the penalty with `r1` alone; and its accuracy."""
+    config = module.config.loss
+    real = real.detach().requires_grad_(r1)
+    logits_real, logits_fake = (logits.float() for logits in module.discriminator.pair(real, fake))
+    loss = module.discriminator_loss(logits_real, logits_fake)
+    terms = {"discriminator": loss}
+    if r1:
+        terms["r1"] = losses.r1_penalty(logits_real, real)
+        loss = loss + config.r1 / 2 * config.r1_every * terms["r1"]
+    accuracy = ((logits_real > 0).float().mean() + (logits_fake < 0).float().mean()) / 2
+    return detached(terms) | {"critic": loss, "accuracy": accuracy}
+
+
+def detached(terms: Terms) -> Terms:
+    return {name: term.detach() for name, term in terms.items()}
