@@ -140,6 +140,15 @@ class Module(L.LightningModule):
         """For TensorBoard after a validation: images (3, height, width) in [0, 1], values (n,) to count, or figures."""
         return {}
 
+    # ---- how its networks are run
+
+    def hot_calls(self, compiled: bool) -> list[tuple[nn.Module, str]]:
+        """(network, method) of the calls that take most of a step, for `trainer.memory_format` and `trainer.compile`.
+
+        With `compiled` those that torch.compile can have.
+        """
+        return []
+
     # ---- what its record holds
 
     @property

@@ -17,7 +17,7 @@ from lightning_modules.base import Module, Setting, count
 from lightning_modules.distributed import all_reduce_sum, average_gradients, leave_out, mean_values, without_exchange
 from lightning_modules.finite import check_finite
 from lightning_modules.graphs import GraphedPass
-from lightning_modules.lightning_fixes import leave_out_of_global_step
+from lightning_modules.lightning_fixes import leave_out_of_global_step, logs_now, loss_scale, use_scaler
 from lightning_modules.losses import build_perceptual, logit_laplace_mean
 from lightning_modules.metrics import TokenizerMetrics
 from lightning_modules.metrics.codebook import CodebookUsage
@@ -26,7 +26,15 @@ from lightning_modules.parts import Part
 from lightning_modules.quantizers import QuantizerOutput
 from lightning_modules.tokenizer_config import TokenizerConfig
 from lightning_modules.tokenizer_losses import Terms, critic_terms, detached, generator_terms
-from lightning_modules.tokenizer_parts import LAYOUT, networks, pictures, rough_seconds, start_rows, tokenizer_parts
+from lightning_modules.tokenizer_parts import (
+    LAYOUT,
+    hot_calls,
+    networks,
+    pictures,
+    rough_seconds,
+    start_rows,
+    tokenizer_parts,
+)
 
 NUM_SHOWN = 8  # validation images in TensorBoard, the same at every validation
 STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch")  # kept in checkpoints, with the adaptive weight
@@ -160,7 +168,7 @@ class Tokenizer(Module):
         All of it is work of the device: nothing is logged, checked or decided by a value.
         """
         output = self(image)
-        terms = generator_terms(self, image, output, adversarial, weigh)
+        terms = generator_terms(self, image, output, adversarial, weigh, loss_scale(self))
         self.manual_backward(terms["generator"] / self.config.optimizer.accumulate)
         return detached(terms), TokenizerOutput(*(part.detach() for part in output))
 
@@ -178,15 +186,16 @@ class Tokenizer(Module):
         self.graphed = [GraphedPass(run, optimizer, state) for run, optimizer in runs]
 
     def report(self, terms: Terms, image: Tensor) -> None:
-        """Logs what a pass returns, of the global batch, and stops the run at a value that is not finite."""
+        """Logs what a pass returns, of the global batch, if a logger takes it; stops at a value that is not finite."""
         means = mean_values(terms)
-        for name, mean in means.items():
+        for name, mean in means.items() if logs_now(self.trainer) else ():
             self.log(LOGGED.get(name, f"loss/{name}"), mean, prog_bar=name == "generator")
         check_finite(self.step, means, image, self)
 
     @contextmanager
     def update(self, optimizer: Any, batch_idx: int, by_ddp: bool = True) -> Iterator[None]:
         """Around a pass: the last micro-batch's is followed by a step. `by_ddp`: DDP averages these gradients."""
+        use_scaler(self.trainer, 0 if by_ddp else 1)
         config, is_last = self.config.optimizer, self.is_last_micro_batch(batch_idx)
         if batch_idx % config.accumulate == 0:  # here, because the last epoch may have ended between two steps
             optimizer.zero_grad()
@@ -245,7 +254,10 @@ class Tokenizer(Module):
         self.log_dict(self.metrics.compute())
         self.metrics.reset()
 
-    # ---- what is shown, and what a record needs
+    # ---- how it runs, what is shown, and what a record needs
+
+    def hot_calls(self, compiled: bool) -> list[tuple[nn.Module, str]]:
+        return hot_calls(self, compiled)
 
     def start_screen(self) -> dict[str, str]:
         return start_rows(self)

@@ -16,7 +16,9 @@ from lightning_modules.losses.pixels import pixel_terms
 Terms = dict[str, Tensor]  # scalars by name
 
 
-def generator_terms(module: Any, image: Tensor, output: Any, adversarial: bool, weigh: bool) -> Terms:
+def generator_terms(
+    module: Any, image: Tensor, output: Any, adversarial: bool, weigh: bool, scale: Tensor | None = None
+) -> Terms:
     """The loss's terms, unweighted, and `generator`, their weighted sum, which alone has a gradient.
 
     Args:
@@ -26,6 +28,7 @@ def generator_terms(module: Any, image: Tensor, output: Any, adversarial: bool, 
         adversarial: whether the discriminator takes part.
         weigh: whether the adaptive weight is computed. Then both sides' gradients are taken at the prediction, which
             saves walking back twice through the networks after it.
+        scale: multiplies losses whose gradients pass through networks in float16.
     """
     config = module.config.loss
     prediction = output.prediction.detach().requires_grad_() if weigh else output.prediction
@@ -41,10 +44,12 @@ def generator_terms(module: Any, image: Tensor, output: Any, adversarial: bool, 
         logits = module.discriminator(reconstruction()).float()
         module.discriminator.requires_grad_(True)
         terms["adversarial"] = module.adversarial_loss(logits)
-        sides = [torch.autograd.grad(side, prediction)[0] for side in (loss, terms["adversarial"])] if weigh else []
+        sides = [gradient_at(prediction, side, scale) for side in (loss, terms["adversarial"])] if weigh else []
         if weigh:  # at the pixels alone: no adversarial gradient reaches the scales that logit-Laplace predicts, too
-            pixels = [gradient[:, :3] for gradient in sides]
-            found = losses.adaptive_weight(output.prediction[:, :3], module.decoder.last_layer, *pixels)
+            pixels, last_layer = output.prediction[:, :3], module.decoder.last_layer
+            found = losses.adaptive_weight(pixels, last_layer, sides[0][:, :3], sides[1][:, :3])
+            if scale is not None:  # with a scale that was too large the step will be skipped
+                found = torch.where(found.isfinite(), found, module.balance)
             module.balance.copy_(found)
         extra["weight"] = config.adversarial * module.balance
         loss = loss + extra["weight"] * terms["adversarial"]
@@ -54,6 +59,12 @@ def generator_terms(module: Any, image: Tensor, output: Any, adversarial: bool, 
     terms["quantizer"] = output.quantizer_loss
     loss = loss + config.quantizer * output.quantizer_loss
     return detached(terms) | {"generator": loss} | extra
+
+
+def gradient_at(x: Tensor, loss: Tensor, scale: Tensor | None) -> Tensor:
+    if scale is None:
+        return torch.autograd.grad(loss, x)[0]
+    return torch.autograd.grad(loss * scale, x)[0] / scale
 
 
 def critic_terms(module: Any, real: Tensor, fake: Tensor, r1: bool) -> Terms:

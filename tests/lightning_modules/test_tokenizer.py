@@ -66,6 +66,7 @@ def fit(
         devices=1,
         max_steps=steps,
         max_epochs=-1,
+        log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
