@@ -167,9 +167,10 @@ def step_seconds(bench: Bench, label: str, recipe: str, *overrides: str) -> floa
     with tempfile.TemporaryDirectory() as folder:
         build_trainer(experiment, module, Path(folder), pace).fit(module, data)
     images = experiment.data.batch_size / pace.step_seconds
+    apart, enqueued = statistics.median(pace.apart), statistics.median(pace.enqueued)
     print(
-        f"{label:24}{1e3 * pace.step_seconds:9.2f} ms a step, {images:10,.0f} images/s; alone "
-        f"{1e3 * statistics.median(pace.apart):.2f} ms, of which enqueueing {1e3 * statistics.median(pace.enqueued):.2f}",
+        f"{label:24}{1e3 * pace.step_seconds:9.2f} ms a step, {images:10,.0f} images/s; "
+        f"alone {1e3 * apart:.2f} ms, of which the host takes {1e3 * enqueued:.2f} to enqueue it",
         flush=True,
     )
     return pace.step_seconds
@@ -225,8 +226,8 @@ def codes(bench: Bench) -> None:
 
 
 def vit(bench: Bench) -> None:
-    """ViT-VQGAN Base-Base at 256 pixels, batch 32, bf16, without perceptual loss and game: its share of what products of
-    bf16 matrices reach here."""
+    """ViT-VQGAN Base-Base at 256 pixels, batch 32, bf16, without perceptual loss and game: its share of what products
+    of bf16 matrices reach here."""
     side = 1024 if bench.tiny else 8192
     a, b = (torch.randn(side, side, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     rate = 2 * side**3 / bench.seconds(lambda: a @ b, 20)

@@ -75,6 +75,28 @@ def test_the_loss_falls(tiny: TinyExperiment, tmp_path: Path, mode: str) -> None
     assert sum(l2[-5:]) < 0.7 * sum(l2[:5]), l2
 
 
+@pytest.mark.parametrize("model", ["vqgan_lc", "vit_vqgan"])
+def test_graphs_replay_the_steps(tiny: TinyExperiment, tmp_path: Path, model: str) -> None:
+    """Each combination of game, adaptive weight and R1 is a graph of its own; the numbers are those without graphs."""
+    starts = "discriminator_start: 4, adversarial_start: 4"
+    every = f"{GAME[:-1]}, {starts}, adaptive_weight: true, adaptive_every: 2, r1_every: 3}}"
+    sizes = ["data.train_size=24", "trainer.max_steps=24"]
+    runs = []
+    for mode in ("none", "graphs"):
+        losses = Losses()
+        fit(
+            known(tiny, model, every, *sizes, f"trainer.compile={mode}", *on_gpu()),
+            tmp_path / mode,
+            losses,
+            FullFloat32(),
+        )
+        runs.append(losses)
+    plain, graphed = runs
+    assert graphed.of("loss/generator") == pytest.approx(plain.of("loss/generator"), rel=2e-2, abs=1e-3)
+    late = [[float(step["loss/discriminator"]) for step in run.steps[4:]] for run in runs]
+    assert late[1] == pytest.approx(late[0], rel=2e-2, abs=1e-3)
+
+
 @contextmanager
 def attached(data: Any, device: torch.device) -> Iterator[Any]:
     strategy = SimpleNamespace(root_device=device)
