@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,10 +40,10 @@ from lightning_modules.quantizers.search.tiled import search_tiled
 
 RECIPES = Path(__file__).parents[1] / "experiments"
 GAME = ("model.loss.discriminator_start=0", "model.loss.adversarial_start=0")
-LC = ("vqgan_lc_cifar10.yaml", "model.codebook_size=16384", "data.batch_size=256", *GAME)
 TINY_CNN = ("model.backbone.channels=8", "data.batch_size=4")
 TINY_VIT = ("model.backbone.encoder_dims=[1,2,32,64]", "model.backbone.decoder_dims=[1,2,32,64]", "data.batch_size=2")
 JUDGE = ("model.metrics.extractor=efficientnet-lite0", "model.metrics.lpips=none")  # needs no download
+LC = ("vqgan_lc_cifar10.yaml", "model.codebook_size=16384", "data.batch_size=256", *GAME, *JUDGE)
 BF16 = "trainer.precision=bf16-mixed"
 VARIANTS: dict[str, tuple[str, ...]] = {  # of a step; those that this version has no key for are left out
     "float32, eager": ("trainer.precision=32-true", "trainer.compile=none"),
@@ -117,15 +118,15 @@ def search(bench: Bench) -> None:
 
 
 class RandomImages(ImageDataModule):
-    """Random pixels of the experiment's size, some batches of them."""
+    """A batch of random pixels of the experiment's size, again and again: `data.train_size` images."""
 
     config: DataConfig
     num_classes, data_id = 10, "random"
 
     def load(self, split: str) -> ArrayDataset:
-        count, side = 4 * self.config.batch_size, self.config.image_size
-        images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8)
-        return ArrayDataset(images, torch.arange(count) % 10, flip=True)
+        size, side, count = self.config.batch_size, self.config.image_size, self.config.train_size or 0
+        images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8).repeat(count // size, 1, 1, 1)
+        return ArrayDataset(images, torch.arange(len(images)) % 10, flip=True)
 
 
 class Pace(Callback):
@@ -163,7 +164,7 @@ def step_seconds(bench: Bench, label: str, recipe: str, *overrides: str) -> floa
     schedule = ["model.optimizer.warmup_steps=0", "model.optimizer.decay_from=0"]
     experiment = load_experiment(RECIPES / recipe, [*schedule, *overrides, *where, *long])
     module = untrained(experiment)
-    data = RandomImages(experiment.data, "")
+    data = RandomImages(replace(experiment.data, train_size=pace.total * experiment.data.batch_size), "")
     with tempfile.TemporaryDirectory() as folder:
         build_trainer(experiment, module, Path(folder), pace).fit(module, data)
     images = experiment.data.batch_size / pace.step_seconds
