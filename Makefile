@@ -85,7 +85,7 @@ probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-
 	$(call show,sweeps/vit_vqgan/table7.yaml)
 
 tables: $(READY) ## render every table and figure from finished records; trains nothing
-	$(TABLE) $(filter-out sweeps/search_%,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
+	$(TABLE) $(filter-out sweeps/search_% sweeps/claims.yaml,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
 
 claims: $(READY) ## which of the papers' conclusions hold: verdicts from finished records into docs/claims.md; trains nothing
 	$(PY) -m sweeps.claims --output-dir "$(OUT)"

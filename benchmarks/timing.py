@@ -31,17 +31,23 @@ def _seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def paired(
-    a: Callable[[], object], b: Callable[[], object], runs: int = 5, warmup: int = 1
-) -> tuple[list[float], list[float]]:
-    """Seconds of `runs` calls of each, alternating a b a b, so that a slow spell of the machine hits both."""
-    times: tuple[list[float], list[float]] = ([], [])
+def in_turn(functions: Sequence[Callable[[], object]], runs: int, warmup: int = 1) -> list[list[float]]:
+    """Seconds of `runs` calls of each, alternating a b a b, so that a slow spell of the machine hits all."""
+    times: list[list[float]] = [[] for _ in functions]
     for run in range(warmup + runs):
-        for function, seconds in zip((a, b), times, strict=True):
+        for function, seconds in zip(functions, times, strict=True):
             elapsed = _seconds(function)
             if run >= warmup:
                 seconds.append(elapsed)
     return times
+
+
+def paired(
+    a: Callable[[], object], b: Callable[[], object], runs: int = 5, warmup: int = 1
+) -> tuple[list[float], list[float]]:
+    """`in_turn` of two."""
+    first, second = in_turn([a, b], runs, warmup)
+    return first, second
 
 
 def _bytes(path: Path, field: str) -> int:

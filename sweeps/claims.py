@@ -3,13 +3,13 @@
 python -m sweeps.claims
 
 `sweeps/claims.yaml` states the claims, `sweeps/predicates.py` their language. README.md and docs/results.md quote the
-table of verdicts between two marks, which are filled anew, too.
+verdicts, the first pictures and the list of tables between marks, which are filled anew, too.
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,17 +17,16 @@ from typing import Any
 
 from experiments.config.values import flatten, read_yaml
 from experiments.runtime.errors import user_errors
-from experiments.runtime.files import replacing
 from experiments.runtime.records import PUBLISHED, data_name, read_record
-from sweeps.claims_page import Claim, Verdict, page, table
+from sweeps.claims_page import Claim, Verdict, brief, index, page, pictures, quote, write
 from sweeps.grid import Grid, Row, label_of, load_grid
-from sweeps.measure import Finished, Measured, finished_by_data, measure, reachable, records_of
+from sweeps.heads import heads_of
+from sweeps.measure import Finished, Measured, finished_by_data, head_of, measure, reachable, records_of, version_of
 from sweeps.predicates import Cells, Node, Rules, Side, check, evaluate, leaves
 from sweeps.schema import SWEEPS, SweepSpec, TableSpec, expect, naming, read_spec, scale_names
 
 ROOT = SWEEPS.parent
 SCALES = ("paper", "cifar", "reduced")  # the first with most finished cells is taken; quick is no evidence
-MARKS = ("<!-- verdicts: written by `make claims` -->", "<!-- end of verdicts -->")
 
 
 @dataclass
@@ -119,6 +118,7 @@ class Records:
     def __init__(self, scale: str, output_dir: Path) -> None:
         self.scale, self.output_dir = scale, output_dir
         self.cells = Cells(self.side, self.history)
+        self.sides: dict[str, Side] = {}
 
     @cached_property
     def seeds(self) -> str:
@@ -149,42 +149,59 @@ class Records:
         return rows[0] if rows else None
 
     def side(self, reference: str, wanted: dict[str, Any], metric: str) -> Side:
+        if (key := f"{reference} {metric} {wanted}") not in self.sides:
+            self.sides[key] = self.make_side(reference, wanted, metric)
+        return self.sides[key]
+
+    def make_side(self, reference: str, wanted: dict[str, Any], metric: str) -> Side:
         row = self.row(reference, wanted)
-        label = label_of(wanted)
         if row is None:
-            return Side(f"{label} (no cell of scale {self.scale})", None)
-        _, images, finished = self.sweep(reference.partition("#")[0])
+            return Side(f"{label_of(wanted)} (no cell of scale {self.scale})", None)
+        grid, images, finished = self.sweep(reference.partition("#")[0])
         columns = {column.metric: column for column in table_spec(reference).columns}
         parts = [measure(columns[name], row, finished) for name in operands(metric)]
         paper = [row.cell.paper.get(name) for name in operands(metric)]
         digests = [run.digest for run in row.runs if finished.get(run.digest) in records_of(row, finished)]
         measured = difference_of(parts)
+        protocols = measured.protocols if measured else frozenset()
         return Side(
-            label=label,
+            label=label_at(grid, row, wanted, finished),
             measured=measured,
             paper=None if None in paper else sum(sign * value for sign, value in zip((1, -1), paper, strict=False)),  # type: ignore[operator, misc]
             digests=tuple(digests),
             data=images[digests[0]] if digests else "",
             doubt=judged_by_itself(records_of(row, finished), measured),
             reachable=reachable(metric, row, finished),
+            head=" - ".join(head_of(columns[name].head, min(protocols, default="")) for name in operands(metric)),
         )
 
     def history(self, reference: str, wanted: dict[str, Any], metric: str) -> list[Side]:
         row = self.row(reference, wanted)
-        _, images, finished = self.sweep(reference.partition("#")[0])
-        records = records_of(row, finished) if row else []
+        grid, images, finished = self.sweep(reference.partition("#")[0])
+        if row is None:
+            return []
+        records = records_of(row, finished)
         histories = [values for record in records if (values := record.get("history", {}).get(metric))]
+        protocols = frozenset(record["protocols"][metric] for record in records if metric in record["protocols"])
         (column,) = (column for column in table_spec(reference).columns if column.metric == metric)
-        digests = [run.digest for run in row.runs if run.digest in finished] if row else []
+        digests = [run.digest for run in row.runs if run.digest in finished]
         return [
             Side(
-                f"{label_of(wanted)} block {number}",
-                Measured(tuple(value * column.scale for value in values)),
+                f"{label_at(grid, row, wanted, finished)}, block {number}",
+                Measured(tuple(value * column.scale for value in values), protocols, version_of(records[0])),
                 digests=tuple(digests),
                 data=images[digests[0]],
             )
             for number, values in enumerate(zip(*histories, strict=False), 1)
         ]
+
+
+def label_at(grid: Grid, row: Row, wanted: Mapping[str, Any], finished: Finished) -> str:
+    """The heads that pick the row, as the table of this scale prints them: LC, K 100,000."""
+    printed = dict(zip(row.heads, heads_of(grid, row, finished, "these images"), strict=True))
+    return ", ".join(
+        text if isinstance(wanted[head], str) else f"{head} {text}" for head in wanted if (text := printed[head])
+    )
 
 
 def difference_of(parts: Sequence[Measured | None]) -> Measured | None:
@@ -240,18 +257,8 @@ def judge_claim(claim: ClaimSpec, records: Sequence[Records]) -> Verdict:
     return Verdict(claim.shown, verdict, best.scale if any(evidence(best)) else "", findings)
 
 
-def quote(path: Path, text: str) -> None:
-    """Fills what stands between the marks of a page that has them."""
-    old = path.read_text() if path.is_file() else ""
-    begin, end = MARKS
-    if begin in old and end in old:
-        write(path, f"{old.partition(begin)[0]}{begin}\n{text}{end}{old.partition(end)[2]}")
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(text.encode())
+def known_scales() -> list[str]:
+    return [scale for scale in SCALES if scale in scale_names()]
 
 
 def verdicts_of(claims_file: Path, scales: Iterable[str], output_dir: Path) -> list[Verdict]:
@@ -270,12 +277,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="where docs/claims.md and the quoting pages are")
     options = parser.parse_args(arguments)
     with user_errors():
-        scales = [options.scale] if options.scale else [scale for scale in SCALES if scale in scale_names()]
+        scales = [options.scale] if options.scale else known_scales()
         verdicts = verdicts_of(options.file, scales, options.output_dir)
-        write(options.root / "docs" / "claims.md", page(verdicts))
-        quote(options.root / "README.md", table(verdicts, "docs/claims.md"))
-        quote(options.root / "docs" / "results.md", table(verdicts, "claims.md"))
-        print(table(verdicts, "docs/claims.md"), end="")
+        root: Path = options.root
+        write(root / "docs" / "claims.md", page(verdicts))
+        first = {"verdicts": brief(verdicts, "docs/claims.md"), "pictures": pictures(root, SCALES)}
+        quote(root / "README.md", first)
+        quote(root / "docs" / "results.md", {"verdicts": brief(verdicts, "claims.md"), "tables": index(root)})
+        print(brief(verdicts, "docs/claims.md"), end="")
     return 0
 
 

@@ -1,11 +1,20 @@
 """The verdicts as a page: one table of all, then each claim with the numbers and records that decided it."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from experiments.runtime.files import replacing
 from experiments.runtime.records import data_name
 from sweeps.predicates import HOLDS, NOT_RUN, REFUTED, UNDECIDED, VERDICTS, Finding, Rules, Side
+
+TABLES = "docs/tables"
+PICTURES = {  # of the first screen: words, and the file's name without scale and data
+    "originals and reconstructions by quantizer": "ablation_codebook_codebook_reconstructions_{scale}_*.png",
+    "utilisation against codebook size": "ablation_codebook_codebook_{scale}_*_plot.png",
+}
 
 HEAD = """# What holds of both papers' conclusions
 
@@ -14,6 +23,8 @@ Written by `make claims` from the result records alone; no verdict is typed by h
 the difference, with at least three seeds a side. *Holds*: every comparison does. *Refuted*: one goes the other way by
 as much. *Undecided*: neither, or too few seeds, or numbers that may not be compared. *Not run*: no cell is finished.
 A network that took part in a training, or that selected images, is no judge of them: its numbers decide nothing.
+A difference stands with its margin, two standard errors. A statement has the paper's words, such as rFID; the metric's
+name says who judged here: Inception (rFID), or another network (rFD).
 
 Numbers are of small networks on small images: a verdict is about the scale that stands beside it, not the papers'.
 
@@ -39,23 +50,27 @@ class Verdict:
 
 
 def page(verdicts: Sequence[Verdict]) -> str:
-    counts = (f"{sum(each.verdict == name for each in verdicts)} {name}" for name in VERDICTS)
-    return (
-        HEAD
-        + f"Of {len(verdicts)} claims: {', '.join(counts)}.\n\n"
-        + table(verdicts, "")
-        + "".join(map(section, verdicts))
-    )
-
-
-def table(verdicts: Sequence[Verdict], link: str) -> str:
-    """`link`: the page of the sections, as the quoting page has to name it."""
     lines = ["| claim | where | statement | verdict | scale | because |", "|---|---|---|---|---|---|"]
     for each in verdicts:
         claim = each.claim
+        verdict = (f"**{each.verdict}**", each.scale, because(each))
+        lines.append(row(f"[{claim.id}](#{claim.id.lower()})", claim.where, claim.statement, *verdict))
+    return f"{HEAD}{tally(verdicts)}\n\n" + "\n".join(lines) + "\n" + "".join(map(section, verdicts))
+
+
+def brief(verdicts: Sequence[Verdict], link: str) -> str:
+    """For other pages, which name the page of the sections by `link`."""
+    lines = [tally(verdicts), "", "| claim | statement | verdict | scale |", "|---|---|---|---|"]
+    for each in verdicts:
+        claim = each.claim
         at = f"[{claim.id}]({link}#{claim.id.lower()})"
-        lines.append(row(at, claim.where, claim.statement, f"**{each.verdict}**", each.scale, because(each)))
+        lines.append(row(at, f"{claim.statement} ({claim.where})", f"**{each.verdict}**", each.scale))
     return "\n".join(lines) + "\n"
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    counts = (f"{sum(each.verdict == name for each in verdicts)} {name}" for name in VERDICTS)
+    return f"Of {len(verdicts)} claims: {', '.join(counts)}."
 
 
 def row(*cells: str) -> str:
@@ -88,7 +103,7 @@ def clearness(finding: Finding) -> float:
 def words(finding: Finding) -> str:
     if finding.right is None:
         return finding.left.label
-    return f"{finding.metric}: {side(finding.left)} {sign(finding)} {side(finding.right)}"
+    return f"{metric(finding)}: {side(finding.left)} {sign(finding)} {side(finding.right)}"
 
 
 def sign(finding: Finding) -> str:
@@ -119,28 +134,31 @@ def section(each: Verdict) -> str:
     at = f"scale {each.scale}, {', '.join(images)}; " if each.scale else ""
     parts = [f'\n<a id="{claim.id.lower()}"></a>\n\n## {claim.id}: {each.verdict}\n', f"{claim.statement}", ""]
     parts += [f"{claim.where}; {at}{rules}.", ""]
-    parts += [
-        row("metric", "compared", "difference", "has to exceed", "paper", "verdict"),
-        "|---|---|---:|---:|---|---|",
-    ]
+    parts += [row("metric", "compared", "difference", "has to be", "paper", "verdict"), "|---|---|---|---|---|---|"]
     parts += [line(finding) for finding in each.findings]
     if protocols := sorted({one for each_side in sides(each.findings) for one in protocols_of(each_side)}):
         parts += ["", f"Protocols: {', '.join(f'`{one}`' for one in protocols)}."]
     if versions := sorted(
         {" ".join(filter(None, one.measured.version)) for one in sides(each.findings) if one.measured}
     ):
-        parts += ["", f"Code and device: {', '.join(filter(None, versions))}."]
+        parts += ["", f"Code and device: {', '.join(versions)}."]
     if records := list(dict.fromkeys(map(records_of, filter(lambda one: one.digests, sides(each.findings))))):
         parts += ["", f"Records: {'; '.join(records)}."]
     return "\n".join(parts) + "\n"
 
 
 def line(finding: Finding) -> str:
-    measured = not math.isnan(finding.difference)
-    difference = f"{finding.difference:+.3g}" if measured else ""
-    bound = f"{finding.bound:.3g}" if measured else ""
     compared = words(finding).partition(": ")[2] if finding.right else finding.left.label
-    return row(finding.metric, compared, difference, bound, paper(finding), verdict_of(finding))
+    if math.isnan(finding.difference) or finding.right is None or finding.right.measured is None:
+        return row(metric(finding), compared, "", "", paper(finding), verdict_of(finding))
+    difference = f"{finding.difference:+.3g} ± {finding.bound:.3g}"
+    limit = finding.share * abs(finding.right.measured.mean)
+    needed = {">": f"above {limit:.3g}", "<": f"below {0 - limit:.3g}", "≈": f"within ± {abs(limit):.3g}"}[finding.sign]
+    return row(metric(finding), compared, difference, needed, paper(finding), verdict_of(finding))
+
+
+def metric(finding: Finding) -> str:
+    return finding.left.head or finding.metric
 
 
 def verdict_of(finding: Finding) -> str:
@@ -149,9 +167,8 @@ def verdict_of(finding: Finding) -> str:
 
 def paper(finding: Finding) -> str:
     """The paper's numbers of the two cells."""
-    if finding.right is None or finding.left.paper is None or finding.right.paper is None:
-        return ""
-    return f"{finding.left.paper:.4g}, {finding.right.paper:.4g}"
+    numbers = [one.paper for one in (finding.left, finding.right) if one is not None and not one.is_exact]
+    return ", ".join(f"{number:.4g}" for number in numbers if number is not None) if None not in numbers else ""
 
 
 def sides(findings: Iterable[Finding]) -> Iterator[Side]:
@@ -165,3 +182,42 @@ def protocols_of(one: Side) -> frozenset[str]:
 
 def records_of(one: Side) -> str:
     return f"{one.label} {', '.join(f'`{digest}`' for digest in one.digests)}"
+
+
+# ---- what other pages quote
+
+
+def quote(path: Path, blocks: Mapping[str, str]) -> None:
+    """Fills what stands between the marks of each block in a page that has them."""
+    text = path.read_text() if path.is_file() else ""
+    for name, content in blocks.items():
+        begin, end = f"<!-- {name}: written by `make claims` -->\n", f"<!-- end of {name} -->"
+        if begin in text and end in text:
+            text = f"{text.partition(begin)[0]}{begin}\n{content}\n{end}{text.partition(end)[2]}"
+            write(path, text)
+
+
+def pictures(root: Path, scales: Sequence[str]) -> str:
+    """Links to each picture of the first screen, of the first scale that has it."""
+    lines = []
+    for words, pattern in PICTURES.items():
+        files = [path for scale in scales for path in sorted((root / TABLES).glob(pattern.format(scale=scale)))]
+        lines += [f"![{words}]({TABLES}/{files[0].name})\n"] if files else []
+    return "\n".join(lines)
+
+
+def index(root: Path) -> str:
+    """The rendered tables: title, scale and data as the name says, and how many runs are missing."""
+    lines = ["| table | file | runs missing |", "|---|---|---|"]
+    for path in sorted((root / TABLES).glob("*.md")):
+        text = path.read_text()
+        missing = re.search(r"(\d+ of \d+) runs are missing", text)
+        title = text.partition("\n")[0].strip("*")
+        lines.append(f"| {title} | [{path.stem}](tables/{path.name}) | {missing[1] if missing else 'none'} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())

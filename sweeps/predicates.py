@@ -51,6 +51,7 @@ class Side:
     doubt: str = ""  # why the number cannot be relied on
     reachable: float | None = None  # percent of the codes that its tokens can use
     is_exact: bool = False
+    head: str = ""  # what the number is, as a table heads it: with the judge's name
 
     @property
     def variance(self) -> float:
@@ -213,7 +214,7 @@ def peak(node: Node, metric: str, fixed: Row, cells: Cells, rules: Rules) -> Ite
             yield Finding(NOT_RUN, metric, Side(label_of(row), None), reason=f"not run: {label_of(row)}")
         elif len(points) < node["points"]:
             reason = f"{len(points)} blocks have no middle: at least {node['points']} are needed"
-            yield Finding(UNDECIDED, metric, replace(points[-1], label=label_of(row)), reason=reason)
+            yield Finding(UNDECIDED, metric, points[-1], reason=reason)
         else:
             middle = points[len(points) // 4 : len(points) - len(points) // 4]
             best = max(middle, key=lambda side: side.measured.mean if side.measured else -math.inf)

@@ -3,7 +3,6 @@
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
 from lightning_modules.metrics.extractors import EXTRACTORS, FidelityExtractor, build_extractor
 from lightning_modules.metrics.fidelity import Fidelity
-from lightning_modules.metrics.heads import head_of
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics
 from lightning_modules.metrics.tokenizer import MetricsConfig, TokenizerMetrics
 
@@ -17,5 +16,4 @@ __all__ = [
     "ReconstructionMetrics",
     "TokenizerMetrics",
     "build_extractor",
-    "head_of",
 ]

@@ -55,8 +55,7 @@ class TokenizerMetrics(nn.Module):
     """Update with validation batches, `compute()` all, `reset()`.
 
     Features of the real images come with each update, or once and for all from `use_reference`: every model of a
-    sweep is compared with the same ones. With codebook_size 0, of a tokenizer that does not quantize,
-    no code is counted.
+    sweep is compared with the same ones. With `codebook_size` 0, of a tokenizer without quantizer, no code is counted.
     """
 
     def __init__(self, config: MetricsConfig, codebook_size: int, image_size: int) -> None:

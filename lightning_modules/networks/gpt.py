@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import Dropout, dropout
 from .few_rows import Linear
 
 
@@ -38,6 +39,7 @@ GPT_SIZES: dict[str, GPTSize] = {
     "large": GPTSize(36, 32, 2048, 8192),
 }
 INIT_STD = 0.02  # GPT-2's; neither paper says
+FEW_SLOTS = 256  # torch's fused bf16 attention on a CPU is slower than its parts up to here, sixfold at 64 slots
 
 
 @dataclass
@@ -93,6 +95,18 @@ class KVCache:
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+    """Causal attention of q (B, nh, s, hd) to k and v (B, nh, S, hd), with dropout `p` of its weights; s = S or 1."""
+    slots = q.shape[2]
+    if q.device.type == "cpu" and slots > 1 and (p > 0 or (q.dtype == torch.bfloat16 and slots <= FEW_SLOTS)):
+        shape, (q, k, v) = q.shape, (tensor.flatten(0, 1) for tensor in (q, k, v))  # (B nh, s, hd)
+        future = torch.full((slots, slots), -torch.inf, dtype=q.dtype).triu_(1)
+        scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=shape[3] ** -0.5)  # (B nh, s, s)
+        return torch.bmm(dropout(scores.softmax(2), p), v).view(shape)
+    # is_causal puts the first query beside the first key: one query after a cache must go without it, and see all.
+    return F.scaled_dot_product_attention(q, k, v, is_causal=slots > 1, dropout_p=p)
+
+
 class CausalAttention(nn.Module):
     """Multi-head self-attention; each slot sees itself and those before it."""
 
@@ -110,10 +124,7 @@ class CausalAttention(nn.Module):
             assert cache.length == 0 or q.shape[2] == 1, "only one slot can be added to a cache that is not empty"
             q = q.contiguous()  # may be the transposed view of Linear
             k, v = cache.append(k, v)  # (B, nh, S, hd)
-        # is_causal puts the first query beside the first key: one query after a cache must go without it, and see all.
-        y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=q.shape[2] > 1, dropout_p=self.dropout if self.training else 0.0
-        )  # (B, nh, s, hd)
+        y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, nh, s, hd)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, s, D)
 
 
@@ -128,10 +139,10 @@ class GPTBlock(nn.Module):
         self.mlp = nn.Sequential(
             Linear(size.width, size.mlp_width, bias=config.bias),
             nn.GELU(),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             Linear(size.mlp_width, size.width, bias=config.bias),
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x), cache))  # (B, s, D)
@@ -164,7 +175,7 @@ class GPT(nn.Module):
             self.rows, self.columns = (nn.Embedding(length, size.width) for length in grid_size)
         else:
             self.positions = nn.Embedding(self.num_tokens, size.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(GPTBlock(size, config) for _ in range(size.blocks))
         self.norm = nn.LayerNorm(size.width)
         self.head = Linear(size.width, vocab_size, bias=False)  # not tied to the input table

@@ -137,6 +137,7 @@ QUANTIZER_OPTIONS: dict[str, tuple[dict[str, Any], int]] = {  # name: options, K
     "large_codebook": ({"feature_dim": 10}, 40),
     "fsq": ({"levels": [5, 4, 3, 2]}, 120),
     "lfq": ({}, 16),
+    "none": ({}, 0),
 }
 
 

@@ -3,6 +3,7 @@
 Counted on a CPU: whatever reads a tensor's value there makes the host wait for a GPU.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from vim_cases import tiny_vim
 
 from experiments.pipeline.build import build_model
 from lightning_modules import vim as vim_module
+from lightning_modules.metrics import MetricsConfig, TokenizerMetrics
 from lightning_modules.quantizers import LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.tokenizer_losses import critic_terms, generator_terms
@@ -67,3 +69,14 @@ def test_one_read_of_vim(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) 
     with Reads() as reads:
         module.training_step(batch, 0)
     assert reads.count == 1
+
+
+def test_no_read_of_a_validation_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics on the meta device, which has no values to read."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no such device
+    config = MetricsConfig(extractor="efficientnet-lite2", extractor_image_size=32, code_ranks=[2])
+    metrics = TokenizerMetrics(config, 32, 16).to("meta")
+    image = torch.zeros(4, 3, 16, 16, device="meta")
+    for _ in range(2):
+        metrics.update(torch.zeros(4, 8, 8, dtype=torch.int64, device="meta"), image, image, torch.cat([image] * 2, 1))
+        metrics.update_ranks(image, {2: image})

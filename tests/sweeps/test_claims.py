@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 
 from sweeps import claims as claims_module
-from sweeps.claims import MARKS, ClaimSpec, Records, difference_of, judge_claim, judged_by_itself, quote, read_claims
-from sweeps.claims_page import page, table
+from sweeps.claims import (
+    ClaimSpec,
+    Records,
+    difference_of,
+    judge_claim,
+    judged_by_itself,
+    known_scales,
+    read_claims,
+    verdicts_of,
+)
+from sweeps.claims_page import brief, index, page, pictures, quote
 from sweeps.grid import label_of, load_grid
 from sweeps.measure import Measured
 from sweeps.predicates import (
@@ -297,18 +306,39 @@ def test_records_of_a_sweep_give_the_verdict(tmp_path: Path, monkeypatch: pytest
     text = page([verdict])
     for run in (*rows["LC"].runs, *rows["VQ"].runs):
         assert f"`{run.digest}`" in text
-    for words in ("**holds**", "LC K=1,024 (91 ± 1, n = 3)", "scale quick, cifar10", "`p`", "1 holds, 0 refuted"):
+    for words in ("**holds**", "LC, K 1,024 (91 ± 1, n = 3)", "scale quick, cifar10", "`p`", "1 holds, 0 refuted"):
         assert words in text
     assert next(leaves(claim.test, claim.given))[0] == "ablation_codebook#codebook"
 
 
-def test_pages_quote_the_table_between_their_marks(tmp_path: Path) -> None:
+def test_the_published_page_is_what_the_published_records_say() -> None:
+    """`make claims` writes it anew; no verdict is typed by hand."""
+    verdicts = verdicts_of(CLAIMS, known_scales(), Path("nowhere"))
+    assert (SWEEPS.parent / "docs" / "claims.md").read_text() == page(verdicts)
+
+
+def test_pages_quote_between_their_marks(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    begin, end = "<!-- verdicts: written by `make claims` -->", "<!-- end of verdicts -->"
+    path.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     for _ in range(2):
-        quote(path, table([], "docs/claims.md"))
+        quote(path, {"verdicts": brief([], "docs/claims.md"), "pictures": "not marked here"})
     text = path.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "| verdict |" in text
-    path.write_text("no marks")
-    quote(path, "x")
-    assert path.read_text() == "no marks"
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "| verdict |" in text
+    assert "\nold\n" not in text and "not marked" not in text
+
+
+def test_the_pictures_are_of_the_largest_scale_and_the_index_says_what_is_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "docs" / "tables"
+    folder.mkdir(parents=True)
+    for name in ("reduced_cifar10_plot", "cifar_cifar10_plot", "reconstructions_reduced_cifar10"):
+        (folder / f"ablation_codebook_codebook_{name}.png").touch()
+    (folder / "a.md").write_text("**Quantizers**\n\n3 of 7 runs are missing; their cells are empty.\n")
+    (folder / "b.md").write_text("**Whole**\n")
+    text = pictures(tmp_path, ("cifar", "reduced"))
+    assert "codebook_reconstructions_reduced_cifar10.png" in text and "codebook_cifar_cifar10_plot.png" in text
+    assert "reduced_cifar10_plot" not in text
+    assert index(tmp_path).splitlines()[2:] == [
+        "| Quantizers | [a](tables/a.md) | 3 of 7 |",
+        "| Whole | [b](tables/b.md) | none |",
+    ]

@@ -153,6 +153,15 @@ def test_the_recipe_and_changes_of_its_upstream() -> None:
             r"upstream \(vqgan_cifar10.yaml\): .*c",
         ),
         ({"upstream": {"recipe": RECIPE.name}}, "'vim' needs a tokenizer's recipe upstream, not vim's"),
+        (
+            {
+                "upstream": {
+                    "recipe": "vqgan_cifar10.yaml",
+                    "model": {"quantizer": {"name": "none"}, "codebook_size": 0},
+                }
+            },
+            "quantizer 'none' has no codes: its images have no tokens",
+        ),
         ({"recipe": "x.yaml"}, "unknown key 'recipe'; did you mean 'upstream.recipe'"),
         ({"model": {"name": "vqgan"}}, "model 'vqgan' stands on no other model: leave out `upstream`"),
         ({"data": {"image_size": 64}}, "data.image_size=64, but upstream.data.image_size=32"),

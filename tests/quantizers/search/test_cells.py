@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_modules.quantizers import search as package
 from lightning_modules.quantizers.search import cells, nearest_code
-from lightning_modules.quantizers.search.cells import Cells, search_cells
+from lightning_modules.quantizers.search.cells import Cells, Partition, part, search_cells
 
 
 @pytest.fixture(autouse=True)
@@ -15,10 +15,11 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "CODES_A_CELL", 20)
     monkeypatch.setattr(cells, "MAX_SHARE", 1.0)
     monkeypatch.setattr(cells, "TOKENS", 150)
+    monkeypatch.setattr(cells, "TILE", 2**10)
 
 
-def search(z: Tensor, codebook: Tensor) -> Tensor:
-    indices = search_cells(z, codebook, tile_tokens=16, tile_codes=32)
+def search(z: Tensor, codebook: Tensor, partition: Partition | None = None) -> Tensor:
+    indices = search_cells(z, codebook, partition or Partition())
     assert indices is not None and indices.dtype == torch.int64
     return indices
 
@@ -57,34 +58,56 @@ def test_half_of_the_codes_are_one_point_and_some_cells_are_empty() -> None:
     assert (search(torch.zeros(7, 4), codebook) == 0).all(), "of equal codes the lowest index"
 
 
-def test_a_cell_of_all_codes_is_searched_in_small_tiles() -> None:
-    """All codes equal: one cell, and no score matrix larger than a tile may be built for it."""
+def test_equal_codes_of_several_cells() -> None:
+    """All codes equal: the tree parts them all the same, and no score matrix is larger than a tile."""
     z, codebook = torch.randn(400, 3), torch.ones(5000, 3)
     with LargestResult() as largest:
         assert (search(z, codebook) == 0).all()
     assert largest.numel <= 256 * 150, "the bounds of 256 cells; the matrix has 2,000,000"
+    half = torch.cat([torch.full((700, 3), 9.0), torch.randn(300, 3).repeat(5, 1)])
+    assert (search(torch.randn(200, 3), half) < 1000).all()
+
+
+def test_a_tree_is_kept_while_codes_move_and_made_anew_when_it_no_longer_fits() -> None:
+    torch.manual_seed(0)
+    partition, codebook, z = Partition(), torch.randn(3000, 4), torch.randn(200, 4)
+    search(z, codebook, partition)
+    order = partition.order
+    for _ in range(3):
+        codebook = codebook + 0.01 * torch.randn(3000, 4)
+        assert torch.equal(search(z, codebook, partition), search(z, codebook)) and partition.order is order
+    codebook = codebook[torch.randperm(3000)]
+    for _ in range(2):
+        assert torch.equal(search(z, codebook, partition), search(z, codebook))
+    assert partition.order is not order
+    check(z, codebook[:1000])
+    assert search(z, codebook[:1000], partition).max() < 1000
+
+
+def test_a_token_that_is_not_a_number_gets_code_0() -> None:
+    torch.manual_seed(0)
+    z, codebook = torch.randn(30, 4), torch.randn(1000, 4)
+    expected, z[7, 1] = search(z, codebook), float("nan")
+    expected[7] = 0
+    assert torch.equal(search(z, codebook), expected)
 
 
 def test_most_codes_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = 0
-    minimum = Cells.minimum
-
-    def counted(self: Cells, tokens: Tensor, codes: Tensor) -> Tensor:
-        nonlocal pairs
-        pairs += len(tokens) * len(codes)
-        return minimum(self, tokens, codes)
-
-    monkeypatch.setattr(Cells, "minimum", counted)
     torch.manual_seed(0)
-    search(torch.randn(300, 4), torch.randn(10_000, 4))
-    assert pairs < 0.15 * 300 * 10_000
+    codebook = torch.randn(10_000, 4)
+    indices, share = Cells(codebook, part(codebook)).search(torch.randn(100, 4))
+    assert indices is not None and share < 0.15
 
 
-def test_it_declines_where_nothing_can_be_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_declines_where_nothing_can_be_skipped_and_does_not_try_at_once_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(cells, "MAX_SHARE", 0.5)
     torch.manual_seed(0)
-    z, codebook = torch.randn(300, 16), torch.randn(2000, 16)
-    assert search_cells(z, codebook, 16, 32) is None
+    z, codebook, partition = torch.randn(300, 16), torch.randn(2000, 16), Partition()
+    assert search_cells(z, codebook, partition) is None
+    monkeypatch.setattr(cells, "Cells", lambda *_: pytest.fail("it tried"))
+    assert search_cells(z, codebook, partition) is None
 
 
 def test_nearest_code_uses_it_for_large_searches_of_few_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
