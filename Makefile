@@ -17,6 +17,7 @@ DEVICES  ?=
 
 PY    := .venv/bin/python
 READY := .venv/.ready
+GPU_PY = $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 # In the environment, where make does not print it: it may hold a password.
 export STORAGE
 CELLS  = --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" $(if $(SEEDS),--seeds $(SEEDS))
@@ -30,7 +31,7 @@ $(if $(filter yes,$(TRAIN)),$(SWEEP),$(TABLE)) $(1)
 endef
 BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache probe ddp
 
-.PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables claims dashboard bench check format \
+.PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables claims dashboard bench gpu-check check format \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
@@ -95,6 +96,10 @@ dashboard: $(READY) ## TensorBoard over all runs
 bench: $(READY) ## benchmarks, each against its alternative in the same run
 	@$(PY) -m pip install --quiet --editable '.[dev,bench]'
 	@for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name || exit 1; done
+
+gpu-check: ## on a machine with a GPU, with or without .venv: the tests that need one, then a line a bar of benchmarks.gpu
+	$(GPU_PY) -m pytest -m gpu tests/gpu -rs
+	$(GPU_PY) -m benchmarks.gpu
 
 check: $(READY) ## ruff (lint and format) and mypy
 	$(PY) -m ruff check .

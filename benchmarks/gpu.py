@@ -10,39 +10,29 @@ fails is reported, and the rest goes on.
 """
 
 import argparse
-import statistics
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from datamodules import DataConfig, ImageDataModule
-from datamodules.arrays import ArrayDataset
+from benchmarks.gpu_loop import RECIPES, Bench, step_seconds, untrained
 from experiments.config.compose import load_experiment
-from experiments.config.experiment import Experiment
-from experiments.pipeline.build import build_model
-from experiments.runtime.trainer import build_trainer, quiet
+from experiments.runtime.trainer import quiet
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.networks.sampling import generate
-from lightning_modules.quantizers import LargeCodebook, QuantizerOutput
+from lightning_modules.quantizers import QuantizerOutput
 from lightning_modules.quantizers.search import nearest_code
 from lightning_modules.quantizers.search.tiled import search_tiled
 
-RECIPES = Path(__file__).parents[1] / "experiments"
 GAME = ("model.loss.discriminator_start=0", "model.loss.adversarial_start=0")
-LC = ("vqgan_lc_cifar10.yaml", "model.codebook_size=16384", "data.batch_size=256", *GAME)
 TINY_CNN = ("model.backbone.channels=8", "data.batch_size=4")
 TINY_VIT = ("model.backbone.encoder_dims=[1,2,32,64]", "model.backbone.decoder_dims=[1,2,32,64]", "data.batch_size=2")
 JUDGE = ("model.metrics.extractor=efficientnet-lite0", "model.metrics.lpips=none")  # needs no download
+LC = ("vqgan_lc_cifar10.yaml", "model.codebook_size=16384", "data.batch_size=256", *GAME, *JUDGE)
 BF16 = "trainer.precision=bf16-mixed"
 VARIANTS: dict[str, tuple[str, ...]] = {  # of a step; those that this version has no key for are left out
     "float32, eager": ("trainer.precision=32-true", "trainer.compile=none"),
@@ -57,38 +47,6 @@ def bar(name: str, value: float, limit: float, at_least: bool = True) -> None:
     is_met = value >= limit if at_least else value <= limit
     side = "at least" if at_least else "at most"
     print(f"{name} {value:.3g} (bar: {side} {limit:g}, {'met' if is_met else 'MISSED'})", flush=True)
-
-
-class Bench(NamedTuple):
-    """Where and how long to measure."""
-
-    device: torch.device
-    tiny: bool
-    all: bool
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(self, function: Callable[[], object], runs: int = 7) -> float:
-        """Median of `runs` calls, after one that allocates and compiles."""
-        times = []
-        for _ in range(2 if self.tiny else runs + 1):
-            self.wait()
-            start = time.perf_counter()
-            function()
-            self.wait()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times[1:])
-
-    def extra_mib(self, function: Callable[[], object]) -> float:
-        """Peak of what one call allocates on the GPU; 0 on a CPU."""
-        if self.device.type != "cuda":
-            return 0.0
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 # ---- the search
@@ -114,73 +72,6 @@ def search(bench: Bench) -> None:
 
 
 # ---- steps of the whole loop
-
-
-class RandomImages(ImageDataModule):
-    """Random pixels of the experiment's size, some batches of them."""
-
-    config: DataConfig
-    num_classes, data_id = 10, "random"
-
-    def load(self, split: str) -> ArrayDataset:
-        count, side = 4 * self.config.batch_size, self.config.image_size
-        images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8)
-        return ArrayDataset(images, torch.arange(count) % 10, flip=True)
-
-
-class Pace(Callback):
-    """Times `num_steps` steps that run on, then a few after each of which the host waits for the device."""
-
-    def __init__(self, bench: Bench, warm_up: int, num_steps: int, num_apart: int) -> None:
-        self.bench, self.warm_up, self.num_steps, self.num_apart = bench, warm_up, num_steps, num_apart
-        self.start = self.step_seconds = 0.0
-        self.enqueued: list[float] = []
-        self.apart: list[float] = []
-
-    @property
-    def total(self) -> int:
-        return self.warm_up + self.num_steps + self.num_apart
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        now, run_on = time.perf_counter(), self.warm_up + self.num_steps
-        done = trainer.global_step
-        if done == self.warm_up or done >= run_on:
-            self.bench.wait()
-        if done == run_on:
-            self.step_seconds = (time.perf_counter() - self.start) / self.num_steps
-        elif done > run_on:
-            self.enqueued.append(now - self.start)
-            self.apart.append(time.perf_counter() - self.start)
-        if done == self.warm_up or done >= run_on:
-            self.start = time.perf_counter()
-
-
-def step_seconds(bench: Bench, label: str, recipe: str, *overrides: str) -> float:
-    """Seconds of a step of a recipe; prints them, and how much of a step the host takes to enqueue it."""
-    pace = Pace(bench, *((1, 2, 1) if bench.tiny else (15, 40, 8)))
-    where = [f"runtime.accelerator={'gpu' if bench.device.type == 'cuda' else 'cpu'}", "runtime.devices=1"]
-    long = [f"trainer.max_steps={pace.total}", "trainer.log_every=50", "trainer.checkpoint_every=1000000"]
-    schedule = ["model.optimizer.warmup_steps=0", "model.optimizer.decay_from=0"]
-    experiment = load_experiment(RECIPES / recipe, [*schedule, *overrides, *where, *long])
-    module = untrained(experiment)
-    data = RandomImages(experiment.data, "")
-    with tempfile.TemporaryDirectory() as folder:
-        build_trainer(experiment, module, Path(folder), pace).fit(module, data)
-    images = experiment.data.batch_size / pace.step_seconds
-    print(
-        f"{label:24}{1e3 * pace.step_seconds:9.2f} ms a step, {images:10,.0f} images/s; alone "
-        f"{1e3 * statistics.median(pace.apart):.2f} ms, of which enqueueing {1e3 * statistics.median(pace.enqueued):.2f}",
-        flush=True,
-    )
-    return pace.step_seconds
-
-
-def untrained(experiment: Experiment) -> Any:
-    torch.manual_seed(0)
-    module = build_model(experiment)
-    if isinstance(module.quantizer, LargeCodebook):
-        module.quantizer.fill(torch.randn_like(module.quantizer.table))
-    return module
 
 
 def variants(bench: Bench, recipe: str, *overrides: str) -> dict[str, float]:
@@ -225,8 +116,8 @@ def codes(bench: Bench) -> None:
 
 
 def vit(bench: Bench) -> None:
-    """ViT-VQGAN Base-Base at 256 pixels, batch 32, bf16, without perceptual loss and game: its share of what products of
-    bf16 matrices reach here."""
+    """ViT-VQGAN Base-Base at 256 pixels, batch 32, bf16, without perceptual loss and game: its share of what products
+    of bf16 matrices reach here."""
     side = 1024 if bench.tiny else 8192
     a, b = (torch.randn(side, side, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     rate = 2 * side**3 / bench.seconds(lambda: a @ b, 20)

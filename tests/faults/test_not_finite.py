@@ -1,6 +1,7 @@
 """NaN in images, weights or an update stops a run with the step, the term, its origin and the last good checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ FSQ = ["model.quantizer={name: fsq, levels: [4, 4, 2]}", "model.code_dim=3"]
 @pytest.mark.parametrize(
     ("harm", "options", "message"),
     [
-        (a_pixel, [], r"step 2: the quantizer loss is nan: 1 of the 4 images of its batch hold values"),
+        (a_pixel, [], r"step 2: the l2 loss is nan: 1 of the 4 images of its batch hold values"),
         (a_pixel, FSQ, r"step 2: the l2 loss is nan: 1 of the 4 images of its batch hold values"),
         (a_weight, [], r"step 2: the l2 loss is nan: the weights 'decoder\.[\w.]+' are not finite already; lower"),
     ],
@@ -77,8 +78,10 @@ def test_an_update_that_ruins_the_weights_is_not_saved(
     """The last step's loss is finite, and no step comes after it to see what its update has done."""
     update = Tokenizer.update
 
-    def ruinous(self: Tokenizer, *arguments: Any) -> None:
-        update(self, *arguments)
+    @contextmanager
+    def ruinous(self: Tokenizer, *arguments: Any, **options: Any) -> Iterator[None]:
+        with update(self, *arguments, **options):
+            yield
         if self.step == 2:
             with torch.no_grad():
                 self.pre_quant.bias[0] = float("inf")
@@ -136,7 +139,7 @@ def test_on_a_gpu_nothing_is_saved_after_it(
 ) -> None:
     """Also where the run ends before its turn comes."""
     before_step(monkeypatch, Tokenizer, step, a_pixel)
-    message = rf"step {step}: the quantizer loss is nan: 1 of the 4 images of its batch hold values.*no checkpoint"
+    message = rf"step {step}: the l2 loss is nan: 1 of the 4 images of its batch hold values.*no checkpoint"
     with pytest.raises(FloatingPointError, match=message):
         train(tiny("vqgan"), "x", tmp_path / "run")
     assert not [*tmp_path.rglob("*.ckpt")] and not records(tmp_path)

@@ -62,7 +62,10 @@ def test_a_step_in_float32_is_that_of_a_cpu(tiny: TinyExperiment, tmp_path: Path
         steps.append([{name: float(value) for name, value in step.items()} for step in losses.steps])
     (first, second), (first_gpu, second_gpu) = steps
     assert {"loss/generator", "loss/discriminator", "loss/r1"} <= first.keys() == first_gpu.keys()
-    assert first_gpu == pytest.approx(first, rel=1e-4, abs=1e-5)
+    for name in first:
+        if name.startswith("loss/"):
+            rounding = 1e-3 if name == "loss/r1" else 1e-4  # of a gradient
+            assert first_gpu[name] == pytest.approx(first[name], rel=rounding, abs=1e-5), name
     assert second_gpu["loss/generator"] == pytest.approx(second["loss/generator"], rel=1e-2, abs=1e-4)
 
 
@@ -73,6 +76,28 @@ def test_the_loss_falls(tiny: TinyExperiment, tmp_path: Path, mode: str) -> None
     fit(known(tiny, "vqgan_fc", *sizes, *MODES[mode], *on_gpu()), tmp_path, losses)
     l2 = losses.of("loss/l2")
     assert sum(l2[-5:]) < 0.7 * sum(l2[:5]), l2
+
+
+@pytest.mark.parametrize("model", ["vqgan_lc", "vit_vqgan"])
+def test_graphs_replay_the_steps(tiny: TinyExperiment, tmp_path: Path, model: str) -> None:
+    """Each combination of game, adaptive weight and R1 is a graph of its own; the numbers are those without graphs."""
+    starts = "discriminator_start: 4, adversarial_start: 4"
+    every = f"{GAME[:-1]}, {starts}, adaptive_weight: true, adaptive_every: 2, r1_every: 3}}"
+    sizes = ["data.train_size=24", "trainer.max_steps=24"]
+    runs = []
+    for mode in ("none", "graphs"):
+        losses = Losses()
+        fit(
+            known(tiny, model, every, *sizes, f"trainer.compile={mode}", *on_gpu()),
+            tmp_path / mode,
+            losses,
+            FullFloat32(),
+        )
+        runs.append(losses)
+    plain, graphed = runs
+    assert graphed.of("loss/generator") == pytest.approx(plain.of("loss/generator"), rel=2e-2, abs=1e-3)
+    late = [[float(step["loss/discriminator"]) for step in run.steps[4:]] for run in runs]
+    assert late[1] == pytest.approx(late[0], rel=2e-2, abs=1e-3)
 
 
 @contextmanager
@@ -108,14 +133,15 @@ class Keep(Callback):
 
 @pytest.mark.parametrize("model", ["vqgan_ema", "vqgan_lc"])
 def test_a_continued_run(tiny: TinyExperiment, tmp_path: Path, model: str) -> None:
-    """Close to one that was not stopped: some kernels add up in an order of their own."""
+    """Its losses are those of one that was not stopped, but for kernels that add up in an order of their own."""
     experiment = known(tiny, model, GAME, "trainer.max_steps=5", "data.flip=true", *on_gpu())
     half = tmp_path / "half.ckpt"
-    straight = fit(experiment, tmp_path / "a", Keep(half)).state_dict()
+    straight, continued = Losses(), Losses()
+    fit(experiment, tmp_path / "a", Keep(half), straight)
     assert load_checkpoint(half)["global_step"] == 2
-    continued = fit(experiment, tmp_path / "b", checkpoint=half).state_dict()
-    for name, value in straight.items():
-        torch.testing.assert_close(continued[name], value, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    fit(experiment, tmp_path / "b", continued, checkpoint=half)
+    for name in ("loss/generator", "loss/quantizer", "loss/discriminator"):
+        assert continued.of(name) == pytest.approx(straight.of(name)[2:], rel=1e-3, abs=1e-5), name
 
 
 def test_a_record_names_the_device(tiny: TinyExperiment, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class NoWaits(Callback):
     """Between the ends of the batches `first` and `last` of an epoch nothing makes the host wait for the GPU: neither
     the steps, nor their batches, nor the trainer's loop. On a CPU it looks at nothing."""
 
-    def __init__(self, first: int = 4, last: int = 7) -> None:
+    def __init__(self, first: int = 8, last: int = 12) -> None:
         self.first, self.last = first, last
         self.is_over = False
 
