@@ -3,8 +3,8 @@
     python -m benchmarks.vim_step         # 8 blocks of width 256, 128 images of 64 tokens, vocabulary 8,192
 
 Both sides are the whole step of `vim_cifar10.yaml` (forward, backward, clipping, AdamW) with the recipe's dropout,
-timed in turn in one process, with the memory each takes beyond its weights. The last line is `vim_step RATIO`: how many times
-faster the step is.
+timed in turn in one process, with the memory each takes beyond its weights. The last line is `vim_step RATIO`: how
+many times faster the step is.
 """
 
 import argparse
