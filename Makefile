@@ -28,7 +28,6 @@ define show
 $(if $(filter yes,$(TRAIN)),$(SWEEP),$(TABLE)) $(1)
 
 endef
-BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache probe ddp
 
 .PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables dashboard bench check format \
         options test test-fast clean
@@ -89,9 +88,9 @@ tables: $(READY) ## render every table and figure from finished records; trains 
 dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT)/experiments" --port $(PORT)
 
-bench: $(READY) ## benchmarks, each against its alternative in the same run
+bench: $(READY) ## benchmarks, each against its alternative in the same run, about ten minutes; writes docs/benchmarks.md
 	@$(PY) -m pip install --quiet --editable '.[dev,bench]'
-	@for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name || exit 1; done
+	$(PY) -m benchmarks.collect docs/benchmarks.md
 
 check: $(READY) ## ruff (lint and format) and mypy
 	$(PY) -m ruff check .
