@@ -35,7 +35,7 @@ def generator_step(recipe: str, overrides: tuple[str, ...], kind: str) -> Callab
     module, batch = made(load_experiment(recipe, [*WITHOUT, *overrides]))
     image = batch["image"]
     if is_channels_last:
-        module, image = module.to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module, image = module.to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)
 
     def step() -> None:
         module.zero_grad()
@@ -61,7 +61,8 @@ def main() -> None:
         kinds = [kind for kind in KINDS if tries_channels_last or not KINDS[kind][1]]
         steps = [generator_step(recipe, (*overrides, f"data.batch_size={arguments.batch}"), kind) for kind in kinds]
         times = in_turn(steps, arguments.runs)
-        sides = [Side(kind, *part) for kind, *part in zip(kinds, times, map(peak_memory, steps), strict=True)]
+        peaks = [peak_memory(step) for step in steps]
+        sides = [Side(*part) for part in zip(kinds, times, peaks, strict=True)]
         images = (f"{side.label} {arguments.batch / statistics.median(side.seconds):.2f}" for side in sides)
         print(f"{recipe}, batch {arguments.batch}; images/s: {', '.join(images)}")
         for side in sides[1:]:
