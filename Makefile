@@ -29,7 +29,6 @@ define show
 $(if $(filter yes,$(TRAIN)),$(SWEEP),$(TABLE)) $(1)
 
 endef
-BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache probe ddp
 
 .PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables claims dashboard bench gpu-check check format \
         options test test-fast clean
@@ -94,9 +93,9 @@ claims: $(READY) ## which of the papers' conclusions hold: verdicts from finishe
 dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT)/experiments" --port $(PORT)
 
-bench: $(READY) ## benchmarks, each against its alternative in the same run
+bench: $(READY) ## benchmarks, each against its alternative in the same run, about ten minutes; writes docs/benchmarks.md
 	@$(PY) -m pip install --quiet --editable '.[dev,bench]'
-	@for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name || exit 1; done
+	$(PY) -m benchmarks.collect docs/benchmarks.md
 
 gpu-check: ## on a machine with a GPU, with or without .venv: the tests that need one, then a line a bar of benchmarks.gpu
 	$(GPU_PY) -m pytest -m gpu tests/gpu -rs

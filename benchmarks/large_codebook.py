@@ -1,4 +1,4 @@
-"""A training step of VQGAN-LC at K = 100,000 against one at K = 1,024, same reduced recipe, in turn.
+"""A training step of VQGAN-LC at K = 100,000 against one at K = 1,024, same CIFAR-10 recipe, in turn.
 
     python -m benchmarks.large_codebook
 
@@ -6,14 +6,15 @@ The last line, `large_codebook RATIO`, is the time at 100,000 codes over the tim
 """
 
 import argparse
-import statistics
 
 import torch
 
-from benchmarks.steps import step, tokenizer
-from benchmarks.timing import Side, paired, peak_memory, report
+from benchmarks.steps import GAME_ON, made, step
+from benchmarks.timing import Side, in_turn, peak_memory, report
+from experiments.config.compose import load_experiment
 
 RECIPE = "experiments/vqgan_lc_cifar10.yaml"
+SIZES = 1024, 100_000
 
 
 def main() -> None:
@@ -22,14 +23,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    large, small = (step(*tokenizer(RECIPE, f"model.codebook_size={size}")) for size in (100_000, 1024))
-    seconds = paired(large, small, arguments.runs, warmup=3)
-    report(
-        "small_vs_large_codebook",
-        Side("K = 100,000", seconds[0], peak_memory(large)),
-        Side("K = 1,024", seconds[1], peak_memory(small)),
-    )
-    print(f"large_codebook {statistics.median(seconds[0]) / statistics.median(seconds[1]):.3g}")
+    changes = ([*GAME_ON, f"model.codebook_size={size}"] for size in SIZES)
+    experiments = [load_experiment(RECIPE, change) for change in changes]
+    steps = [step(*made(experiment), experiment.trainer.precision) for experiment in experiments]
+    seconds = in_turn(steps, arguments.runs, warmup=3)
+    sides = (Side(f"K = {size}", part, peak_memory(run)) for size, part, run in zip(SIZES, seconds, steps, strict=True))
+    report("large_codebook", *sides)
 
 
 if __name__ == "__main__":

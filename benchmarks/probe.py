@@ -8,7 +8,6 @@ most 1.5. Probing n blocks one after the other, each no deeper than needed, woul
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
 
 import torch
@@ -53,11 +52,10 @@ def main() -> None:
     last = training_step(gpt, [gpt.size.blocks], arguments.classes, batch)
     seconds = paired(every, last, arguments.runs)
     report(
-        "probe_one_vs_all_blocks",
-        Side(f"all {gpt.size.blocks} blocks", seconds[0], peak_memory(every)),
+        "probe_all_blocks",
         Side("the last block", seconds[1], peak_memory(last)),
+        Side(f"all {gpt.size.blocks} blocks", seconds[0], peak_memory(every)),
     )
-    print(f"probe_all_blocks {statistics.median(seconds[0]) / statistics.median(seconds[1]):.3g}")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ class PatchGAN(nn.Module):
         x = torch.cat([real, fake])
         for layer in self.layers:
             x = layer(x, parts=2) if isinstance(layer, BatchNorm2d) else layer(x)
-        return tuple(x.chunk(2))
+        logits_real, logits_fake = x.chunk(2)
+        return logits_real, logits_fake
 
 
 class EqualConv2d(nn.Conv2d):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.quantizers.search import nearest_code, search_ranks
+from lightning_modules.quantizers.search import Partition, nearest_code, search_ranks
 
 
 @dataclass
@@ -61,6 +61,7 @@ class Quantizer(nn.Module, ABC):
         self.config = config
         self.codebook_size = codebook_size
         self.code_dim = code_dim
+        self.partition = Partition()  # saves the search time, decides nothing
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """A flag is a Python value, because the host would wait for the device to read a buffer at each forward."""
@@ -115,9 +116,13 @@ class Quantizer(nn.Module, ABC):
     def forward(self, z: Tensor) -> QuantizerOutput:
         z = self.prepare(z)
         codebook = self.codebook()
-        indices = nearest_code(z.flatten(0, -2), codebook).view(z.shape[:-1])
-        codes = F.embedding(indices, codebook)  # (..., d)
+        indices = nearest_code(z.flatten(0, -2), codebook, self.partition).view(z.shape[:-1])
+        codes = self.chosen(indices, codebook)  # (..., d)
         return QuantizerOutput(self.pass_gradient(z, codes), indices, self.vq_loss(z, codes))
+
+    def chosen(self, indices: Tensor, codebook: Tensor) -> Tensor:
+        """Rows of `codebook` (K, d), with a gradient to what makes it: (...) -> (..., d)."""
+        return F.embedding(indices, codebook)
 
     def pass_gradient(self, z: Tensor, codes: Tensor) -> Tensor:
         """The values of `codes` (..., d), bit for bit, with a gradient that reaches the latents z (..., d) alone."""

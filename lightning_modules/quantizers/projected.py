@@ -2,10 +2,13 @@
 
 Only the projector, a linear layer C -> d, is trained; it moves all K codes together, so that none stays unused for lack
 of updates. The codes that a latent is compared with are computed anew each step; gradients reach the projector through
-the rows that were chosen, as in the official codes of VQGAN-LC and SimVQ.
+the rows that were chosen, as in the official codes of VQGAN-LC and SimVQ. The other rows' gradient is zero: where few
+are chosen the backward pass leaves them out.
 
 Shapes: K codes of d dimensions; C features of a row of the table.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,3 +51,24 @@ class ProjectedCodebook(Quantizer):
         self.projector.weight.mul_(scale.unsqueeze(-1))
         self.projector.bias.copy_(mean - projected.mean(0) * scale)
         self.is_matched = True
+
+    def chosen(self, indices: Tensor, codebook: Tensor) -> Tensor:
+        is_frozen = isinstance(self.projector, nn.Linear) and not self.table.requires_grad
+        if not is_frozen or torch.compiler.is_exporting() or indices.numel() >= len(codebook):
+            return super().chosen(indices, codebook)
+        return _Chosen.apply(indices, codebook.detach(), self.table, self.projector.weight, self.projector.bias)
+
+
+class _Chosen(torch.autograd.Function):
+    """Rows of a projected codebook; the backward pass projects those rows alone."""
+
+    @staticmethod
+    def forward(ctx: Any, indices: Tensor, codebook: Tensor, table: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(indices, table)
+        return F.embedding(indices, codebook)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        indices, table = ctx.saved_tensors
+        gradient = grads[0].flatten(0, -2).to(table.dtype)  # (N, d)
+        return None, None, None, gradient.T @ F.embedding(indices.flatten(), table), gradient.sum(0)

@@ -609,3 +609,16 @@ def test_factorized_equals_enhancing() -> None:
     output.loss.backward()
     torch.testing.assert_close(z.grad + io["grad_weight"], io["grad_latents"], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(quantizer.codes.grad, io["grad_codebook"], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("latents", [5, 400])  # fewer than codes, and more
+def test_a_projector_gets_the_gradient_of_the_whole_projected_table(latents: int) -> None:
+    torch.manual_seed(0)
+    cls, config = QUANTIZERS["simvq"]
+    quantizer = cls(config(), K, D)
+    z = torch.randn(latents, D)
+    output = quantizer(z)
+    expected = quantizer.vq_loss(z, F.embedding(output.indices, quantizer.codebook()))
+    parameters = list(quantizer.projector.parameters())
+    for a, b in zip(*(torch.autograd.grad(loss, parameters) for loss in (output.loss, expected)), strict=True):
+        torch.testing.assert_close(a, b)
