@@ -44,12 +44,16 @@ def losses_of(module: Tokenizer, image: Tensor) -> int:
     return reads.count
 
 
-@pytest.mark.parametrize("quantizer", ["vq", "ema", "factorized", "large_codebook", "simvq", "rotation"])
+PLACED = "init: latents, dead_code_threshold: 0.5"
+KINDS = ["vq", "ema", f"ema, {PLACED}", "factorized", "large_codebook", "simvq", "rotation"]
+
+
+@pytest.mark.parametrize("quantizer", KINDS)
 def test_one_read_a_loss_of_a_tokenizer(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch, quantizer: str) -> None:
     """With every term there is: two losses, two reads; the search for the nearest code is counted on its own."""
     loss = "{l1: 1, l2: 1, perceptual: 0.1, perceptual_network: efficientnet-lite0, adversarial: 0.1, r1: 1}"
     options = ["model.codebook_size=32", f"model.loss={loss}"]
-    module = build_model(tiny("vqgan", f"model.quantizer.name={quantizer}", *options))
+    module = build_model(tiny("vqgan", f"model.quantizer={{name: {quantizer}}}", *options))
     monkeypatch.setattr(Tokenizer, "log", lambda *_, **__: None)
     monkeypatch.setattr(Tokenizer, "log_dict", lambda *_, **__: None)
     if isinstance(module.quantizer, LargeCodebook):

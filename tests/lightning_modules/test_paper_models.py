@@ -84,7 +84,7 @@ def test_paper_a(monkeypatch: pytest.MonkeyPatch, no_downloads: list[str]) -> No
     assert (loss.adversarial_loss, loss.adaptive_weight, loss.r1, loss.r1_every) == ("non_saturating", False, 10, 16)
     assert weights(module, monkeypatch, step=0) == {
         "l1": 0.0,
-        "l2": 1.0,
+        "l2": 0.25,  # 1 of pixels in [0, 1]
         "logit_laplace": 0.1,
         "perceptual": 0.1,
         "quantizer": 1.0,

@@ -344,6 +344,6 @@ def test_usage_is_counted_over_the_epoch(build: Any) -> None:
     module = build("vqgan")
     fit(module, batches(3), 5)  # one whole epoch and a piece
     assert module.epoch_tokens == 3 * 4 * 64
-    assert set(module.epoch_usage) == {"usage/epoch", "perplexity/epoch", "dead_codes/epoch"}
+    assert set(module.epoch_usage) == {"usage/epoch", "reachable/epoch", "perplexity/epoch", "dead_codes/epoch"}
     used = round(module.epoch_usage["usage/epoch"] * 32 / 100)
     assert 1 <= used == 32 - module.epoch_usage["dead_codes/epoch"]

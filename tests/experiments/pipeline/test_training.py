@@ -98,7 +98,7 @@ def test_without_a_quantizer_no_usage_is_measured(tiny: TinyExperiment, tmp_path
     options = ("model.quantizer.name=none", "model.codebook_size=0", "model.loss.adversarial=0.1")
     experiment = tiny("vqgan", *options)
     record = train(experiment, "x", tmp_path)
-    without = {name for name in VALIDATION if name.startswith(("usage", "perplexity", "dead_codes"))}
+    without = {name for name in VALIDATION if name.startswith(("usage", "reachable", "perplexity", "dead_codes"))}
     assert set(record["metrics"]) == set(record["protocols"]) == VALIDATION - without
     assert record["protocols"]["psnr"].endswith("/n12")
     again, module = restore(tmp_path / "checkpoints/final.ckpt", {"runtime": vars(experiment.runtime)})
