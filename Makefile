@@ -37,7 +37,8 @@ BENCHMARKS := search large_codebook one_forward token_loss sampling token_cache 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  SCALE=quick|reduced|paper   quick: minutes on a laptop (default); reduced: hours; paper: ImageNet on GPUs"
+	@echo "  SCALE=quick|reduced|cifar|paper   quick: minutes on a laptop (default); reduced: hours;"
+	@echo "                              cifar: all of CIFAR-10, minutes on one GPU that WORKERS=8 share; paper: ImageNet, many GPUs"
 	@echo "  DATA=auto|cifar10|shapes|image_folder   auto: CIFAR-10 from DATA_DIR, else downloaded, else rendered shapes"
 	@echo "  DATA_DIR=data               where the data is, or is downloaded to"
 	@echo "  OUT=runs                    where checkpoints, logs, records and tables go"

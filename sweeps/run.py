@@ -21,8 +21,10 @@ from experiments.pipeline.inputs import Seen, inputs_of
 from experiments.pipeline.training import train_apart as train
 from experiments.pipeline.upstream import run_dir
 from experiments.pipeline.weights import can_wait, weights_path
+from experiments.runtime import progress
 from experiments.runtime.errors import user_errors
 from experiments.runtime.files import write_json
+from experiments.runtime.health import releasing_memory
 from experiments.runtime.records import PUBLISHED, Record, data_name, find_records, record_path, same_experiment
 from sweeps.grid import Grid, Run, label_of
 from sweeps.queue import Lot, Queue, job_of, work
@@ -42,7 +44,7 @@ class Sweep:
     def __init__(self, grid: Grid, output_dir: Path, published: bool = True, only: Sequence[str] = ()) -> None:
         self.grid, self.output_dir, self.published = grid, output_dir, published
         self.runs = {run.digest: run for run in grid.runs}
-        self.budget = Budget(0)
+        self.budget, self.is_shared = Budget(0), False  # whether other processes print lines between ours
         self.columns = {
             run.digest: table.spec.columns for table in grid.tables for row in table.rows for run in row.runs
         }
@@ -134,9 +136,12 @@ class Sweep:
         run, start = self.of(trial), time.monotonic()
         record, words, took = self.record(run), "finished earlier", {}
         if record is None:
-            with keep_traceback(folder := self.folder(run)), self.budget.stopping():
+            progress.prefix = f"[{self.number(run)}] " if self.is_shared else ""
+            if self.is_shared:
+                self.say(run, "begins")
+            with releasing_memory(), keep_traceback(folder := self.folder(run)), self.budget.stopping():
                 record = train(run.experiment, run.name, folder)
-            took = {"seconds": time.monotonic() - start}
+                took = {"seconds": time.monotonic() - start}
             words = f"trained {duration(took['seconds'])}" + ", to be evaluated" * self.waits(run)
         value = float(record["metrics"].get(self.grid.spec.objective, math.nan))
         is_shared = not self.queue.is_journal and not self.waits(run)
@@ -155,7 +160,10 @@ class Sweep:
         return "".join(f", {c.head} {format(metrics[c.metric] * c.scale, c.format)}" for c in measured[:3])
 
     def say(self, run: Run, text: str) -> None:
-        print(f"[{list(self.runs).index(run.digest) + 1}/{len(self.runs)}] {run.label}: {text}", flush=True)
+        print(f"[{self.number(run)}] {run.label}: {text}", flush=True)
+
+    def number(self, run: Run) -> str:
+        return f"{list(self.runs).index(run.digest) + 1}/{len(self.runs)}"
 
     def report(self) -> int:
         """Lists what is missing; the exit status, 0 also where only the budget's end has left something."""
@@ -230,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"--only '{pattern}': no row matches; for example {example(trained)}")
         sweeps = [Sweep(grid, output_dir, options.published, options.only) for grid in trained]
         for sweep in sweeps:
-            sweep.budget = options.budget
+            sweep.budget, sweep.is_shared = options.budget, options.as_worker
             if options.evaluate_only:
                 sweep.runs = {digest: run for digest, run in sweep.runs.items() if sweep.weights(run).is_file()}
             if sweep.unfinished():

@@ -19,11 +19,12 @@ from experiments.pipeline.prepare import gather, prepare, prepare_evaluation
 from experiments.pipeline.summary import print_summary
 from experiments.pipeline.upstream import checkpoint_below, upstream_of
 from experiments.pipeline.weights import can_wait, keep_weights, read_weights, restore_weights, weights_path
-from experiments.runtime import health
+from experiments.runtime import health, progress
 from experiments.runtime.callbacks import InCheckpoint
 from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.errors import is_main
 from experiments.runtime.files import LOCK, inherited, locked, require_writable, write_json
+from experiments.runtime.precision import full_float32
 from experiments.runtime.progress import Throughput
 from experiments.runtime.ranks import check_devices, from_main, main_first, num_devices, silent_trainer
 from experiments.runtime.records import FORMAT, Record, environment, read_record, record_path, same_experiment
@@ -106,7 +107,7 @@ def train_alone(
     health.reset_peak_memory()
     throughput = Throughput()
     module, data, images = prepare(experiment, needs)
-    if is_main():
+    if is_main() and not progress.prefix:  # one of many says little
         print_summary(experiment, module, name, images.data_id)
 
     with StopRequest() as stop, not_swallowed(), health.naming_last_checkpoint(checkpoints):
@@ -256,7 +257,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Validation metrics of `module` on all validation data, by the module's own validation loop."""
     use_reference(trainer, module, images, output_dir)
-    metrics, *_ = trainer.validate(module, data, verbose=False)  # the same for every loader
+    with full_float32():
+        metrics, *_ = trainer.validate(module, data, verbose=False)  # the same for every loader
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -268,5 +270,5 @@ def use_reference(trainer: L.Trainer, module: Any, images: ImageDataModule, outp
         loader = images.ordered_train_dataloader() if split == "train" else images.ordered_val_dataloader()
         pixels, device = (batch["image"] for batch in loader), trainer.strategy.root_device
         folder, key = output_dir / "references", images.images_key(split)
-        with locked(folder / ".locks" / key.replace("/", "_"), "is making it"):
+        with locked(folder / ".locks" / key.replace("/", "_"), "is making it"), full_float32():
             module.use_reference(folder, pixels, key, device)

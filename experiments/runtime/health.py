@@ -68,13 +68,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def release_memory() -> None:
-    """What a run has left behind in this process, before the next one: cached memory, compiled code."""
-    gc.collect()
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # else code that many models share would reach the limit of its recompilations
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+@contextmanager
+def releasing_memory() -> Iterator[None]:
+    """Gives back what a run leaves behind in its process, for the next one or for others: memory, compiled code."""
+    try:
+        yield
+    finally:
+        gc.collect()
+        if "torch._inductor.compile_fx" in sys.modules:  # something has been compiled
+            torch.compiler.reset()  # code that many models share would reach the limit of its recompilations
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def peak_device_memory_bytes() -> int:
