@@ -157,7 +157,7 @@ class Records:
         row = self.row(reference, wanted)
         if row is None:
             return Side(f"{label_of(wanted)} (no cell of scale {self.scale})", None)
-        grid, images, finished = self.sweep(reference.partition("#")[0])
+        _, images, finished = self.sweep(reference.partition("#")[0])
         columns = {column.metric: column for column in table_spec(reference).columns}
         parts = [measure(columns[name], row, finished) for name in operands(metric)]
         paper = [row.cell.paper.get(name) for name in operands(metric)]
@@ -165,7 +165,7 @@ class Records:
         measured = difference_of(parts)
         protocols = measured.protocols if measured else frozenset()
         return Side(
-            label=label_at(grid, row, wanted, finished),
+            label=label_at(self.scale, row, wanted, finished),
             measured=measured,
             paper=None if None in paper else sum(sign * value for sign, value in zip((1, -1), paper, strict=False)),  # type: ignore[operator, misc]
             digests=tuple(digests),
@@ -177,7 +177,7 @@ class Records:
 
     def history(self, reference: str, wanted: dict[str, Any], metric: str) -> list[Side]:
         row = self.row(reference, wanted)
-        grid, images, finished = self.sweep(reference.partition("#")[0])
+        _, images, finished = self.sweep(reference.partition("#")[0])
         if row is None:
             return []
         records = records_of(row, finished)
@@ -187,7 +187,7 @@ class Records:
         digests = [run.digest for run in row.runs if run.digest in finished]
         return [
             Side(
-                f"{label_at(grid, row, wanted, finished)}, block {number}",
+                f"{label_at(self.scale, row, wanted, finished)}, block {number}",
                 Measured(tuple(value * column.scale for value in values), protocols, version_of(records[0])),
                 digests=tuple(digests),
                 data=images[digests[0]],
@@ -196,9 +196,9 @@ class Records:
         ]
 
 
-def label_at(grid: Grid, row: Row, wanted: Mapping[str, Any], finished: Finished) -> str:
+def label_at(scale: str, row: Row, wanted: Mapping[str, Any], finished: Finished) -> str:
     """The heads that pick the row, as the table of this scale prints them: LC, K 100,000."""
-    printed = dict(zip(row.heads, heads_of(grid, row, finished, "these images"), strict=True))
+    printed = dict(zip(row.heads, heads_of(scale, row, finished, "these images"), strict=True))
     return ", ".join(
         text if isinstance(wanted[head], str) else f"{head} {text}" for head in wanted if (text := printed[head])
     )

@@ -69,8 +69,8 @@ def brief(verdicts: Sequence[Verdict], link: str) -> str:
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:
-    counts = (f"{sum(each.verdict == name for each in verdicts)} {name}" for name in VERDICTS)
-    return f"Of {len(verdicts)} claims: {', '.join(counts)}."
+    counts = (f"{name}: {sum(each.verdict == name for each in verdicts)}" for name in VERDICTS)
+    return f"Of {len(verdicts)} claims, {', '.join(counts)}."
 
 
 def row(*cells: str) -> str:

@@ -39,7 +39,7 @@ class Measured:
 
     def text(self, form: str, num_seeds: int = 0) -> str:
         """The spread has the decimals of the mean; the number of seeds stands behind where it is not `num_seeds`."""
-        mean = format(self.mean, form)
+        mean = format(self.mean, f"#{form}" if form.endswith("g") else form).rstrip(".")  # 170.0, not 170
         n = f" ({len(self.values)})" if num_seeds and len(self.values) != num_seeds else ""
         if self.std is None:
             return mean + n
@@ -127,4 +127,4 @@ def reachable(metric: str, row: Row, finished: Finished) -> float | None:
     """Percent of the codes that as many tokens as a usage counts would use if drawn evenly; None where not recorded."""
     name = re.sub("^usage/", "reachable/", row.cell.use.get(metric, metric))
     numbers = [pair[0] for record in records_of(row, finished) if (pair := find_number(record, name))]
-    return statistics.fmean(numbers) if numbers and name != metric else None
+    return statistics.fmean(numbers) if numbers and metric.startswith("usage/") else None

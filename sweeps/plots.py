@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sweeps.grid import Table, label_of, show
+from sweeps.grid import Table, show
+from sweeps.heads import printed_label
 from sweeps.measure import Finished, Measured, head_of, measure, records_of
 from sweeps.render import replace_file
 from sweeps.schema import ColumnSpec
@@ -24,12 +25,13 @@ def write_plot(table: Table, finished: Finished, data: str, scale: str, path: Pa
     """Measured values as lines, spread over seeds as bars or bands, the paper's usage dashed. None below two points."""
     columns = [column for column in table.spec.columns if column.metric in table.spec.plot.metrics]
     figure = Figure(layout="constrained")
-    DRAW[table.spec.plot.kind](figure, table, finished, columns)
+    labels = [printed_label(scale, row, finished, data) for row in table.rows]
+    DRAW[table.spec.plot.kind](figure, table, finished, columns, labels)
     lines = [line for axes in figure.axes for line in axes.lines]
     if sum(np.size(line.get_xdata()) for line in lines if line.get_marker() == MARKER) < 2:
         return None
-    handles, labels = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda pair: len(pair[1]))
-    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    handles, names = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda pair: len(pair[1]))
+    figure.legend(handles, names, loc="outside right center", fontsize=8)
     note = "; dashed: the paper, on its own data" if any(line.get_linestyle() == "--" for line in lines) else ""
     seeds = max(
         len(measured.values) for column in columns for row in table.rows if (measured := measure(column, row, finished))
@@ -46,7 +48,9 @@ def panels(figure: Figure, columns: Sequence[ColumnSpec], width: float) -> Itera
     return zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True)
 
 
-def draw_rows(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> None:
+def draw_rows(
+    figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec], _: Sequence[str]
+) -> None:
     """Each metric against the row head `x`, one line for each value of `line`; without a number in `x`, a level."""
     x, line = table.spec.plot.x, table.spec.plot.line
     names = list(dict.fromkeys(row.heads[line] for row in table.rows if row.runs))
@@ -74,7 +78,9 @@ def draw_rows(figure: Figure, table: Table, finished: Finished, columns: Sequenc
         finish(axes, x, column, head_in(table, column, finished))
 
 
-def draw_history(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> None:
+def draw_history(
+    figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec], labels: Sequence[str]
+) -> None:
     """The history of each metric, one line a row: the mean over seeds, and a band from the lowest to the highest."""
     for axes, column in panels(figure, columns, 6.4):
         for number, row in enumerate(table.rows):
@@ -84,22 +90,24 @@ def draw_history(figure: Figure, table: Table, finished: Finished, columns: Sequ
                 continue
             at, color = range(1, len(epochs) + 1), COLORS[number % len(COLORS)]
             mean = [statistics.fmean(values) for values in epochs]
-            axes.plot(at, mean, marker=MARKER, ms=3, color=color, label=label_of(row.heads))
+            axes.plot(at, mean, marker=MARKER, ms=3, color=color, label=labels[number])
             if len(histories) > 1:
                 axes.fill_between(at, list(map(min, epochs)), list(map(max, epochs)), color=color, alpha=0.15, lw=0)
         axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         finish(axes, table.spec.plot.x, column, column.head)
 
 
-def draw_columns(figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec]) -> None:
+def draw_columns(
+    figure: Figure, table: Table, finished: Finished, columns: Sequence[ColumnSpec], labels: Sequence[str]
+) -> None:
     """The metrics side by side, one line a row."""
     figure.set_size_inches(6.4, 3.6)
     axes = figure.subplots()
-    rows = [row for row in table.rows if row.runs]
-    for number, row in enumerate(rows):
+    rows = [(row, label) for row, label in zip(table.rows, labels, strict=True) if row.runs]
+    for number, (row, label) in enumerate(rows):
         shift = 0.05 * (number - (len(rows) - 1) / 2)
         points = [(at + shift, measure(column, row, finished)) for at, column in enumerate(columns)]
-        draw_points(axes, points, COLORS[number % len(COLORS)], label_of(row.heads))
+        draw_points(axes, points, COLORS[number % len(COLORS)], label)
     axes.set_xticks(range(len(columns)), [column.head for column in columns])
     axes.set(
         xlabel=table.spec.plot.x, ylabel=", ".join(dict.fromkeys(c.metric.partition("/")[0].upper() for c in columns))

@@ -65,7 +65,7 @@ def make_sheet(grid: Grid, table: Table, by_data: Mapping[str, Finished], data: 
     is_papers_data = grid.spec.counted or data.startswith("image_folder")
     num_seeds = usual_number(columns)
     heads = [(head, [""]) for head in spec.row_heads]
-    body = [heads_of(grid, row, finished, data) for row in rows]
+    body = [heads_of(grid.scale, row, finished, data) for row in rows]
     best: set[tuple[int, int]] = set()
     for column in shown:
         metric, subs, head = column.spec.metric, ["ours"], head_of(column.spec.head, column.protocol)
@@ -144,7 +144,7 @@ def entries(column: Column, row: Row, measured: Measured | None, num_seeds: int,
     form, paper = column.spec.format, row.cell.paper.get(column.spec.metric)
     texts = {"paper": "" if paper is None else format(paper, form), "ours": "", "diff": ""}
     if measured is not None:
-        of = f" of {bound:.0f}" if bound is not None and bound < ALL_REACHABLE else ""
+        of = f" of {bound:.3g}" if bound is not None and bound < ALL_REACHABLE else ""
         mark = f" {DAGGER}" if measured.protocols - {column.protocol} else ""
         texts["ours"] = measured.text(form, num_seeds) + of + mark
         if paper is not None:

@@ -27,7 +27,8 @@ def render_grid(grid: Grid, output_dir: Path, out: Path) -> list[Path]:
     Raises ValueError for two records of one run on the same images that differ in what else it read.
     """
     if grid.spec.counted:
-        return render(grid, {"": {run.digest: counted(run.experiment) for run in grid.runs}}, "", out)
+        firsts = [row.runs[0] for table in grid.tables for row in table.rows if row.runs]  # seeds count the same
+        return render(grid, {"": {run.digest: counted(run.experiment) for run in firsts}}, "", out)
     by_data = finished_by_data(grid, output_dir)
     is_shared = Counter(map(data_name, by_data))  # only then a name needs its fingerprint
     by_data = {data_id if is_shared[name := data_name(data_id)] > 1 else name: by_data[data_id] for data_id in by_data}

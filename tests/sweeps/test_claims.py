@@ -306,7 +306,7 @@ def test_records_of_a_sweep_give_the_verdict(tmp_path: Path, monkeypatch: pytest
     text = page([verdict])
     for run in (*rows["LC"].runs, *rows["VQ"].runs):
         assert f"`{run.digest}`" in text
-    for words in ("**holds**", "LC, K 1,024 (91 ± 1, n = 3)", "scale quick, cifar10", "`p`", "1 holds, 0 refuted"):
+    for words in ("**holds**", "LC, K 1,024 (91 ± 1, n = 3)", "scale quick, cifar10", "`p`", "holds: 1, refuted: 0"):
         assert words in text
     assert next(leaves(claim.test, claim.given))[0] == "ablation_codebook#codebook"
 

@@ -131,7 +131,7 @@ def test_usage_stands_beside_what_its_tokens_can_reach(sweep_file: Path) -> None
     grid = load_grid(sweep_file, "quick")
     few, enough = ({"usage/epoch": 60.0, "reachable/epoch": bound} for bound in (86.5, 99.995))
     sheet, _ = sheet_of(grid, {grid.runs[0].digest: record(few), grid.runs[1].digest: record(enough)})
-    assert [row[3] for row in sheet.body] == ["60.0 of 86", "60.0", ""]
+    assert [row[3] for row in sheet.body] == ["60.0 of 86.5", "60.0", ""]
 
 
 def test_another_judge_than_inception_is_named_and_has_a_head_of_its_own(sweep_file: Path) -> None:
@@ -177,7 +177,12 @@ def test_pictures_are_small(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("values", "form", "text"),
-    [((1838.2, 1863.0), ".4g", "1851 ± 18"), ((2.77, 3.477), ".4g", "3.123 ± 0.500"), ((48,), ".1f", "48.0")],
+    [
+        ((1838.2, 1863.0), ".4g", "1851 ± 18"),
+        ((2.77, 3.477), ".4g", "3.123 ± 0.500"),
+        ((48,), ".1f", "48.0"),
+        ((170.0, 170.0), ".4g", "170.0 ± 0.0"),
+    ],
 )
 def test_a_spread_has_the_decimals_of_its_mean(values: tuple[float, ...], form: str, text: str) -> None:
     assert Measured(values).text(form) == text
@@ -301,7 +306,7 @@ def test_a_plot_over_epochs_draws_each_history(sweep_file: Path, monkeypatch: py
     (axes,) = figure.axes
     assert [list(line.get_ydata()) for line in axes.lines] == histories
     assert list(axes.lines[0].get_xdata()) == [1, 2, 3] and axes.get_xlabel() == "training epoch"
-    assert [line.get_label() for line in axes.lines] == ["VQ K=16", "VQ K=32"]
+    assert [line.get_label() for line in axes.lines] == ["VQ, K 16", "VQ, K 32"]
 
 
 def test_a_plot_across_columns_draws_a_line_a_row(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +315,7 @@ def test_a_plot_across_columns_draws_a_line_a_row(sweep_file: Path, monkeypatch:
     (axes,) = figure.axes
     assert axes.get_title() == "Quantizers & codes"
     drawn = {c.get_label(): list(c.lines[0].get_ydata()) for c in axes.containers}
-    assert drawn == {"VQ K=16": [80.25, 50.0], "VQ K=32": [7.0]}
+    assert drawn == {"VQ, K 16": [80.25, 50.0], "VQ, K 32": [7.0]}
     assert [text.get_text() for text in axes.get_xticklabels()] == ["util %", "SSIM %"]
 
 
