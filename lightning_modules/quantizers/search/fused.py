@@ -10,7 +10,7 @@ A token with a value that is not a number gets code 0, as in the tiled search; t
 Shapes: N tokens, K codes, d dims; S splits of the codes.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -43,9 +43,9 @@ def _nearest_kernel(
     best = tl.full((TOKENS, CODES), float("inf"), tl.float32)
     best_start = tl.zeros((TOKENS, CODES), tl.int32)
     if IS_FEW_DIMS:
-        z: Any = ()
+        z = ()
         for i in tl.static_range(NUM_DIMS):
-            z = z + (tl.load(tokens + rows * NUM_DIMS + i, mask=is_row, other=0.0)[:, None],)  # noqa: RUF005
+            z = z + (tl.load(tokens + rows * NUM_DIMS + i, mask=is_row, other=0.0)[:, None],)  # type: ignore[assignment]  # noqa: RUF005
     unroll: tl.constexpr = 2 if IS_FEW_DIMS else 1  # the second block is loaded before the first is computed
     for start in tl.range(first, tl.minimum(first + codes_a_split, K), CODES, loop_unroll_factor=unroll):
         columns = start + tl.arange(0, CODES)  # (CODES,)
