@@ -14,14 +14,15 @@ SMALL = [scale for scale in scale_names() if scale != "paper"]
 @pytest.mark.parametrize("scale", SMALL)
 @pytest.mark.parametrize("name", SWEEP_FILES)
 def test_warm_up_game_and_placement_keep_their_places_in_the_training(name: str, scale: str) -> None:
-    """A tenth, the last quarter if there is a game, and the end of the warm-up."""
+    """A tenth, the last quarter if there is a game, and after the warm-up, in the first fifth."""
     for run in load_grid(SWEEPS / name, scale, "1").runs:
         model, steps = run.experiment.model, run.experiment.trainer.max_steps
         assert isinstance(model, TokenizerConfig)
         assert model.optimizer.warmup_steps == steps / 10, run.label
         if model.loss.adversarial:
             assert model.loss.discriminator_start == model.loss.adversarial_start == steps * 3 / 4, run.label
-        assert getattr(model.quantizer, "place_at", 0) in (0, model.optimizer.warmup_steps), run.label
+        place_at = getattr(model.quantizer, "place_at", 0)
+        assert place_at == 0 or model.optimizer.warmup_steps <= place_at <= steps / 5, run.label
 
 
 def test_codes_are_placed_at_the_end_of_the_warm_up_at_paper_scale() -> None:
