@@ -17,6 +17,7 @@ DEVICES  ?=
 
 PY    := .venv/bin/python
 READY := .venv/.ready
+GPU_PY = $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 # In the environment, where make does not print it: it may hold a password.
 export STORAGE
 CELLS  = --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" $(if $(SEEDS),--seeds $(SEEDS))
@@ -29,14 +30,15 @@ $(if $(filter yes,$(TRAIN)),$(SWEEP),$(TABLE)) $(1)
 
 endef
 
-.PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables dashboard bench check format \
+.PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables claims dashboard bench gpu-check check format \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
 help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  SCALE=quick|reduced|paper   quick: minutes on a laptop (default); reduced: hours; paper: ImageNet on GPUs"
+	@echo "  SCALE=quick|reduced|cifar|paper   quick: minutes on a laptop (default); reduced: hours;"
+	@echo "                              cifar: all of CIFAR-10, minutes on one GPU that WORKERS=8 share; paper: ImageNet, many GPUs"
 	@echo "  DATA=auto|cifar10|shapes|image_folder   auto: CIFAR-10 from DATA_DIR, else downloaded, else rendered shapes"
 	@echo "  DATA_DIR=data               where the data is, or is downloaded to"
 	@echo "  OUT=runs                    where checkpoints, logs, records and tables go"
@@ -83,7 +85,10 @@ probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-
 	$(call show,sweeps/vit_vqgan/table7.yaml)
 
 tables: $(READY) ## render every table and figure from finished records; trains nothing
-	$(TABLE) $(filter-out sweeps/search_%,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
+	$(TABLE) $(filter-out sweeps/search_% sweeps/claims.yaml,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
+
+claims: $(READY) ## which of the papers' conclusions hold: verdicts from finished records into docs/claims.md; trains nothing
+	$(PY) -m sweeps.claims --output-dir "$(OUT)"
 
 dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT)/experiments" --port $(PORT)
@@ -91,6 +96,10 @@ dashboard: $(READY) ## TensorBoard over all runs
 bench: $(READY) ## benchmarks, each against its alternative in the same run, about ten minutes; writes docs/benchmarks.md
 	@$(PY) -m pip install --quiet --editable '.[dev,bench]'
 	$(PY) -m benchmarks.collect docs/benchmarks.md
+
+gpu-check: ## on a machine with a GPU, with or without .venv: the tests that need one, then a line a bar of benchmarks.gpu
+	$(GPU_PY) -m pytest -m gpu tests/gpu -rs
+	$(GPU_PY) -m benchmarks.gpu
 
 check: $(READY) ## ruff (lint and format) and mypy
 	$(PY) -m ruff check .

@@ -4,21 +4,19 @@ Shapes: B images a batch, N images in all, H = W = image_size.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
+from datamodules.placing import fits_device, loader_processes, on_device, placing_text
 from datamodules.resumable import Batch, ResumableLoader, ResumableSampler, SeededBatches
 from lightning_modules.checks import at_least_one, require
-from lightning_modules.distributed import draw_rows
 from lightning_modules.options import no_identity
 
 
@@ -74,42 +72,6 @@ def stratified_subset(labels: Tensor, size: int | None, seed: int = 0) -> Tensor
     return order[rank.argsort(stable=True)[:size]]
 
 
-def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 in [0, 255] to float32 in [-1, 1], same shape."""
-    return images.float().div_(127.5).sub_(1)
-
-
-class ArrayDataset(Dataset[Batch]):
-    """uint8 images held in memory and handed out a whole batch at a time.
-
-    Args:
-        images: (N, 3, H, W) uint8.
-        labels: (N,) int64.
-        flip: mirror each image with probability 1/2, by torch's global generator, drawn for the global batch.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, flip: bool = False):
-        self.images, self.labels, self.flip = images, labels, flip
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The DataLoader's batched fetch: {"image": (B, 3, H, W) in [-1, 1], "label": (B,)}."""
-        # numpy, not torch: one thread is enough, and torch's threads wait for one another where cores are shared
-        images = self.images.numpy()[indices]  # (B, 3, H, W), a copy
-        if self.flip:
-            chosen = (draw_rows(torch.rand, len(indices)) < 0.5).numpy()  # (B,)
-            images[chosen] = images[chosen, ..., ::-1]
-        pixels = images.astype(np.float32)
-        pixels /= 127.5
-        pixels -= 1
-        return {"image": torch.from_numpy(pixels), "label": self.labels[torch.as_tensor(indices)]}
-
-    def __getitem__(self, index: int) -> Batch:
-        return {key: value[0] for key, value in self.__getitems__([index]).items()}
-
-
 def require_full_batch(num_images: int, batch_size: int) -> None:
     """Raises ValueError when there is not one full batch."""
     require(
@@ -144,7 +106,7 @@ class BatchDataModule(LightningDataModule, ABC):
 
     Args:
         config: the dataset's options.
-        num_workers: loader processes. 0 is fastest for data in memory.
+        num_workers: loader processes; -1: as the data and the device need, see `loader_processes`.
         seed: of the training order.
     """
 
@@ -153,8 +115,11 @@ class BatchDataModule(LightningDataModule, ABC):
         for key in ("batch_size", "val_batch_size"):
             if getattr(config, key) < 1:
                 raise ValueError(f"data.{key}={getattr(config, key)}: must be at least 1")
-        if num_workers < 0:
-            raise ValueError(f"runtime.num_workers={num_workers}: must be 0 (the run's own process loads) or more")
+        if num_workers < -1:
+            raise ValueError(
+                f"runtime.num_workers={num_workers}: must be -1 (as the data needs), 0 (the run's own process loads) "
+                "or more"
+            )
         self.config, self.num_workers, self.seed = config, num_workers, seed
         self.train_set: Dataset[Batch] | None = None
         self.val_set: Dataset[Batch] | None = None
@@ -207,16 +172,28 @@ class BatchDataModule(LightningDataModule, ABC):
     def rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
 
+    @property
+    def device(self) -> torch.device:
+        """The trainer's; the CPU before there is one."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def placing(self, device: torch.device) -> str:
+        """Where the training images are when `device` trains, and who makes batches of them."""
+        return "" if self.train_set is None else placing_text(self.num_workers, self.train_set, device)
+
     def _loader(self, dataset: Dataset[Batch], sampler: DistributedSampler[Batch] | None) -> DataLoader[Batch]:
         trains = isinstance(sampler, ResumableSampler)
+        num_workers = loader_processes(self.num_workers, dataset, self.device)
+        if is_on_gpu := not num_workers and fits_device(dataset, self.device):
+            dataset = on_device(dataset, self.device)
         return (ResumableLoader if trains else DataLoader)(
-            SeededBatches(dataset, self.seed) if trains and self.num_workers > 0 else dataset,
+            SeededBatches(dataset, self.seed) if trains and num_workers > 0 else dataset,
             batch_size=self.device_batch_size if trains else self.config.val_batch_size,
             sampler=sampler,
             drop_last=trains,
-            num_workers=self.num_workers,
+            num_workers=num_workers,
             collate_fn=keep_batch,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.device.type == "cuda" and not is_on_gpu,
             generator=torch.Generator().manual_seed(self.seed),  # an epoch's start leaves the global generator alone
         )
 

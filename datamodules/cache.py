@@ -1,12 +1,14 @@
 """Arrays that are slow to make, kept in one .npz and made again when their source changes."""
 
+import fcntl
 import hashlib
 import os
 import tempfile
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +70,34 @@ def cached(folder: Path, name: str, key: str, build: Callable[[], Arrays]) -> Ar
         folder: where to keep the file; the user's cache folder serves where this one cannot be written.
         name: of the file, ending in .npz.
         key: the source's fingerprint; a file with another key is made again, as is a damaged one.
-        build: makes the arrays.
+        build: makes the arrays; called by one process, while others that want them wait.
     """
-    kept = (_read(path) for path in _candidates(folder, name))
-    for arrays in kept:
+    if (arrays := _kept(folder, name, key)) is None:
+        with _sole_builder(folder, name):
+            if (arrays := _kept(folder, name, key)) is None:
+                arrays = build()
+                write(folder, name, arrays | {"fingerprint": np.array(key)})
+    return arrays
+
+
+def _kept(folder: Path, name: str, key: str) -> Arrays | None:
+    """What `cached` has written for `key`; None where there is no such file."""
+    for arrays in (_read(path) for path in _candidates(folder, name)):
         if arrays is not None and arrays.pop("fingerprint", np.array("")).item() == key:
             return arrays
-    arrays = build()
-    write(folder, name, arrays | {"fingerprint": np.array(key)})
-    return arrays
+    return None
+
+
+@contextmanager
+def _sole_builder(folder: Path, name: str) -> Iterator[None]:
+    """Within this context no other process of this machine makes the file: the lock is on its folder, and leaves no
+    file. Where no folder can be made or locked there is nothing to share."""
+    with ExitStack() as stack:
+        for path in _candidates(folder, name):
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                handle = os.open(path.parent, os.O_RDONLY)
+                stack.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                break
+        yield

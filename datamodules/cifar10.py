@@ -20,7 +20,8 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from datamodules.base import ArrayDataset, DataConfig
+from datamodules.arrays import ArrayDataset
+from datamodules.base import DataConfig
 from datamodules.cache import cached
 from datamodules.folders import FolderDataModule, ImageList, class_names, list_images, read_image
 from lightning_modules.options import no_identity

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from datamodules.base import Batch, DataConfig, to_unit_range
+from datamodules.arrays import to_unit_range
+from datamodules.base import Batch, DataConfig
 from datamodules.folders import FolderDataModule, ImageList, class_names, list_images, read_image
 from lightning_modules.distributed import own_random_numbers
 from lightning_modules.options import no_identity, place
@@ -49,6 +50,8 @@ class FileDataset(Dataset[Batch]):
         labels: (N,) int64.
         transform: RGB image to (3, H, W) uint8.
     """
+
+    is_decoded = True
 
     def __init__(self, paths: list[str], labels: Tensor, transform: Callable[[Image.Image], Tensor]):
         self.paths, self.labels, self.transform = paths, labels, transform

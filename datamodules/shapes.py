@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import ArrayDataset, DataConfig, ImageDataModule
+from datamodules.arrays import ArrayDataset
+from datamodules.base import DataConfig, ImageDataModule
 
 CHUNK = 1 << 18  # pixels rendered at a time: fits the processor's cache
 

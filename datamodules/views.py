@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import Batch, to_unit_range
+from datamodules.arrays import to_unit_range
+from datamodules.base import Batch
 from datamodules.folders import read_image
 from datamodules.image_folder import FileDataset
 

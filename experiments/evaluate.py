@@ -17,6 +17,7 @@ from experiments.pipeline.training import evaluate
 from experiments.pipeline.upstream import restore_for
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
+from experiments.runtime.precision import precision_options
 from experiments.runtime.ranks import check_accelerator, silent_trainer
 from experiments.runtime.trainer import quiet
 
@@ -34,7 +35,8 @@ def main() -> None:
         # the data of what it stands on is not needed any more
         resolved = replace(resolve_data(experiment, given.data), upstream=experiment.upstream)
         module, data, images = prepare_evaluation(resolved, module, given.tokenizer)
-        trainer = silent_trainer(experiment.runtime, devices=1, precision=experiment.trainer.precision)
+        precision = precision_options(experiment.trainer.precision, experiment.runtime)
+        trainer = silent_trainer(experiment.runtime, devices=1, **precision)
         metrics = evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir))
         protocols = module.protocols()
         if given.json:

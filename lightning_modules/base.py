@@ -123,6 +123,9 @@ class Module(L.LightningModule):
         """Its networks, for counting costs, on torch's default device; [] = costs little beside its upstream."""
         return []
 
+    def capture_steps(self) -> None:
+        """Called once at the start of a training on one GPU whose steps may become CUDA graphs (`graphs`)."""
+
     # ---- what it shows
 
     def start_screen(self) -> dict[str, str]:
@@ -136,6 +139,15 @@ class Module(L.LightningModule):
     def figures(self) -> dict[str, Tensor | Figure]:
         """For TensorBoard after a validation: images (3, height, width) in [0, 1], values (n,) to count, or figures."""
         return {}
+
+    # ---- how its networks are run
+
+    def hot_calls(self, compiled: bool) -> list[tuple[nn.Module, str]]:
+        """(network, method) of the calls that take most of a step, for `trainer.memory_format` and `trainer.compile`.
+
+        With `compiled` those that torch.compile can have.
+        """
+        return []
 
     # ---- what its record holds
 

@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loops.evaluation_loop import RestartStage
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
 
 
 class AveragedWeights(EMAWeightAveraging):
@@ -39,6 +42,54 @@ def leave_out_of_global_step(optimizer: Any) -> None:
     """Under manual optimization Lightning adds every optimizer's steps to `trainer.global_step`; this one's do not
     count."""
     optimizer._on_before_step = optimizer._on_after_step = lambda: None
+
+
+def takes_unscaled_gradients(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """A fused optimizer could take off a loss's scale itself, and Lightning then refuses to clip, also where there is
+    no scale; this one gets its gradients as any other does."""
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
+
+
+class ScalerEach(MixedPrecision):
+    """float16 with a scaler for each optimizer. Lightning has one for all: its factor, changed by the step of one, does
+    not fit the gradients that another has gathered of earlier micro-batches."""
+
+    scaler: torch.amp.GradScaler  # that of the optimizer at work
+
+    def __init__(self, device: str) -> None:
+        super().__init__("16-mixed", device)
+        self.scalers = [self.scaler]
+
+    def use(self, index: int) -> None:
+        while len(self.scalers) <= index:
+            self.scalers.append(torch.amp.GradScaler(self.device))
+        self.scaler = self.scalers[index]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scalers": [scaler.state_dict() for scaler in self.scalers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for index, state in enumerate(state_dict["scalers"]):
+            self.use(index)
+            self.scaler.load_state_dict(state)
+
+
+def use_scaler(trainer: L.Trainer, index: int) -> None:
+    """From here on losses are scaled for the optimizer of this number; does nothing but in float16."""
+    if isinstance(plugin := trainer.precision_plugin, ScalerEach):
+        plugin.use(index)
+
+
+def loss_scale(module: L.LightningModule) -> Tensor | None:
+    """What losses are multiplied by, a scalar; None but in float16."""
+    plugin = module.trainer.precision_plugin
+    return plugin.scaler.scale(torch.ones((), device=module.device)) if isinstance(plugin, ScalerEach) else None
+
+
+def logs_now(trainer: L.Trainer) -> bool:
+    """Whether what this batch logs reaches a logger: Lightning gathers every value, at 0.1 ms each, and drops most."""
+    return trainer._logger_connector.should_update_logs
 
 
 def true_epochs(loop: dict[str, Any]) -> int:

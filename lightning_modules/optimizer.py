@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.checks import at_least_one, not_negative, one_of, require
+from lightning_modules.lightning_fixes import takes_unscaled_gradients
 from lightning_modules.sharding import ShardedAdafactor
 
 # Progress in [0, 1] and the floor, min_lr / lr -> factor of lr.
@@ -20,6 +21,7 @@ DECAYS: dict[str, Callable[[float, float], float]] = {
     "linear": lambda progress, floor: 1 - (1 - floor) * progress,
 }
 OPTIMIZERS = ("adamw", "adafactor")
+FUSED = ("cpu", "cuda")  # devices on which AdamW updates all parameters in one call
 
 
 @dataclass
@@ -63,15 +65,16 @@ class OptimizerConfig:
 def build_optimizer(groups: Iterable[Any], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer of parameters, all with `weight_decay`, or of parameter groups that state their own decay."""
     groups = list(groups)
+    parameters = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
     if config.name == "adafactor":
-        parameters = (p for group in groups for p in (group["params"] if isinstance(group, dict) else [group]))
-        is_sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
         adafactor = ShardedAdafactor if is_sharded else torch.optim.Adafactor
         return adafactor(groups, lr=config.lr, weight_decay=config.weight_decay)
     beta1, beta2 = config.betas
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, weight_decay=config.weight_decay
-    )
+    can_fuse = not is_sharded and all(p.device.type in FUSED and p.dtype == torch.float32 for p in parameters)
+    options: dict[str, Any] = {"fused": True} if can_fuse else {}
+    options |= {"lr": config.lr, "betas": (beta1, beta2), "eps": config.eps, "weight_decay": config.weight_decay}
+    return takes_unscaled_gradients(torch.optim.AdamW(groups, **options))
 
 
 def decay_of_matrices(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
 Shapes: B images, H x W pixels, h x w tokens, D backbone width, d code dimension, K codes.
 """
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,7 +16,8 @@ from lightning_modules import losses
 from lightning_modules.base import Module, Setting, count
 from lightning_modules.distributed import all_reduce_sum, average_gradients, leave_out, mean_values, without_exchange
 from lightning_modules.finite import check_finite
-from lightning_modules.lightning_fixes import leave_out_of_global_step
+from lightning_modules.graphs import GraphedPass
+from lightning_modules.lightning_fixes import leave_out_of_global_step, logs_now, loss_scale, use_scaler
 from lightning_modules.losses import build_perceptual, logit_laplace_mean
 from lightning_modules.metrics import TokenizerMetrics
 from lightning_modules.metrics.codebook import CodebookUsage
@@ -24,10 +25,20 @@ from lightning_modules.optimizer import as_list, build_optimizer, build_schedule
 from lightning_modules.parts import Part
 from lightning_modules.quantizers import QuantizerOutput
 from lightning_modules.tokenizer_config import TokenizerConfig
-from lightning_modules.tokenizer_parts import LAYOUT, networks, pictures, rough_seconds, start_rows, tokenizer_parts
+from lightning_modules.tokenizer_losses import Terms, critic_terms, detached, generator_terms
+from lightning_modules.tokenizer_parts import (
+    LAYOUT,
+    hot_calls,
+    networks,
+    pictures,
+    rough_seconds,
+    start_rows,
+    tokenizer_parts,
+)
 
 NUM_SHOWN = 8  # validation images in TensorBoard, the same at every validation
-STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch", "balance")  # kept in checkpoints
+STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch")  # kept in checkpoints, with the adaptive weight
+LOGGED = {"weight": "weight/adversarial", "accuracy": "discriminator/accuracy"}  # the others are losses
 
 
 class TokenizerOutput(NamedTuple):
@@ -51,6 +62,7 @@ class Tokenizer(Module):
     post_quant: nn.Linear
     quantizer: Any
     discriminator: Any
+    balance: Tensor
     layout = LAYOUT
     step: int  # generator updates made; drives the loss's start steps. trainer.global_step agrees with it
 
@@ -63,11 +75,12 @@ class Tokenizer(Module):
         self.epoch_usage: dict[str, float] = {}  # of the last whole training epoch, with the tokens counted in it
         self.epoch_tokens = 0
         self.usage_by_epoch: list[float] = []  # B-Figure 3
-        self.balance = torch.ones((), device="cpu")  # the adaptive weight, as last computed
         self.shown: Tensor | None = None  # the first validation images
+        self.graphed: list[GraphedPass] = []  # of the generator and the discriminator, after `capture_steps`
         for name, network in networks(config, image_size).items():
             setattr(self, name, network)
         leave_out(self, "discriminator")
+        self.register_buffer("balance", torch.ones((), device="cpu"), persistent=False)  # the adaptive weight
 
         loss = config.loss
         self.perceptual = build_perceptual(loss.perceptual_network, image_size) if loss.perceptual else None
@@ -106,7 +119,7 @@ class Tokenizer(Module):
         return {rank: self.decode_indices(ids) for rank, ids in zip(ranks, indices.unbind(-1), strict=True)}
 
     def predict(self, quantized: Tensor) -> Tensor:
-        return self.decoder(self.post_quant(quantized))
+        return self.decoder(self.post_quant(quantized)).float()  # losses and metrics are float32 in every precision
 
     def to_image(self, prediction: Tensor) -> Tensor:
         return logit_laplace_mean(prediction) if self.config.loss.logit_laplace else prediction
@@ -122,15 +135,17 @@ class Tokenizer(Module):
         image, config = batch["image"], self.config.loss
         if batch_idx % self.config.optimizer.accumulate == 0:
             self.quantizer.start_step(self.config.optimizer.accumulate)
-        output = self(image)
-        trains_discriminator = self.discriminator is not None and self.step >= config.discriminator_start
-
         optimizers: list[Any] = as_list(self.optimizers())
-        self.update(optimizers[0], self.generator_loss(image, output), batch_idx)
-        self.train_usage.update(output.indices)  # after the loss, which says what is wrong with a latent that is NaN
-        if trains_discriminator:
+        passes: Any = self.graphed or (self.generator_pass, self.critic_pass)
+        with self.update(optimizers[0], batch_idx):
+            terms, output = passes[0](image, *self.game())
+            self.report(terms, image)
+        self.train_usage.update(output.indices)  # after the report, which says what is wrong with a latent that is NaN
+        if self.discriminator is not None and self.step >= config.discriminator_start:
             leave_out_of_global_step(optimizers[1])
-            self.update(optimizers[1], self.critic_loss(image, output.reconstruction.detach()), batch_idx, False)
+            with self.update(optimizers[1], batch_idx, by_ddp=False):
+                uses_r1 = config.r1 > 0 and self.step % config.r1_every == 0
+                self.report(passes[1](image, output.reconstruction, uses_r1), image)
         if self.is_last_micro_batch(batch_idx):
             for scheduler in as_list(self.lr_schedulers()):
                 scheduler.step()
@@ -140,69 +155,61 @@ class Tokenizer(Module):
         if self.trainer.is_last_batch or ends_first_epoch:
             self.take_epoch_usage()
 
-    def generator_loss(self, image: Tensor, output: TokenizerOutput) -> Tensor:
-        """The weighted sum of all terms; each is logged unweighted, of the global batch, as loss/NAME."""
-        config = self.config.loss
-        terms = {"quantizer": output.quantizer_loss}
-        if config.l1:
-            terms["l1"] = losses.l1_loss(output.reconstruction, image)
-        if config.l2:
-            terms["l2"] = losses.l2_loss(output.reconstruction, image)
-        if config.logit_laplace:
-            terms["logit_laplace"] = losses.logit_laplace_loss(output.prediction, image)
-        if self.perceptual is not None:
-            with torch.autocast(image.device.type, enabled=False):  # small maps: bf16 costs time and gains nothing
-                terms["perceptual"] = self.perceptual(output.reconstruction.float(), image)
-        loss = sum((getattr(config, name) * term for name, term in terms.items()), start=image.new_zeros(()))
+    def game(self) -> tuple[bool, bool]:
+        """Whether the generator feels the discriminator at this step, and whether the adaptive weight is computed."""
+        config, steps = self.config.loss, self.step - self.config.loss.adversarial_start
+        plays = self.discriminator is not None and steps >= 0
+        return plays, plays and config.adaptive_weight and steps % config.adaptive_every == 0
 
-        if self.discriminator is not None and self.step >= config.adversarial_start:
-            self.discriminator.requires_grad_(False)
-            terms["adversarial"] = self.adversarial_loss(self.discriminator(output.reconstruction).float())
-            self.discriminator.requires_grad_(True)
-            if config.adaptive_weight and (self.step - config.adversarial_start) % config.adaptive_every == 0:
-                reconstruction = loss - config.quantizer * terms["quantizer"]
-                self.balance = losses.adaptive_weight(reconstruction, terms["adversarial"], self.decoder.last_layer)
-            weight = config.adversarial * self.balance
-            loss = loss + weight * terms["adversarial"]
-            self.log("weight/adversarial", weight)
-        means = mean_values({**terms, "generator": loss})
-        self.log("loss/generator", means["generator"], prog_bar=True)
-        self.log_dict({f"loss/{name}": means[name] for name in terms})
+    def generator_pass(self, image: Tensor, adversarial: bool, weigh: bool) -> tuple[Terms, TokenizerOutput]:
+        """Forward, losses and backward; the gradients are added to those that are there.
+
+        Returns the detached terms of `generator_terms`, and what the tokenizer made of the images, detached as well.
+        All of it is work of the device: nothing is logged, checked or decided by a value.
+        """
+        output = self(image)
+        terms = generator_terms(self, image, output, adversarial, weigh, loss_scale(self))
+        self.manual_backward(terms["generator"] / self.config.optimizer.accumulate)
+        return detached(terms), TokenizerOutput(*(part.detach() for part in output))
+
+    def critic_pass(self, real: Tensor, fake: Tensor, r1: bool) -> Terms:
+        """The discriminator's losses and backward, in the same way; see `critic_terms`. `fake` is detached."""
+        terms = critic_terms(self, real, fake, r1)
+        self.manual_backward(terms.pop("critic") / self.config.optimizer.accumulate)
+        return terms
+
+    def capture_steps(self) -> None:
+        def state() -> list[Any]:  # while it changes, so may the course of a pass
+            return [getattr(self.quantizer, name) for name in self.quantizer.flags]
+
+        runs = zip((self.generator_pass, self.critic_pass), as_list(self.optimizers()), strict=False)
+        self.graphed = [GraphedPass(run, optimizer, state) for run, optimizer in runs]
+
+    def report(self, terms: Terms, image: Tensor) -> None:
+        """Logs what a pass returns, of the global batch, if a logger takes it; stops at a value that is not finite."""
+        means = mean_values(terms)
+        for name, mean in means.items() if logs_now(self.trainer) else ():
+            self.log(LOGGED.get(name, f"loss/{name}"), mean, prog_bar=name == "generator")
         check_finite(self.step, means, image, self)
-        return loss
 
-    def critic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The discriminator's loss on real images and detached reconstructions, with R1 on its own steps."""
-        assert self.discriminator is not None
-        config = self.config.loss
-        uses_r1 = config.r1 > 0 and self.step % config.r1_every == 0
-        real = real.detach().requires_grad_(uses_r1)
-        logits_real, logits_fake = (logits.float() for logits in self.discriminator.pair(real, fake))
-        loss = self.discriminator_loss(logits_real, logits_fake)
-        terms = {"discriminator": loss}
-        if uses_r1:
-            terms["r1"] = losses.r1_penalty(logits_real, real)
-            loss = loss + config.r1 / 2 * config.r1_every * terms["r1"]
-        accuracy = ((logits_real > 0).float().mean() + (logits_fake < 0).float().mean()) / 2
-        means = mean_values({**terms, "accuracy": accuracy})
-        self.log("discriminator/accuracy", means.pop("accuracy"))
-        self.log_dict({f"loss/{name}": mean for name, mean in means.items()})
-        check_finite(self.step, means, real, self)
-        return loss
-
-    def update(self, optimizer: Any, loss: Tensor, batch_idx: int, by_ddp: bool = True) -> None:
-        """Backward pass, and at the last micro-batch an optimizer step. `by_ddp`: DDP averages these gradients."""
+    @contextmanager
+    def update(self, optimizer: Any, batch_idx: int, by_ddp: bool = True) -> Iterator[None]:
+        """Around a pass: the last micro-batch's is followed by a step. `by_ddp`: DDP averages these gradients."""
+        use_scaler(self.trainer, 0 if by_ddp else 1)
         config, is_last = self.config.optimizer, self.is_last_micro_batch(batch_idx)
         if batch_idx % config.accumulate == 0:  # here, because the last epoch may have ended between two steps
             optimizer.zero_grad()
         with nullcontext() if is_last and by_ddp else without_exchange(self.trainer.model):
-            self.manual_backward(loss / config.accumulate)
+            yield
         if is_last:
             if self.discriminator is not None and not by_ddp:
                 average_gradients(self.discriminator.parameters())
-            if config.gradient_clip:
-                self.clip_gradients(optimizer, config.gradient_clip, "norm")
             optimizer.step()
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Where the gradients of a scaled loss have their own size again."""
+        if clip := self.config.optimizer.gradient_clip:
+            self.clip_gradients(optimizer, clip, "norm")
 
     def is_last_micro_batch(self, batch_idx: int) -> bool:
         return (batch_idx + 1) % self.config.optimizer.accumulate == 0
@@ -247,7 +254,10 @@ class Tokenizer(Module):
         self.log_dict(self.metrics.compute())
         self.metrics.reset()
 
-    # ---- what is shown, and what a record needs
+    # ---- how it runs, what is shown, and what a record needs
+
+    def hot_calls(self, compiled: bool) -> list[tuple[nn.Module, str]]:
+        return hot_calls(self, compiled)
 
     def start_screen(self) -> dict[str, str]:
         return start_rows(self)
@@ -284,7 +294,7 @@ class Tokenizer(Module):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["generator_steps"] = self.step
-        checkpoint |= {name: getattr(self, name) for name in STATE}
+        checkpoint |= {name: getattr(self, name) for name in STATE} | {"balance": self.balance}
         checkpoint["epoch_counts"] = all_reduce_sum(self.train_usage.code_counts.clone())  # of the epoch under way
 
     def on_restore(self, checkpoint: dict[str, Any], path: str) -> None:
@@ -296,5 +306,6 @@ class Tokenizer(Module):
         self.step = checkpoint["generator_steps"]
         for name in STATE:
             setattr(self, name, checkpoint[name])
+        self.balance.copy_(checkpoint["balance"])
         if self.global_rank == 0:  # they are those of all ranks
             self.train_usage.code_counts = checkpoint["epoch_counts"].to(self.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.base import count
+from lightning_modules.distributed import world_size
 from lightning_modules.figures import reconstruction_grid
 from lightning_modules.losses import build_perceptual
 from lightning_modules.losses.perceptual import PerceptualLoss
@@ -102,6 +103,17 @@ def counted_perceptual(config: TokenizerConfig, image_size: int) -> Part | None:
     network = loss.to(device).network  # not all of lpips heeds torch.device
     kept = {"generator": 1}
     return Part("perceptual", loss, pair, network, passes=((1.5, 0),), kept=kept, is_counted=False)
+
+
+def hot_calls(module: Any, compiled: bool) -> list[tuple[nn.Module, str]]:
+    """Of a `Tokenizer`. The search stays outside, and the last layer, whose gradients the adaptive weight compares.
+
+    torch.compile has neither second derivatives, as R1 does, nor exchanges between devices.
+    """
+    calls = [(module.encoder, "forward"), (module.decoder, "features")]
+    if module.discriminator is not None and not (compiled and (module.config.loss.r1 or world_size() > 1)):
+        calls.append((module.discriminator, "forward"))
+    return calls + ([] if module.perceptual is None else [(module.perceptual, "forward")])
 
 
 def start_rows(module: Any) -> dict[str, str]:

@@ -7,8 +7,8 @@ loss is A's total of section 3.3,
     L = L_VQ + 0.1 L_adversarial + 0.1 L_perceptual + 0.1 L_logit-Laplace + 1.0 L_2,
     L_VQ = ||sg(z) - e||^2 + 0.25 ||z - sg(e)||^2,
 
-with l2-normalised latents z and codes e. A published no code. What it leaves open has a note: "unofficial code" is
-thuanz123/enhancing-transformers.
+with l2-normalised latents z and codes e, and L_2 of pixels in [0, 1]. A published no code.
+What it leaves open has a note: "unofficial code" is thuanz123/enhancing-transformers.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
 
 def paper_a_loss() -> LossConfig:
     return LossConfig(
-        l2=1.0,  # paper, taken on [-1, 1]; 0.25, should A mean pixels in [0, 1]
+        l2=0.25,  # paper: 1.0, taken on [0, 1], as its tables are; squares on [-1, 1] are four times as large
         logit_laplace=0.1,  # paper; the unofficial code and Parti, by the same team, leave it out with its sigmoid
         perceptual=0.1,  # paper; none for A's linear probes
         perceptual_network="lpips-vgg",  # paper: "VGG", in the unofficial code LPIPS

@@ -5,6 +5,7 @@ A run = experiment YAML + scale overlay + the row's `set` + command-line overrid
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,18 @@ class Grid:
         for run in (run for table in self.tables for row in table.rows for run in row.runs):
             runs.setdefault(run.digest, run)
         return list(runs.values())
+
+    def chosen(self, patterns: Sequence[str]) -> list[Run]:
+        """Of `runs` those of rows whose label, or TABLE/label, matches a shell pattern; seeds do not count."""
+
+        def matches(table: Table, row: Row) -> bool:
+            label = label_of(row.heads)
+            names = (label, f"{table.spec.id}/{label}")
+            return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+        rows = (row for table in self.tables for row in table.rows if matches(table, row))
+        digests = {run.digest for row in rows for run in row.runs}
+        return [run for run in self.runs if run.digest in digests]
 
     def prepared(self, prepare: Callable[[Experiment], Experiment]) -> "Grid":
         """The same grid of other experiments, for example on another data set."""

@@ -18,10 +18,10 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from filelock import FileLock
@@ -151,28 +151,19 @@ class Queue:
                 return trial
         return None
 
-    def work(self, digests: set[str], run: Callable[[Trial], None], say: Callable[[Trial, str], None]) -> None:
-        """Runs waiting trials one after the other; a failure does not stop the next.
-
-        Then waits for those that others run, to take them over should their workers die.
-        """
-        is_any_left = True
-        while is_any_left:
-            with self.claim(digests) as (trial, is_any_left):
-                if trial is not None:
-                    try:
-                        run(trial)
-                    except storages.DatabaseAway:
-                        raise
-                    except Exception as error:
-                        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                        self.fail(trial, message)
-                        say(trial, f"FAILED: {message}")
-                    except BaseException:  # stopped by a person, a batch system or Lightning
-                        self.give_back(trial)
-                        raise
-                elif is_any_left:
-                    time.sleep(POLL_SECONDS)
+    def attempt(self, trial: Trial, run: Callable[[Trial], None], say: Callable[[Trial, str], None]) -> None:
+        """Runs a trial that was claimed; a failure is said and kept with it, a stop puts it back."""
+        try:
+            run(trial)
+        except storages.DatabaseAway:
+            raise
+        except Exception as error:
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            self.fail(trial, message)
+            say(trial, f"FAILED: {message}")
+        except BaseException:  # stopped by a person, a batch system or Lightning
+            self.give_back(trial)
+            raise
 
     @patient
     def finish(self, trial: Trial, value: float, attributes: Mapping[str, Any], params: Mapping[str, int]) -> None:
@@ -214,6 +205,13 @@ class Queue:
         return {key: trial.user_attrs["error"] for key, trial in last.items() if "error" in trial.user_attrs}
 
     @patient
+    def seconds(self, since: float) -> list[tuple[str, float]]:
+        """(experiment, seconds) of each run that was begun after `since`, of `time.time()`, and is finished."""
+        done = (trial for trial in self.trials((TrialState.COMPLETE,)) if "seconds" in trial.user_attrs)
+        recent = (trial for trial in done if trial.datetime_start and trial.datetime_start.timestamp() >= since)
+        return [(trial.user_attrs["experiment"], trial.user_attrs["seconds"]) for trial in recent]
+
+    @patient
     def records(self) -> list[Record]:
         """Those that a database holds, of any sweep: machines need not share a disk."""
         return [
@@ -242,6 +240,34 @@ class Queue:
         finally:
             stop.set()
             thread.join()
+
+
+class Lot(NamedTuple):
+    """Jobs of one queue: the digests of those that may be begun now, how to run one, and how to say what came of it."""
+
+    queue: Queue
+    digests: Callable[[], set[str]]
+    run: Callable[[Trial], None]
+    say: Callable[[Trial, str], None]
+
+
+def work(lots: Sequence[Lot]) -> None:
+    """Runs waiting trials one after the other, always the first of the first lot; a failure does not stop the next.
+
+    Then waits for those that others run, to take them over should their workers die.
+    """
+    is_any_left = True
+    while is_any_left:
+        is_any_left, is_idle = False, True
+        for lot in lots:
+            with lot.queue.claim(lot.digests()) as (trial, is_lot_left):
+                is_any_left |= is_lot_left
+                if trial is not None:
+                    lot.queue.attempt(trial, lot.run, lot.say)
+                    is_idle = False
+                    break
+        if is_any_left and is_idle:
+            time.sleep(POLL_SECONDS)
 
 
 def put_again(study: optuna.Study, trial: FrozenTrial) -> None:

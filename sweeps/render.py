@@ -1,14 +1,18 @@
 """A sheet as Markdown, LaTeX (booktabs), PNG and plain text."""
 
+import io
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments.runtime.files import replacing
 from sweeps.sheet import Sheet
+
+MAX_PIXELS, MAX_BYTES = 1600, 80_000  # of a picture: the longer side, and its file
 
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -28,10 +32,20 @@ def replace_file(path: Path, content: str | Figure) -> None:
     """Atomically, so that a full disk leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, concurrent_writers=True) as file:
-        if isinstance(content, str):
-            file.write(content.encode())
-        else:
-            content.savefig(file, format="png", dpi=160)
+        file.write(content.encode() if isinstance(content, str) else png(content))
+
+
+def png(figure: Figure) -> bytes:
+    """With a palette, and no larger than a page needs: fewer colours, then fewer pixels, until it is small."""
+    dpi = min(160.0, MAX_PIXELS / max(figure.get_size_inches()))
+    while True:
+        figure.savefig(raw := io.BytesIO(), format="png", dpi=dpi)
+        image = Image.open(raw).convert("RGB")
+        for colors in (128, 48):
+            image.quantize(colors, dither=Image.Dither.NONE).save(small := io.BytesIO(), "PNG", optimize=True)
+            if small.tell() <= MAX_BYTES or (dpi < 40 and colors == 48):
+                return small.getvalue()
+        dpi *= 0.85
 
 
 def spans(sheet: Sheet) -> Iterator[tuple[str, list[str], slice, bool]]:
@@ -56,8 +70,15 @@ def markdown(sheet: Sheet) -> str:
     parts = [f"**{sheet.title}**", ""]
     if sheet.warning:
         parts += [f"> **{sheet.warning}**", ""]
-    body = with_breaks(sheet, [line(row) for row in sheet.body], line([""] * len(heads)))
-    parts += [line(heads), line(rule), *body, "", " ".join(sheet.caption)]
+    rows = [
+        [f"**{cell}**" if (i, j) in sheet.best else cell for j, cell in enumerate(row)]
+        for i, row in enumerate(sheet.body)
+    ]
+    body = with_breaks(sheet, [line(row) for row in rows], line([""] * len(heads)))
+    parts += [line(heads), line(rule), *body, "", " ".join([*sheet.caption, *sheet.notes])]
+    if sheet.folded is not None:
+        inside = markdown(sheet.folded).partition("\n\n")[2]
+        parts += ["", f"<details><summary>{sheet.folded.title}</summary>", "", inside.rstrip(), "", "</details>"]
     return "\n".join(parts) + "\n"
 
 
@@ -80,7 +101,10 @@ def latex(sheet: Sheet) -> str:
             lines.append(r"\midrule[\heavyrulewidth]")
         elif number in sheet.rules:
             lines.append(r"\midrule")
-        lines.append(" & ".join(escape(cell) for cell in row) + r" \\")
+        cells = (
+            rf"\textbf{{{escape(cell)}}}" if (number, j) in sheet.best else escape(cell) for j, cell in enumerate(row)
+        )
+        lines.append(" & ".join(cells) + r" \\")
     warning = f"\\textbf{{{escape(sheet.warning)}}} " if sheet.warning else ""
     caption = f"{escape(sheet.title)}. {warning}{escape(' '.join(sheet.caption))}"
     begin = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", r"\resizebox{\linewidth}{!}{%"]
@@ -101,7 +125,9 @@ def plain(sheet: Sheet) -> str:
     top, sub, *rows = ("  ".join(cells) for cells in zip(*aligned, strict=True))
     warning = [f"!!! {sheet.warning}"] if sheet.warning else []
     body = with_breaks(sheet, rows, "-" * len(top))
-    return "\n".join([sheet.title, *warning, top, sub, *body, textwrap.fill(" ".join(sheet.caption), 118)])
+    return "\n".join(
+        [sheet.title, *warning, top, sub, *body, textwrap.fill(" ".join([*sheet.caption, *sheet.notes]), 118)]
+    )
 
 
 def draw(sheet: Sheet) -> Figure:
@@ -113,10 +139,10 @@ def draw(sheet: Sheet) -> Figure:
         missing = max(0.0, len(head) * em + 0.18 - sum(widths[at]))
         widths[at] = [width + missing / len(group) for width in widths[at]]
     edges = [sum(widths[:i]) for i in range(len(widths) + 1)]
-    width = max(edges[-1], 6.0)
+    width = max(edges[-1], 8.0)
     title = textwrap.wrap(sheet.title, int(width / 0.092))
     warning = textwrap.wrap(sheet.warning, int(width / 0.085))
-    caption = textwrap.wrap(" ".join(sheet.caption), int(width / 0.056))
+    caption = [line for text in sheet.caption for line in textwrap.wrap(text, int(width / 0.05))]
     height = row_height * (len(title) + len(warning) + 2 + len(sheet.body)) + 0.16 * len(caption) + 0.45
     figure = Figure((width + 0.3, height))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -158,9 +184,9 @@ def draw(sheet: Sheet) -> Figure:
                 write(edges[index] + 0.05, text, size=9)
             else:
                 color = {"paper": "#555555", "diff": "#888888"}.get(sub, "black")
-                weight = "bold" if sub == "ours" else "normal"
+                weight = "bold" if (number, index) in sheet.best else "normal"
                 write(edges[index + 1] - 0.06, text, "right", size=9, color=color, weight=weight)
         y += row_height
     rule(1.2)
-    axes.text(0, y + 0.08, "\n".join(caption), va="top", size=7.5, color="#333333", linespacing=1.3)
+    axes.text(0, y + 0.08, "\n".join(caption), va="top", size=7, color="#333333", linespacing=1.3)
     return figure

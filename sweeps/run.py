@@ -1,46 +1,57 @@
 """Trains the cells of a sweep that have no result record yet, then renders its tables.
 
 python -m sweeps.run sweeps/ablation_codebook.yaml --scale quick
+
+Of several sweeps, and of several seeds, all cells of the first seed come first: a command that is stopped leaves whole
+seeds.
 """
 
+import argparse
 import math
 import sys
 import time
 from argparse import BooleanOptionalAction
+from collections.abc import Sequence
 from pathlib import Path
 
-from optuna.trial import Trial
+from optuna.trial import FrozenTrial, Trial
 
 from experiments.config.identity import digest_of
 from experiments.pipeline.inputs import Seen, inputs_of
 from experiments.pipeline.training import train_apart as train
 from experiments.pipeline.upstream import run_dir
+from experiments.pipeline.weights import can_wait, weights_path
+from experiments.runtime import progress
 from experiments.runtime.errors import user_errors
 from experiments.runtime.files import write_json
+from experiments.runtime.health import releasing_memory
 from experiments.runtime.records import PUBLISHED, Record, data_name, find_records, record_path, same_experiment
-from sweeps.grid import Grid, Run
-from sweeps.queue import Queue, job_of
+from sweeps.grid import Grid, Run, label_of
+from sweeps.queue import Lot, Queue, job_of, work
 from sweeps.table import render_grid
-from sweeps.workers import begin, duration, grid_of, keep_traceback, parse_training, parser_of, share
+from sweeps.workers import Budget, begin, duration, grids_of, keep_traceback, parse_training, parser_of, share
 
 
 class Sweep:
     """A grid, its queue and its results, in `output_dir`. Prints one line a cell.
 
     The grid's experiments are on the data that they would be trained on now. `published`: whether a record that the
-    repository publishes makes a cell a finished one.
+    repository publishes makes a cell a finished one. `only`: see `Grid.chosen`.
     """
 
     queue: Queue  # after `open_queue`
 
-    def __init__(self, grid: Grid, output_dir: Path, published: bool = True) -> None:
+    def __init__(self, grid: Grid, output_dir: Path, published: bool = True, only: Sequence[str] = ()) -> None:
         self.grid, self.output_dir, self.published = grid, output_dir, published
         self.runs = {run.digest: run for run in grid.runs}
+        self.budget, self.is_shared = Budget(0), False  # whether other processes print lines between ours
         self.columns = {
             run.digest: table.spec.columns for table in grid.tables for row in table.rows for run in row.runs
         }
         seen: Seen = {}  # cells share their data
         self.data_ids = {digest: inputs_of(run.experiment, seen).data_id for digest, run in self.runs.items()}
+        if only:
+            self.runs = {run.digest: run for run in grid.chosen(only)}
 
     def record(self, run: Run) -> Record | None:
         """The finished record of this run on this data; a published one, if those count."""
@@ -48,7 +59,14 @@ class Sweep:
         return find_records(run.experiment, directories).get(self.data_ids[run.digest])
 
     def unfinished(self) -> list[Run]:
-        return [run for run in self.runs.values() if self.record(run) is None]
+        return [run for run in self.runs.values() if self.record(run) is None and not self.waits(run)]
+
+    def waits(self, run: Run) -> bool:
+        """Whether it is trained and is to be evaluated later."""
+        return can_wait(run.experiment) and self.weights(run).is_file()
+
+    def weights(self, run: Run) -> Path:
+        return weights_path(run.experiment, self.data_ids[run.digest])
 
     @property
     def study_name(self) -> str:
@@ -82,6 +100,8 @@ class Sweep:
         for run in self.runs.values():
             if record := self.record(run):
                 self.say(run, f"finished earlier{self.numbers(run, record)}")
+            elif self.waits(run):
+                self.say(run, f"trained earlier, to be evaluated: {self.weights(run)}")
         if todo:
             self.queue.fill({run.digest: self.job(run) for run in todo})
         return todo
@@ -91,20 +111,41 @@ class Sweep:
         folder = self.folder(run).relative_to(self.output_dir)
         return {"cell": run.label, "experiment": run.name, "folder": str(folder)}
 
-    def work(self) -> None:
-        """Trains waiting cells, then waits for those that others train."""
-        self.queue.work(set(self.runs), self.run, lambda trial, text: self.say(self.runs[job_of(trial)], text))
+    def lot(self, seed: int) -> Lot:
+        """The cells of one seed, for `work`."""
+        digests = {digest for digest, run in self.runs.items() if run.experiment.seed == seed}
+        return Lot(
+            self.queue, lambda: self.that_fit(digests), self.run, lambda trial, text: self.say(self.of(trial), text)
+        )
+
+    def that_fit(self, digests: set[str]) -> set[str]:
+        """Those that would end within the budget."""
+        if math.isinf(self.budget.until):
+            return digests
+        finished = self.queue.seconds(self.budget.begun)
+        return {digest for digest in digests if self.budget.fits(self.runs[digest].name, finished)}
+
+    def tell(self, trial: Trial | FrozenTrial, text: str) -> None:
+        self.say(self.of(trial), text)
+
+    def of(self, trial: Trial | FrozenTrial) -> Run:
+        return self.runs[job_of(trial)]
 
     def run(self, trial: Trial) -> None:
         """Trains the trial's cell, unless another command was quicker."""
-        run, start = self.runs[job_of(trial)], time.monotonic()
-        record, words = self.record(run), "finished earlier"
+        run, start = self.of(trial), time.monotonic()
+        record, words, took = self.record(run), "finished earlier", {}
         if record is None:
-            with keep_traceback(folder := self.folder(run)):
+            progress.prefix = f"[{self.number(run)}] " if self.is_shared else ""
+            if self.is_shared:
+                self.say(run, "begins")
+            with releasing_memory(), keep_traceback(folder := self.folder(run)), self.budget.stopping():
                 record = train(run.experiment, run.name, folder)
-            words = f"trained {duration(time.monotonic() - start)}"
+                took = {"seconds": time.monotonic() - start}
+            words = f"trained {duration(took['seconds'])}" + ", to be evaluated" * self.waits(run)
         value = float(record["metrics"].get(self.grid.spec.objective, math.nan))
-        attributes = record["metrics"] | ({} if self.queue.is_journal else {"record": record})
+        is_shared = not self.queue.is_journal and not self.waits(run)
+        attributes = record["metrics"] | took | ({"record": record} if is_shared else {})
         sizes = {"codebook_size": getattr(run.experiment.bottom.model, "codebook_size", 0), "seed": run.experiment.seed}
         self.queue.finish(trial, value, attributes, sizes)
         self.say(run, words + self.numbers(run, record))
@@ -119,33 +160,62 @@ class Sweep:
         return "".join(f", {c.head} {format(metrics[c.metric] * c.scale, c.format)}" for c in measured[:3])
 
     def say(self, run: Run, text: str) -> None:
-        print(f"[{list(self.runs).index(run.digest) + 1}/{len(self.runs)}] {run.label}: {text}", flush=True)
+        print(f"[{self.number(run)}] {run.label}: {text}", flush=True)
+
+    def number(self, run: Run) -> str:
+        return f"{list(self.runs).index(run.digest) + 1}/{len(self.runs)}"
 
     def report(self) -> int:
-        """Lists what is missing; the exit status."""
+        """Lists what is missing; the exit status, 0 also where only the budget's end has left something."""
         self.fetch()
         missing = self.unfinished()
         errors = self.queue.errors() if missing else {}
+        is_over = time.time() >= self.budget.until or not self.that_fit({run.digest for run in missing})
+        is_failed = False
         for run in missing:
+            if run.digest not in errors and is_over:
+                self.say(run, "left, the time is up")
+                continue
+            is_failed = True
             self.say(run, f"no result: {errors.get(run.digest, 'its worker ended before it was finished')}")
             if (log := self.folder(run) / "error.txt").is_file():
                 print(f"    traceback: {log}", flush=True)
-        print(f"{self.grid.name}: {len(self.runs) - len(missing)} of {len(self.runs)} cells finished", flush=True)
+        done = f"{len(self.runs) - len(missing)} of {len(self.runs)} cells"
+        is_any_waiting = any(self.record(run) is None and self.waits(run) for run in self.runs.values())
+        words = "trained; without --evaluate-later they are evaluated, on any machine" if is_any_waiting else "finished"
+        print(f"{self.grid.name}: {done} {words}", flush=True)
         if missing:
             print("the same command tries the others again", flush=True)
-        return 1 if missing else 0
+        return 1 if is_failed else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(
         "run",
-        "sweep, for example sweeps/ablation_codebook.yaml",
-        description="Train the cells of a sweep that have no result record yet, then render its tables. All cells are "
+        "sweep, for example sweeps/ablation_codebook.yaml; more may follow",
+        description="Train the cells of sweeps that have no result record yet, then render its tables. All cells are "
         "checked before the first is trained. Stopped (Ctrl-C) or killed, the same command continues; a finished cell "
         "is never trained again, whichever sweep asks for it.",
         epilog="Several machines share a sweep when they run this command with the same --storage postgresql://... or "
         "the same --output-dir on a shared disk whose locks can be trusted: docs/sweeps.md. Keys are those of the "
         "experiment files, for example trainer.precision=bf16-mixed, and apply to every cell.",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="CELLS",
+        help="only cells whose row, or TABLE/row, matches, such as 'LC K=*' or 'latent/*'; may be given again",
+    )
+    parser.add_argument(
+        "--evaluate-later",
+        action="store_true",
+        help="train, and only keep the weights, a few MB a cell, in OUTPUT_DIR/weights; where these are, the same "
+        "command without this option evaluates them",
+    )
+    parser.add_argument("--evaluate-only", action="store_true", help="only cells whose weights are kept")
+    parser.add_argument(
+        "--keep-weights", action="store_true", help="also keep such weights of cells that are evaluated"
     )
     parser.add_argument(
         "--published",
@@ -154,26 +224,58 @@ def main(arguments: list[str] | None = None) -> int:
         help="whether cells of published records are finished (default: yes; the records hold no weights)",
     )
     options = parse_training(parser, arguments)
+    for option in ("evaluate_later", "keep_weights"):
+        options.overrides += [f"runtime.{option}=true"] if getattr(options, option) else []
     with user_errors():
         begin(options)
+        if options.evaluate_only and options.evaluate_later:
+            raise ValueError("--evaluate-only and --evaluate-later exclude each other")
         output_dir = Path(options.output_dir)
-        grid = grid_of(options)
-        if grid.spec.counted:
-            render_grid(grid, output_dir, output_dir / "tables")
-            return 0
-        sweep = Sweep(grid, output_dir, options.published)
-        if options.as_worker or sweep.unfinished():
-            sweep.open_queue(options.storage)
+        grids = grids_of(options)
+        trained = [grid for grid in grids if not grid.spec.counted]
+        for pattern in options.only:
+            if not any(grid.chosen([pattern]) for grid in trained):
+                raise ValueError(f"--only '{pattern}': no row matches; for example {example(trained)}")
+        sweeps = [Sweep(grid, output_dir, options.published, options.only) for grid in trained]
+        for sweep in sweeps:
+            sweep.budget, sweep.is_shared = options.budget, options.as_worker
+            if options.evaluate_only:
+                sweep.runs = {digest: run for digest, run in sweep.runs.items() if sweep.weights(run).is_file()}
+            if sweep.unfinished():
+                sweep.open_queue(options.storage)
         if options.as_worker:
-            sweep.work()
+            work_on(sweeps, options.budget)
             return 0
-        todo = sweep.prepare()
-        print(f"{grid.spec.title}: {len(todo)} of {len(sweep.runs)} cells to train, scale {options.scale}", flush=True)
-        if todo:
-            share("sweeps.run", len(todo), (run.experiment for run in todo), options, sweep.work)
-        status = sweep.report()
-        render_grid(grid, output_dir, output_dir / "tables")
+        status = train_missing(sweeps, options)
+        for grid in grids:
+            render_grid(grid, output_dir, output_dir / "tables")
         return status
+
+
+def example(grids: list[Grid]) -> str:
+    return next((f"'{table.spec.id}/{label_of(table.rows[0].heads)}'" for grid in grids for table in grid.tables), "")
+
+
+def train_missing(sweeps: list[Sweep], options: argparse.Namespace) -> int:
+    """Trains what is missing of all sweeps, by as many processes as `options` say; the exit status."""
+    todo: list[Run] = []
+    for sweep in sweeps:
+        missing = sweep.prepare()
+        todo += missing
+        title = f"{sweep.grid.spec.title}: {len(missing)} of {len(sweep.runs)} cells to train"
+        print(f"{title}, scale {options.scale}", flush=True)
+    if todo:
+        experiments = [run.experiment for run in todo]
+        share("sweeps.run", len(todo), experiments, options, lambda: work_on(sweeps, options.budget))
+    return max((sweep.report() for sweep in sweeps), default=0)
+
+
+def work_on(sweeps: list[Sweep], budget: Budget) -> None:
+    """Trains waiting cells of all sweeps, those of the first seed first, then waits for those that others train."""
+    sweeps = [sweep for sweep in sweeps if sweep.unfinished()]
+    seeds = sorted({run.experiment.seed for sweep in sweeps for run in sweep.runs.values()})
+    with budget.enough():
+        work([sweep.lot(seed) for seed in seeds for sweep in sweeps])
 
 
 if __name__ == "__main__":

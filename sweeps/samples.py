@@ -25,7 +25,7 @@ from experiments.runtime.records import PUBLISHED, data_name, record_path
 from lightning_modules.figures import sample_grid
 from sweeps.grid import Run
 from sweeps.render import replace_file
-from sweeps.workers import grid_of, parser_of
+from sweeps.workers import grids_of, parser_of
 
 NUM_IMAGES = 20  # of each model
 
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
     with user_errors():
-        grid = grid_of(options)
+        grid, *_ = grids_of(options)
         way = f"`python -m sweeps.run {options.file} --scale {options.scale} --no-published` (make: PUBLISHED=no)"
         models = [run for run in grid.runs if run.experiment.model.generates]
         trained = [run for run in models if checkpoint_of(run).is_file()]

@@ -28,7 +28,7 @@ from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
-from sweeps.queue import OPEN, Queue, job_of
+from sweeps.queue import OPEN, Lot, Queue, job_of, work
 from sweeps.schema import SearchSpec, naming, read_spec
 from sweeps.trials import write_trials
 from sweeps.workers import begin, data_resolver, duration, keep_traceback, parse_training, parser_of, share
@@ -190,13 +190,13 @@ def main(arguments: list[str] | None = None) -> int:
         search = Search(spec, name, lambda params: resolve(experiment_of(params)), options.storage, output_dir)
         count = options.trials or spec.trials
         names = search.fill(count)
-        work = partial(search.queue.work, set(names), search.run, say)
+        lot = Lot(search.queue, lambda: set(names), search.run, say)
         if options.as_worker:
-            work()
+            work([lot])
             return 0
         print(f"{spec.title}: {len(names)} of {count} trials to run, scale {options.scale}", flush=True)
         if names:
-            share("sweeps.search", len(names), [search.first], options, work)
+            share("sweeps.search", len(names), [search.first], options, lambda: work([lot]))
         return write_trials(search.queue.study, spec, options.scale, data_name(search.data_id), output_dir / "tables")
 
 

@@ -1,6 +1,5 @@
 """From result records to a sheet: the paper's value, the mean measured here over seeds, and the difference."""
 
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +8,22 @@ from experiments.config.experiment import Experiment
 from experiments.runtime import code_version
 from experiments.runtime.records import Record
 from sweeps.grid import Grid, Row, Run, Table, show
+from sweeps.heads import heads_of, retitled
+from sweeps.measure import (
+    ALL_REACHABLE,
+    Finished,
+    Measured,
+    commit_of,
+    head_of,
+    is_better,
+    measure,
+    reachable,
+    records_of,
+)
 from sweeps.schema import ColumnSpec
 
 DAGGER = "†"
 SHAPES_WARNING = "RENDERED SHAPES, NOT REAL IMAGES: no number here says anything about the papers' data."
-PARAMETERS = "parameters/trained-without-discriminator"
-Finished = dict[str, Record]  # digest -> record, all of one data set
 
 
 @dataclass(frozen=True)
@@ -24,103 +33,122 @@ class Sheet:
     title: str
     groups: list[tuple[str, list[str]]]  # (head, heads of its columns); a column without a second head has ""
     body: list[list[str]]
-    caption: list[str]  # sentences
+    caption: list[str]  # sentences, below the table in every format
     warning: str = ""  # shown in a way that cannot be overlooked
     num_row_heads: int = 1
     rules: list[int] = field(default_factory=list)  # rows that begin a block
     breaks: list[int] = field(default_factory=list)  # rows that the sweep sets apart, by a heavier rule above them
+    best: frozenset[tuple[int, int]] = frozenset()  # (row, column) of the best of ours
+    notes: list[str] = field(default_factory=list)  # more sentences, in Markdown alone
+    folded: "Sheet | None" = None  # numbers of the paper alone, in Markdown alone
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One metric of one row, in the column's unit."""
+class Column:
+    """A column of a sheet, and what was measured of each row."""
 
-    mean: float
-    std: float | None  # sample standard deviation over seeds; None for a single run
-    protocols: frozenset[str]
-
-    def text(self, form: str) -> str:
-        """The spread has the decimals of the mean."""
-        mean = format(self.mean, form)
-        if self.std is None:
-            return mean
-        decimals = len(mean.partition(".")[2])
-        return f"{mean} ± {format(self.std, form if 'e' in mean else f'.{decimals}f')}"
-
-
-def measure(column: ColumnSpec, row: Row, finished: Finished) -> Measured | None:
-    """Mean and spread of the column's metric, or of the one that the row's `use` gives for it; None without a number.
-
-    A number that `use` chooses differs from its column on purpose: its protocol is not compared.
-    """
-    other = row.cell.use.get(column.metric)
-    numbers = [pair for record in records_of(row, finished) if (pair := find_number(record, other or column.metric))]
-    if not numbers:
-        return None
-    values = [number * column.scale for number, _ in numbers]
-    protocols = frozenset(protocol for _, protocol in numbers if not other)
-    return Measured(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, protocols)
-
-
-def find_number(record: Record, metric: str) -> tuple[float, str] | None:
-    """The metric and its protocol. Speed and size are facts of the run, not among its metrics."""
-    if metric in record["metrics"]:
-        return record["metrics"][metric], record["protocols"].get(metric, "not stated")
-    facts = {"images_per_second": f"training/{record.get('device')}", "parameters": PARAMETERS}
-    return (record[metric], facts[metric]) if metric in facts and metric in record else None
-
-
-def records_of(row: Row, finished: Finished) -> list[Record]:
-    return [finished[run.digest] for run in row.runs if run.digest in finished]
+    spec: ColumnSpec
+    cells: list[Measured | None]
+    protocol: str  # of most cells; "" where nothing was measured
+    warnings: list[str]
 
 
 def make_sheet(grid: Grid, table: Table, by_data: Mapping[str, Finished], data: str) -> tuple[Sheet, list[str]]:
-    """The table on the data set `data`, and warnings for the terminal. A missing run leaves its cell empty."""
-    spec, finished = table.spec, by_data[data]
-    groups: list[tuple[str, list[str]]] = [(head, [""]) for head in spec.row_heads]
-    body = [[show(row.heads[head]) for head in spec.row_heads] for row in table.rows]
-    usual, warnings = [], []
-    for column in spec.columns:
-        of_column = [measure(column, row, finished) for row in table.rows]
-        protocol, warning = usual_protocol(column, of_column)
-        usual.append((column, protocol))
-        warnings += warning
-        heads = ["ours"]
-        if any(column.metric in row.cell.paper for row in table.rows):
-            heads = ["paper", "ours", "diff"] if has_papers_scale(protocol) else ["paper", "ours"]
-        groups.append((column.head, heads))
-        for line, row, measured in zip(body, table.rows, of_column, strict=True):
-            texts = entries(column, row, measured, protocol)
-            line += [texts[head] for head in heads]
+    """The table on the data set `data`, and warnings for the terminal. A missing run leaves its cell empty.
 
+    Rows and columns that hold the paper's numbers alone are folded into a sheet below.
+    """
+    spec, finished = table.spec, by_data[data]
+    rows = [row for row in table.rows if row.runs]
+    columns = [make_column(column, rows, finished) for column in spec.columns]
+    shown = [column for column in columns if column.protocol]
+    is_papers_data = grid.spec.counted or data.startswith("image_folder")
+    num_seeds = usual_number(columns)
+    heads = [(head, [""]) for head in spec.row_heads]
+    body = [heads_of(grid.scale, row, finished, data) for row in rows]
+    best: set[tuple[int, int]] = set()
+    for column in shown:
+        metric, subs, head = column.spec.metric, ["ours"], head_of(column.spec.head, column.protocol)
+        if any(metric in row.cell.paper for row in rows):
+            subs = ["paper", "ours"] + ["diff"] * (is_papers_data and has_papers_scale(column.protocol))
+        is_own = head != column.spec.head and "paper" in subs  # never under one head with the paper's
+        heads += [(column.spec.head, ["paper"]), (head, subs[1:])] if is_own else [(head, subs)]
+        at = len(body[0]) + subs.index("ours")
+        best |= {(number, at) for number in best_of(column, rows)}
+        for line, row, measured in zip(body, rows, column.cells, strict=True):
+            texts = entries(column, row, measured, num_seeds, reachable(metric, row, finished))
+            line += [texts[sub] for sub in subs]
+
+    warnings = [warning for column in columns for warning in column.warnings]
     if grid.spec.counted:
-        lines = ["Ours: counted by building the networks.", f"Paper: {spec.paper}; diff = ours - paper.", spec.note]
+        lines, notes = ["Ours: counted by building the networks.", f"Paper: {spec.paper}; diff = ours - paper."], []
     else:
-        origin, of_code = origins([record for row in table.rows for record in records_of(row, finished)])
+        records = [record for row in rows for record in records_of(row, finished)]
+        origin, of_code = origins(records)
         warnings += [f"table {spec.id}: {of_code}"] if of_code else []
-        lines = [*caption(grid, table, by_data, usual, data), origin]
+        lines = caption(grid, table, records, num_seeds, data, "; bold: best of ours" * bool(best))
+        notes = [*details(grid, table, by_data, columns, data), origin]
+    notes += [spec.note] if spec.note else []
     blocks = [i for i in range(1, len(body)) if body[i][0] != body[i - 1][0]]
     sheet = Sheet(
-        title=spec.title,
-        groups=groups,
+        title=retitled(spec.title, [column.protocol for column in shown]),
+        groups=heads,
         body=body,
         caption=lines,
         warning=SHAPES_WARNING if data == "shapes" else "",
         num_row_heads=len(spec.row_heads),
         rules=blocks if len(blocks) < len(body) - 1 else [],  # no rule between rows that are all different
-        breaks=[i for i, row in enumerate(table.rows) if row.cell.rule and i],
+        breaks=[i for i, row in enumerate(rows) if row.cell.rule and i],
+        best=frozenset(best),
+        notes=notes,
+        folded=folded(table, [column.spec for column in columns if not column.protocol]),
     )
     return sheet, warnings
 
 
-def entries(column: ColumnSpec, row: Row, measured: Measured | None, usual: str) -> dict[str, str]:
-    """The row's texts under one column."""
-    paper = row.cell.paper.get(column.metric)
-    texts = {"paper": "" if paper is None else format(paper, column.format), "ours": "", "diff": ""}
+def make_column(column: ColumnSpec, rows: Sequence[Row], finished: Finished) -> Column:
+    """With a warning when not all cells have one protocol."""
+    cells = [measure(column, row, finished) for row in rows]
+    ids = Counter(protocol for measured in cells if measured is not None for protocol in measured.protocols)
+    if not ids:
+        return Column(column, cells, "by choice of the row" if any(cells) else "", [])
+    (usual, _), *others = ids.most_common()
+    named = ", ".join(f"'{protocol}'" for protocol, _ in others)
+    words = f"cells marked {DAGGER} were measured by {named}, the others by '{usual}': do not compare them"
+    return Column(column, cells, usual, [f"{column.metric}: {words}"] if others else [])
+
+
+def usual_number(columns: Iterable[Column]) -> int:
+    """Of seeds, in most cells."""
+    counts = Counter(len(cell.values) for column in columns for cell in column.cells if cell)
+    return counts.most_common(1)[0][0] if counts else 1
+
+
+def best_of(column: Column, rows: Sequence[Row]) -> list[int]:
+    """The rows with the best number of ours; controls without a quantizer do not compete, nor does one number alone."""
+    sign = is_better(column.spec.metric)
+    numbers = {
+        number: sign * cell.mean
+        for number, (row, cell) in enumerate(zip(rows, column.cells, strict=True))
+        if cell and not is_control(row) and not cell.protocols - {column.protocol}
+    }
+    return [number for number, mean in numbers.items() if sign and len(numbers) > 1 and mean == max(numbers.values())]
+
+
+def is_control(row: Row) -> bool:
+    return getattr(getattr(row.runs[0].experiment.model, "quantizer", None), "name", "") == "none"
+
+
+def entries(column: Column, row: Row, measured: Measured | None, num_seeds: int, bound: float | None) -> dict[str, str]:
+    """The row's texts under one column. `bound`: the usage that its tokens can reach, in percent."""
+    form, paper = column.spec.format, row.cell.paper.get(column.spec.metric)
+    texts = {"paper": "" if paper is None else format(paper, form), "ours": "", "diff": ""}
     if measured is not None:
-        texts["ours"] = measured.text(column.format) + (f" {DAGGER}" if measured.protocols - {usual} else "")
+        of = f" of {bound:.3g}" if bound is not None and bound < ALL_REACHABLE else ""
+        mark = f" {DAGGER}" if measured.protocols - {column.protocol} else ""
+        texts["ours"] = measured.text(form, num_seeds) + of + mark
         if paper is not None:
-            texts["diff"] = format(measured.mean - paper, f"+{column.format}")
+            texts["diff"] = format(measured.mean - paper, f"+{form}")
     return texts
 
 
@@ -129,44 +157,65 @@ def has_papers_scale(protocol: str) -> bool:
     return "efficientnet" not in protocol and not protocol.startswith("training/")
 
 
-def usual_protocol(column: ColumnSpec, of_column: Iterable[Measured | None]) -> tuple[str, list[str]]:
-    """The protocol of most cells of a column, and a warning when there are others."""
-    ids = Counter(protocol for measured in of_column if measured is not None for protocol in measured.protocols)
-    if not ids:
-        return "", []
-    (usual, _), *others = ids.most_common()
-    if not others:
-        return usual, []
-    named = ", ".join(f"'{protocol}'" for protocol, _ in others)
-    return usual, [
-        f"{column.metric}: cells marked {DAGGER} were measured by {named}, the others by '{usual}': do not compare them"
+def folded(table: Table, unmeasured: Sequence[ColumnSpec]) -> Sheet | None:
+    """The paper's numbers of rows that nothing here trains, and of columns that nothing here has measured."""
+    metrics = {column.metric for column in unmeasured}
+    rows = [row for row in table.rows if row.cell.paper and (not row.runs or metrics & row.cell.paper.keys())]
+    columns = [column for column in table.spec.columns if any(column.metric in row.cell.paper for row in rows)]
+    if not rows:
+        return None
+    body = [[show(row.heads[head]) for head in table.spec.row_heads] for row in rows]
+    for line, row in zip(body, rows, strict=True):
+        line += [format(number, column.format) if (number := row.cell.paper.get(column.metric)) is not None else ""
+                 for column in columns]  # fmt: skip
+    heads = [(head, [""]) for head in (*table.spec.row_heads, *(column.head for column in columns))]
+    return Sheet("The paper's numbers alone", heads, body, [], num_row_heads=len(table.spec.row_heads))
+
+
+def caption(grid: Grid, table: Table, records: Sequence[Record], num_seeds: int, data: str, bold: str) -> list[str]:
+    """What a reader must know to trust the numbers, in two lines."""
+    (size, *_) = {run.experiment.data.image_size for run in grid.runs} or {0}
+    over = (
+        f"mean ± standard deviation over {num_seeds} seeds (another number in brackets)"
+        if num_seeds > 1
+        else "one seed"
+    )
+    is_papers_data = data.startswith("image_folder")
+    how = "diff = ours - paper" if is_papers_data else "other images and networks: compare the order of rows"
+    return [
+        f"Ours: {data} at {size} px, scale {grid.scale}, {networks(records)}, {over}{bold}.",
+        f"Paper: {table.spec.paper}; {how}.",
     ]
 
 
-def caption(
-    grid: Grid, table: Table, by_data: Mapping[str, Finished], usual: Sequence[tuple[ColumnSpec, str]], data: str
+def networks(records: Sequence[Record]) -> str:
+    """ "0.7 to 4.1 M trained parameters", of the networks of these records."""
+    sizes = sorted(record["parameters"] for record in records if record.get("parameters"))
+    if not sizes:
+        return "size not recorded"
+    ends = dict.fromkeys(
+        f"{size / 1e6:.2g} M" if size >= 1e5 else f"{size / 1e3:.2g} k" for size in (sizes[0], sizes[-1])
+    )
+    return f"{' to '.join(ends)} trained parameters"
+
+
+def details(
+    grid: Grid, table: Table, by_data: Mapping[str, Finished], columns: Sequence[Column], data: str
 ) -> list[str]:
-    """What a reader must know to trust the numbers, one sentence an element."""
-    spec = table.spec
+    """Images, seeds, protocols and what is missing, one sentence an element."""
     runs = [run for row in table.rows for run in row.runs]
     sizes = "; ".join(sorted({images(run.experiment) for run in runs}))
-    seeds = ", ".join(map(str, grid.seeds))
-    spread = f"mean ± standard deviation over seeds {seeds}" if len(grid.seeds) > 1 else f"seed {seeds}"
-    lines = [f"Ours: {data}, {sizes}, scale {grid.scale}, {spread}.", f"Paper: {spec.paper}."]
-    if data.startswith("image_folder"):
-        lines.append("diff = ours - paper.")
-    else:
+    lines = [f"{sizes[:1].upper()}{sizes[1:]}, seeds {', '.join(map(str, grid.seeds))}."]
+    if any(column.spec.metric.startswith("usage") for column in columns):
         lines.append(
-            "The paper's values and ours are of different data, image size and protocol: compare the order of the "
-            "rows, not the digits (diff = ours - paper, left out where features or machine are others)."
+            '"x of y": usage, and what as many tokens would use if drawn evenly (left out from ten tokens a code on).'
         )
-    measured = [f"{column.head}: {protocol}" for column, protocol in usual if protocol]
+    measured = [f"{column.spec.head}: {column.protocol}" for column in columns if column.protocol]
     lines.append(f"Protocols of ours: {'; '.join(measured)}.")
-    if absent := [column for column, protocol in usual if not protocol]:
+    if absent := [column.spec for column in columns if not column.protocol]:
         named = (f"{column.head} (needs {column.needs})" if column.needs else column.head for column in absent)
         lines.append(f"Not measured: {', '.join(named)}.")
-    lines += gaps(runs, by_data, data)
-    return lines + ([spec.note] if spec.note else [])
+    return lines + gaps(runs, by_data, data)
 
 
 def gaps(runs: Sequence[Run], by_data: Mapping[str, Finished], data: str) -> list[str]:
@@ -193,12 +242,9 @@ def origins(records: Sequence[Record]) -> tuple[str, str]:
     versions: dict[str, set[str]] = {}
     is_comparable = True
     for record in records:
-        made_on = record.get("environment", {})
-        commit = made_on.get("commit", "")[:9] or "unknown"
-        commit += "+changes" if made_on.get("dirty") else ""
         code = code_version.of_record(record)
         is_comparable &= bool(code)
-        versions.setdefault(code or commit, set()).add(commit)
+        versions.setdefault(code or commit_of(record), set()).add(commit_of(record))
     groups = sorted(" = ".join(sorted(commits)) for commits in versions.values())
     if len(groups) == 1:
         return f"Commit {groups[0]}.", ""

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from experiments.pipeline.build import resolve_data
 from experiments.runtime.errors import user_errors
-from experiments.runtime.records import PUBLISHED, data_name, find_records, images_id
+from experiments.runtime.records import data_name
 from sweeps.counted import counted
 from sweeps.grid import Grid, load_grid
+from sweeps.measure import Finished, finished_by_data
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
-from sweeps.sheet import Finished, make_sheet
+from sweeps.sheet import make_sheet
 from sweeps.workers import parser_of
 
 
@@ -26,16 +27,9 @@ def render_grid(grid: Grid, output_dir: Path, out: Path) -> list[Path]:
     Raises ValueError for two records of one run on the same images that differ in what else it read.
     """
     if grid.spec.counted:
-        return render(grid, {"": {run.digest: counted(run.experiment) for run in grid.runs}}, "", out)
-    by_data: dict[str, Finished] = {}
-    for run in grid.runs:
-        for data_id, record in find_records(run.experiment, [output_dir / "records", PUBLISHED]).items():
-            before = by_data.setdefault(images_id(data_id), {}).setdefault(run.digest, record)
-            if before is not record:
-                raise ValueError(
-                    f"{run.label}: two records, of {before['data_id']} and {data_id}: with another codebook or another "
-                    f"model below; delete the one that is not to be shown ({run.digest}.*.json)"
-                )
+        firsts = [row.runs[0] for table in grid.tables for row in table.rows if row.runs]  # seeds count the same
+        return render(grid, {"": {run.digest: counted(run.experiment) for run in firsts}}, "", out)
+    by_data = finished_by_data(grid, output_dir)
     is_shared = Counter(map(data_name, by_data))  # only then a name needs its fingerprint
     by_data = {data_id if is_shared[name := data_name(data_id)] > 1 else name: by_data[data_id] for data_id in by_data}
     return [path for name in sorted(by_data) for path in render(grid, by_data, name, out)]

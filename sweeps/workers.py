@@ -1,27 +1,36 @@
 """What the commands of `sweeps` share: their arguments, the experiments that these name, and worker processes."""
 
 import argparse
+import math
 import os
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
+
+import torch
 
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import data_module, resolve_data
-from experiments.runtime.signals import follow_parent, wait_for
+from experiments.runtime.signals import Stopped, follow_parent, stopping_at, wait_for
 from sweeps.grid import Grid, load_grid
 from sweeps.storage import database_url
 
+DEVICE_SHARE = 0.92  # of a GPU's memory for the tensors of all workers; the rest is for their contexts and kernels
 
-def grid_of(options: argparse.Namespace) -> Grid:
-    """The grid of the command's file, on the data and in the folders of its options."""
-    grid = load_grid(options.file, options.scale, options.seeds, options.overrides)
+
+def grids_of(options: argparse.Namespace) -> list[Grid]:
+    """The grids of the command's files, on the data and in the folders of its options."""
+    items = [options.file, *options.overrides]
+    keys = [item for item in items if "=" in item]
+    grids = [load_grid(item, options.scale, options.seeds, keys) for item in items if "=" not in item]
     resolve = data_resolver(options.data, options.data_dir, options.output_dir)
-    return grid if grid.spec.counted else grid.prepared(resolve)
+    return [grid if grid.spec.counted else grid.prepared(resolve) for grid in grids]
 
 
 def data_resolver(data: str, data_dir: str, output_dir: str) -> Callable[[Experiment], Experiment]:
@@ -57,6 +66,38 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+class Budget:
+    """Until when runs may be trained, in `time.time()`; inf = without end."""
+
+    def __init__(self, minutes: float, until: float | None = None) -> None:
+        """`until`: of a budget that has begun in another process."""
+        self.until = until or (time.time() + 60 * minutes if minutes else math.inf)
+        self.begun = self.until - 60 * minutes
+
+    def fits(self, name: str, finished: Sequence[tuple[str, float]]) -> bool:
+        """Whether a run of experiment `name` would end in time, by the (name, seconds) of those that are finished.
+
+        The median of its own experiment counts, else that of all. While none is finished there is nothing to expect.
+        """
+        seconds = [took for other, took in finished if other == name] or [took for _, took in finished]
+        return time.time() + (median(seconds) if seconds else 0.0) < self.until
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """At the end of the budget what runs in this context is stopped as by SIGTERM, which saves it."""
+        with nullcontext() if math.isinf(self.until) else stopping_at(self.until):
+            yield
+
+    @contextmanager
+    def enough(self) -> Iterator[None]:
+        """Such a stop ends this context, and nothing else."""
+        try:
+            yield
+        except Stopped:
+            if time.time() < self.until:
+                raise
+
+
 def share(
     module: str, num_jobs: int, experiments: Iterable[Experiment], options: argparse.Namespace, work: Callable[[], None]
 ) -> None:
@@ -68,6 +109,8 @@ def share(
         work()
         return
     decided = ["--data", *by_name] if len(by_name) == 1 else []  # the workers need not look for the data again
+    if options.minutes:
+        decided += ["--until", repr(options.budget.until)]
     spawn_workers(module, workers, [*options.arguments, *decided], options.storage)
 
 
@@ -87,7 +130,7 @@ def parser_of(command: str, file: str, has_seeds: bool = True, **texts: str) -> 
     parser = argparse.ArgumentParser(prog=f"python -m sweeps.{command}", **texts)  # type: ignore[arg-type]
     parser.add_argument("file", help=file)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
-    parser.add_argument("--scale", default="quick", help="quick | reduced | paper (default: quick)")
+    parser.add_argument("--scale", default="quick", help="quick | reduced | cifar | paper (default: quick)")
     parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | image_folder (default: auto)")
     parser.add_argument("--data-dir", default="data", help="folder of the data sets (default: data)")
     parser.add_argument("--output-dir", default="runs", help="records, checkpoints, tables (default: runs)")
@@ -104,16 +147,31 @@ def parse_training(parser: argparse.ArgumentParser, arguments: list[str] | None)
         help="journal (a file in --output-dir) or a database URL (default: $STORAGE, or journal)",
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cells (default: 1)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0.0,
+        help="stop after these: nothing begins that would take longer, as others took (default: 0, no limit)",
+    )
     parser.add_argument("--as-worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     arguments = sys.argv[1:] if arguments is None else arguments
     return parser.parse_intermixed_args(arguments, argparse.Namespace(arguments=arguments))
 
 
 def begin(options: argparse.Namespace) -> None:
-    """Raises ValueError for mistakes in the options, before any work. A worker stops with its command."""
+    """Raises ValueError for mistakes in the options, before any work. A worker stops with its command.
+
+    Begins the budget of `--minutes`; workers share the memory of a GPU evenly.
+    """
     if options.workers < 1:
         raise ValueError(f"WORKERS={options.workers} must be at least 1")
+    if not 0 <= options.minutes < math.inf:
+        raise ValueError(f"--minutes {options.minutes}: must be a number from 0 (no limit) on")
     if options.storage != "journal":
         database_url(options.storage)
+    options.budget = Budget(options.minutes, options.until)
     if options.as_worker:
         follow_parent()
+        if torch.cuda.is_available():  # so that a run that grows too large fails alone
+            torch.cuda.set_per_process_memory_fraction(DEVICE_SHARE / options.workers)

@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, and a tiny experiment on rendered shapes that trains in a moment."""
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -53,11 +54,13 @@ TINY_LARGE_CODEBOOK = {
 }
 PLAIN_LOSS = LossConfig(l2=1.0, perceptual_network="efficientnet-lite0")  # L2 and VQ: no paper's, and fast
 TinyExperiment = Callable[..., Experiment]
+RUNS_GPU_TESTS = torch.cuda.is_available() or "GPU_CHECK_DEVICE" in os.environ
 SLOW = [line for line in Path(__file__).with_name("slow.txt").read_text().split("\n") if line and line[0] != "#"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of slow.txt, and puts their files first, in that order."""
+    """Marks the tests of slow.txt, and puts their files first, in that order. Marks those that need a GPU, and skips
+    them where there is none."""
     files = [entry.partition("::")[0] for entry in SLOW]
     place: dict[pytest.Item, int] = {}
     for item in items:
@@ -65,6 +68,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = getattr(item, "originalname", item.name)
         if file in SLOW or f"{file}::{name}" in SLOW:
             item.add_marker("slow")
+        if file.startswith("gpu/"):
+            item.add_marker("gpu")
+            item.add_marker(
+                pytest.mark.skipif(not RUNS_GPU_TESTS, reason="needs a GPU; GPU_CHECK_DEVICE=cpu tries the test")
+            )
         place[item] = files.index(file) if file in files else len(files)
     items.sort(key=place.__getitem__)
 

@@ -15,6 +15,7 @@ from experiments.config.identity import differences, digest
 from experiments.config.values import select
 from lightning_modules.base import Module, ModuleConfig
 from lightning_modules.checks import at_least_one, one_of, require
+from lightning_modules.execution import COMPILE, MEMORY_FORMATS
 from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.networks import BACKBONES, DISCRIMINATORS
 from lightning_modules.options import no_identity
@@ -37,15 +38,25 @@ MODULES: dict[str, tuple[type[Module], type[ModuleConfig]]] = {
     "linear_probe": (LinearProbe, LinearProbeConfig),
 }
 
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass
 class TrainerConfig:
-    """How long and how precisely to train. `weight_ema`: decay of averaged weights used for validation, 0 = off."""
+    """How long, how precisely and how to train.
+
+    `precision`: bf16-mixed and 16-mixed, which has a loss scale for GPUs without bf16, compute the networks in 16 bits;
+    weights, losses and code search are float32. On GPUs convolutions of 32-true may be TF32, torch's default; matrix
+    products and the search are not. `weight_ema`: decay of averaged weights used for validation, 0 = off.
+    `memory_format` and `compile` change rounding alone: networks compiles encoder, decoder, discriminator (not with R1
+    or on several devices) and perceptual loss of a tokenizer, for a minute or so; graphs replays a tokenizer's steps as
+    CUDA graphs on one GPU, and is none elsewhere.
+    """
 
     max_steps: int = 1000
-    precision: str = "32-true"  # 32-true | bf16-mixed
+    precision: str = "32-true"  # 32-true | bf16-mixed | 16-mixed
+    memory_format: str = no_identity("contiguous")  # contiguous | channels_last
+    compile: str = no_identity("none")  # none | networks | graphs
     validate_every: int = 0  # steps between validations, 0 = only at the end
     checkpoint_every: int = no_identity(1000)
     log_every: int = no_identity(10)
@@ -54,6 +65,8 @@ class TrainerConfig:
     def check(self) -> None:
         """Raises ValueError, with the key relative to this section, for a value that cannot be."""
         one_of(self, "precision", PRECISIONS)
+        one_of(self, "memory_format", MEMORY_FORMATS)
+        one_of(self, "compile", COMPILE)
         require(0 <= self.weight_ema < 1, f"weight_ema={self.weight_ema} must be in [0, 1)")
         at_least_one(self, "max_steps", "checkpoint_every", "log_every")
         require(self.validate_every >= 0, f"validate_every={self.validate_every} must be 0 (off) or more")
@@ -69,7 +82,9 @@ class RuntimeConfig:
     devices: str = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
-    num_workers: int = 0
+    num_workers: int = -1  # processes that load images; -1: some for image files while a GPU trains, else none
+    evaluate_later: bool = False  # keep the weights; the same run without this measures them, on any machine
+    keep_weights: bool = False  # keep them, without what is needed to go on training, beside the record
 
 
 @dataclass
@@ -92,6 +107,10 @@ class Experiment:
     def check(self) -> None:
         """Raises ValueError where its model, the one below and their images do not go together."""
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
+        require(
+            self.trainer.compile != "networks" or isinstance(self.model, TokenizerConfig),
+            f"trainer.compile={self.trainer.compile} is for tokenizers, not for {self.model.name}",
+        )
         self.model.check_upstream(None if self.upstream is None else self.upstream.model)
         if self.upstream is not None:
             size, below = self.data.image_size, self.upstream.data.image_size

@@ -65,7 +65,7 @@ def is_imagenet(images: ImageDataModule) -> bool:
 
 def encoder_for(name: str, images: ImageDataModule) -> PretrainedEncoder:
     if name == "auto":
-        name = PAPER if is_imagenet(images) else "efficientnet-lite0"
+        name = PAPER if is_imagenet(images) else "efficientnet-lite0"  # not the network that judges what it selects
     if name.startswith("timm:"):
         if not is_imagenet(images):
             raise ValueError(
@@ -73,7 +73,7 @@ def encoder_for(name: str, images: ImageDataModule) -> PretrainedEncoder:
                 "choose efficientnet-lite0, whose head is trained on them"
             )
         return TimmClassifier(name.removeprefix("timm:"))
-    size = 64 if images.config.image_size <= 64 else 224  # as the extractor of the fidelity metrics
+    size = 64 if images.config.image_size <= 64 else 224  # as for the fidelity metrics' extractors
     return load_encoder(name, size)
 
 

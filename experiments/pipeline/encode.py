@@ -34,11 +34,12 @@ def tokenizer_digest(path: str | Path) -> str:
 def encode_batch(tokenizer: Tokenizer, batch: Batch, precision: str = "32-true") -> Batch:
     """{"image": (B, 3, H, W) in [-1, 1], ...} to {"tokens": (B, T) int64 in raster order, ...}.
 
-    The tokenizer is frozen; `precision` is its encoder's, 32-true or bf16-mixed: the code search is float32 in both.
+    The tokenizer is frozen; `precision` is its encoder's, as `trainer.precision`: the code search is float32 in all.
     """
     assert not tokenizer.training, "freeze(tokenizer) first"
     image = batch["image"]
-    with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    with torch.autocast(image.device.type, dtype, enabled=precision != "32-true"):
         indices = tokenizer.encode(image).indices  # (B, h, w)
     return {"tokens": indices.flatten(1)} | {key: value for key, value in batch.items() if key != "image"}
 

@@ -11,10 +11,13 @@ from experiments.pipeline.codebooks.extraction import build_device
 from experiments.runtime.ranks import num_devices
 
 
-def print_summary(experiment: Experiment, module: Any, name: str, data_id: str) -> None:
+def print_summary(experiment: Experiment, module: Any, name: str, data_id: str, placing: str = "") -> None:
+    """`placing`: where the images are and who makes batches of them, see `placing_text`."""
     data = experiment.data
     rows = experiment.model.describe()
     rows["data"] = f"{data_id}, {data.image_size} x {data.image_size} pixels, batch {data.batch_size}"
+    if placing and not experiment.reads_kept_tokens:
+        rows["images"] = placing
     if experiment.upstream is not None:
         rows["stands on"] = f"{experiment.recipe}, {experiment.upstream.digest()}"
     rows |= module.start_screen()

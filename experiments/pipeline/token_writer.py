@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from datamodules import ImageDataModule
 from datamodules.base import keep_batch
+from datamodules.placing import loader_processes
 from datamodules.token_files import DTYPE, SPLITS, TokenMeta, labels_path, read_meta, tokens_path
 from datamodules.views import ViewDataset
 from experiments.config.experiment import Experiment, RuntimeConfig
@@ -147,7 +148,7 @@ def encode_split(job: Job, folder: Path, split: str, done: dict[str, int]) -> No
     """Appends the tokens of the images after the first done[split], which it counts up."""
     source, meta = job.sources[split], job.meta
     rest: Sequence[int] = range(done[split], len(source))
-    workers = job.runtime.num_workers
+    workers = loader_processes(job.runtime.num_workers, source.images, job.tokenizer.device)
     loader = DataLoader(Subset(source, rest), job.batch_size, num_workers=workers, collate_fn=keep_batch)
 
     def save(images: int) -> None:

@@ -14,17 +14,20 @@ from lightning.pytorch.callbacks import Callback
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
+from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.inputs import Inputs, inputs_of
-from experiments.pipeline.prepare import gather, prepare
+from experiments.pipeline.prepare import gather, prepare, prepare_evaluation
 from experiments.pipeline.summary import print_summary
 from experiments.pipeline.upstream import checkpoint_below, upstream_of
-from experiments.runtime import health
+from experiments.pipeline.weights import can_wait, keep_weights, read_weights, restore_weights, weights_path
+from experiments.runtime import health, progress
 from experiments.runtime.callbacks import InCheckpoint
 from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.errors import is_main
 from experiments.runtime.files import LOCK, inherited, locked, require_writable, write_json
+from experiments.runtime.precision import full_float32
 from experiments.runtime.progress import Throughput
-from experiments.runtime.ranks import check_devices, from_main, main_first, num_devices
+from experiments.runtime.ranks import check_devices, from_main, main_first, num_devices, silent_trainer
 from experiments.runtime.records import FORMAT, Record, environment, read_record, record_path, same_experiment
 from experiments.runtime.signals import StopRequest, wait_for
 from experiments.runtime.trainer import build_trainer, quiet
@@ -63,7 +66,12 @@ def train(
             require_writable(folder)
             advice = "wait for it or stop it, or choose another --run-dir"
             stack.enter_context(locked(folder / LOCK, "is training there", waits, advice))
-        return finished(path, experiment, needed) or train_alone(experiment, inputs, name, folder, path, callbacks)
+        if record := finished(path, experiment, needed):
+            return record
+        kept = weights_path(experiment, inputs.data_id)
+        if needed is None and from_main(kept.is_file()):
+            return evaluate_weights(kept, experiment, inputs, path)
+        return train_alone(experiment, inputs, name, folder, path, callbacks, waits_for_record=needed is None)
 
 
 def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Record | None:
@@ -77,9 +85,19 @@ def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Rec
 
 
 def train_alone(
-    experiment: Experiment, inputs: Inputs, name: str, folder: Path, path: Path, callbacks: Sequence[Callback] = ()
+    experiment: Experiment,
+    inputs: Inputs,
+    name: str,
+    folder: Path,
+    path: Path,
+    callbacks: Sequence[Callback] = (),
+    waits_for_record: bool = True,
 ) -> Record:
-    """`train`, where no other process does the same; the record is written to `path`."""
+    """`train`, where no other process does the same; the record is written to `path`.
+
+    With `runtime.evaluate_later` the weights are kept instead, and the record of the training alone is returned, which
+    has no `evaluated_on`.
+    """
     made_on = environment()  # the code that runs, not what is committed in the meantime
     checkpoints, output_dir = folder / "checkpoints", Path(experiment.runtime.output_dir)
     with main_first():
@@ -90,8 +108,8 @@ def train_alone(
     health.reset_peak_memory()
     throughput = Throughput()
     module, data, images = prepare(experiment, needs)
-    if is_main():
-        print_summary(experiment, module, name, images.data_id)
+    if is_main() and not progress.prefix:  # one of many says little
+        print_summary(experiment, module, name, images.data_id, images.placing(build_device(experiment)))
 
     with StopRequest() as stop, not_swallowed(), health.naming_last_checkpoint(checkpoints):
         images_read = InCheckpoint(**inputs._asdict())
@@ -105,9 +123,6 @@ def train_alone(
         if trainer.is_global_zero:
             (checkpoints / "last.ckpt").unlink(missing_ok=True)  # final.ckpt holds the same and more
         stop.check(f"the trained model is in {final}")
-    with not_swallowed():
-        metrics = evaluate(trainer, module, data, images, output_dir) | module.training_metrics
-
     record = {
         "format": FORMAT,
         "name": name,
@@ -116,25 +131,71 @@ def train_alone(
         "images": inputs.images,
         "config": experiment.identity(),
         "seed": experiment.seed,
-        "metrics": metrics,
+        "metrics": module.training_metrics,
         "history": module.history,
         "protocols": module.protocols(),
         "parameters": module.num_parameters,
         "images_per_second": throughput.images_per_second,
-        "wall_seconds": throughput.wall_seconds,
-        "peak_memory_bytes": health.peak_memory_bytes(),
-        "peak_device_memory_bytes": health.peak_device_memory_bytes(),
         "device": str(trainer.strategy.root_device),
         "num_devices": trainer.world_size,
         "environment": made_on,
-    }
+    } | spent(throughput)
+    is_later = can_wait(experiment) and waits_for_record
+    if trainer.is_global_zero and (is_later or experiment.runtime.keep_weights) and experiment.upstream is None:
+        keep_weights(experiment, module, final, record)
+    if not is_later:
+        with not_swallowed():
+            record |= measured(record, trainer, module, data, images, output_dir)
+        record |= spent(throughput)
     if trainer.is_global_zero:
-        shown = {f"final/{metric}": value for metric, value in metrics.items()}
+        shown = {f"final/{metric}": value for metric, value in record["metrics"].items()}
         assert trainer.logger is not None
         trainer.logger.log_hyperparams(flatten(experiment.identity()), shown)  # TensorBoard's HPARAMS tab
         trainer.logger.finalize("success")
+        if not is_later:
+            write_json(path, record)
+    return record
+
+
+def spent(throughput: Throughput) -> Record:
+    """What the run has cost so far."""
+    return {
+        "wall_seconds": throughput.wall_seconds,
+        "peak_memory_bytes": health.peak_memory_bytes(),
+        "peak_device_memory_bytes": health.peak_device_memory_bytes(),
+    }
+
+
+def evaluate_weights(kept: Path, experiment: Experiment, inputs: Inputs, path: Path) -> Record:
+    """Measures weights that were kept, and writes the record to `path`: but for machine and times, the one that the
+    training would have written. With `runtime.evaluate_later` only returns the record of the training."""
+    if can_wait(experiment):
+        return read_weights(kept, experiment)["record"]
+    module, record = restore_weights(kept, experiment, inputs)
+    module, data, images = prepare_evaluation(experiment, module)
+    trainer = silent_trainer(experiment.runtime, devices=1, precision=experiment.trainer.precision)
+    record |= measured(record, trainer, module, data, images, Path(experiment.runtime.output_dir))
+    record["evaluated_on"] |= environment()
+    if is_main():
         write_json(path, record)
     return record
+
+
+def measured(
+    record: Record,
+    trainer: L.Trainer,
+    module: Any,
+    data: L.LightningDataModule,
+    images: ImageDataModule,
+    output_dir: Path,
+) -> Record:
+    """What the evaluation adds to the record of a training."""
+    metrics = evaluate(trainer, module, data, images, output_dir)
+    return {
+        "metrics": metrics | record["metrics"],
+        "protocols": record["protocols"] | module.protocols(),
+        "evaluated_on": {"device": health.device_name(trainer.strategy.root_device)},
+    }
 
 
 def train_upstream(experiment: Experiment) -> None:
@@ -166,8 +227,10 @@ def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Seq
     wait_for([process])
     if process.returncode:
         raise RuntimeError(f"training on several devices ended with status {process.returncode}: {' '.join(command)}")
-    records = Path(experiment.runtime.output_dir) / "records"
-    return read_record(record_path(records, experiment, inputs_of(experiment).data_id))
+    data_id = inputs_of(experiment).data_id
+    if can_wait(experiment):
+        return read_weights(weights_path(experiment, data_id), experiment)["record"]
+    return read_record(record_path(Path(experiment.runtime.output_dir) / "records", experiment, data_id))
 
 
 def resume_point(checkpoints: Path, experiment: Experiment, inputs: Inputs) -> Path | None:
@@ -195,7 +258,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Validation metrics of `module` on all validation data, by the module's own validation loop."""
     use_reference(trainer, module, images, output_dir)
-    metrics, *_ = trainer.validate(module, data, verbose=False)  # the same for every loader
+    with full_float32():
+        metrics, *_ = trainer.validate(module, data, verbose=False)  # the same for every loader
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -206,4 +270,6 @@ def use_reference(trainer: L.Trainer, module: Any, images: ImageDataModule, outp
     with main_first():
         loader = images.ordered_train_dataloader() if split == "train" else images.ordered_val_dataloader()
         pixels, device = (batch["image"] for batch in loader), trainer.strategy.root_device
-        module.use_reference(output_dir / "references", pixels, images.images_key(split), device)
+        folder, key = output_dir / "references", images.images_key(split)
+        with locked(folder / ".locks" / key.replace("/", "_"), "is making it"), full_float32():
+            module.use_reference(folder, pixels, key, device)

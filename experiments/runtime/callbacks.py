@@ -54,6 +54,18 @@ class Dashboard(Callback):
         writer.flush()
 
 
+class CapturedSteps(Callback):
+    """Callback: steps become CUDA graphs on one GPU, where each is one pass over its batch; elsewhere nothing changes.
+
+    Graphs know nothing of other ranks, of micro-batches, and of a loss that is scaled.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        on_one_gpu = trainer.strategy.root_device.type == "cuda" and trainer.world_size == 1
+        if on_one_gpu and module.config.optimizer.accumulate == 1 and trainer.precision != "16-mixed":
+            module.capture_steps()
+
+
 class RandomState(Callback):
     """Keeps all random numbers in checkpoints: flips, dropout and re-seeded codes go on as if never stopped.
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-CODE = "29307f53c4c9"
+CODE = "1d6c4d7080ee"
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("lightning_modules", "datamodules", "experiments")  # where a change that is not committed may change numbers

@@ -1,5 +1,6 @@
 """Health of a run: finite weights, the last good checkpoint, peak memory, and the memory of the machine."""
 
+import gc
 import os
 import resource
 import sys
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from experiments.runtime.checkpoints import load_checkpoint
-from lightning_modules.finite import ADVICE, first_not_finite
+from lightning_modules.finite import ADVICE, first_not_finite, settle
 
 
 class FiniteWeights(Callback):
@@ -27,7 +28,8 @@ class FiniteWeights(Callback):
 
     @staticmethod
     def check(trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Raises FloatingPointError that names the step and the weights."""
+        """Raises FloatingPointError that names the step and the loss, or the weights."""
+        settle(module)
         if name := first_not_finite(module.state_dict()):
             raise FloatingPointError(f"step {trainer.global_step}: the weights '{name}' are not finite; {ADVICE}")
 
@@ -60,6 +62,24 @@ def peak_memory_bytes() -> int:
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU; of other devices the type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def releasing_memory() -> Iterator[None]:
+    """Gives back what a run leaves behind in its process, for the next one or for others: memory, compiled code."""
+    try:
+        yield
+    finally:
+        gc.collect()
+        if "torch._inductor.compile_fx" in sys.modules:  # something has been compiled
+            torch.compiler.reset()  # code that many models share would reach the limit of its recompilations
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def peak_device_memory_bytes() -> int:

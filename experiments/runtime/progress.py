@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from tqdm import tqdm
 
 SECONDS = 10.0  # between two lines
+prefix = ""  # before each line, such as "[3/20] ", where this process is one of several
 
 
 class Pace:
@@ -47,7 +48,7 @@ def progress(unit: str, total: int, done: int = 0) -> Iterator[Callable[[int], N
         if more and pace.is_due():
             each = pace.each(done)
             left = each * (total - done)
-            print(f"  {unit} {done:,}/{total:,}  {1 / each:,.1f} {unit}s/s  {left:,.0f} s left", flush=True)
+            print(f"{prefix}  {unit} {done:,}/{total:,}  {1 / each:,.1f} {unit}s/s  {left:,.0f} s left", flush=True)
 
     yield show
 
@@ -116,7 +117,7 @@ class ProgressLines(Callback):
         if trainer.is_global_zero and self.validation.is_due():
             done, total = batch_idx + 1, trainer.num_val_batches[dataloader_idx]
             left = self.validation.each(done) * (total - done)
-            print(f"  validation batch {done}/{total:.0f}  {left:.0f} s left", flush=True)
+            print(f"{prefix}  validation batch {done}/{total:.0f}  {left:.0f} s left", flush=True)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.training = Pace(trainer.global_step)
@@ -127,4 +128,4 @@ class ProgressLines(Callback):
             each = pace.each(step)
             loss = float(trainer.callback_metrics.get(module.progress_metric, float("nan")))
             words = f"step {step}/{trainer.max_steps}  loss {loss:.4f}  {each:.3f} s/step"
-            print(f"  {words}  {each * (trainer.max_steps - step):.0f} s left", flush=True)
+            print(f"{prefix}  {words}  {each * (trainer.max_steps - step):.0f} s left", flush=True)

@@ -9,9 +9,12 @@ import os
 import platform
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from experiments.config.experiment import Experiment
 from experiments.runtime import code_version
@@ -73,12 +76,25 @@ def same_experiment(record: Record, experiment: Experiment) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, behaviour of the code, and machine, for the record."""
+    """Versions, commit, behaviour of the code, and machine, for the record.
+
+    With what precision, memory format and compilation the networks ran there is in the record's `config.trainer`.
+    """
     return {
         "commit": code_version.git("rev-parse", "HEAD"),
         "dirty": code_version.is_changed(),
         "code": code_version.CODE,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         **{package: version(package) for package in PACKAGES},
     }
+
+
+def cpu_name() -> str:
+    """The model of the CPU, as Linux or else Python names it."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return platform.processor()

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -78,6 +79,19 @@ class StopRequest(StopSignals):
         """Raises Stopped when a signal has come."""
         if self.number:
             raise Stopped(self.number, saved)
+
+
+@contextmanager
+def stopping_at(moment: float) -> Iterator[None]:
+    """Within this context the process is stopped as by SIGTERM when `time.time()` reaches `moment`; inf = never."""
+    left = min(moment - time.time(), threading.TIMEOUT_MAX)
+    timer = threading.Timer(max(0.0, left), os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def follow_parent() -> None:

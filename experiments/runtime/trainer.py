@@ -10,17 +10,20 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from experiments.config.experiment import Experiment
-from experiments.runtime.callbacks import Dashboard, InCheckpoint, RandomState
+from experiments.runtime.callbacks import CapturedSteps, Dashboard, InCheckpoint, RandomState
 from experiments.runtime.checkpoints import CHECKPOINT_FORMAT, AtomicCheckpointIO, ResumePoints
 from experiments.runtime.health import FiniteWeights
+from experiments.runtime.precision import precision_options
 from experiments.runtime.progress import ProgressLines, TimeLeft
 from experiments.runtime.ranks import SameStart, build_strategy, placement
 from experiments.runtime.signals import StopRequest
+from lightning_modules.base import Module
+from lightning_modules.execution import run_as
 from lightning_modules.lightning_fixes import AveragedWeights
 
 
 def build_trainer(
-    experiment: Experiment, module: L.LightningModule, run_dir: Path, *extra: Callback, stop: StopRequest | None = None
+    experiment: Experiment, module: Module, run_dir: Path, *extra: Callback, stop: StopRequest | None = None
 ) -> L.Trainer:
     """A Lightning trainer that logs to and keeps its checkpoints in `run_dir`; `stop`: what may ask it to end."""
     config, runtime = experiment.trainer, experiment.runtime
@@ -37,6 +40,8 @@ def build_trainer(
         TimeLeft() if on_terminal else ProgressLines(),
         *extra,
     ]
+    if config.compile == "graphs":
+        callbacks.append(CapturedSteps())
     if config.weight_ema:
         # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
         callbacks.append(AveragedWeights(decay=config.weight_ema, use_buffers=False))
@@ -44,12 +49,14 @@ def build_trainer(
     if not module.automatic_optimization:  # it accumulates and clips by hand
         accumulate, clip = 1, None
     devices, num_nodes = placement(runtime)
+    run_as(module, config.memory_format, config.compile)
+    precision = precision_options(config.precision, runtime)
+    precision["plugins"].append(AtomicCheckpointIO())
     return L.Trainer(
         accelerator=runtime.accelerator,
         devices=devices,
         num_nodes=num_nodes,
         strategy=build_strategy(experiment),
-        precision=config.precision,  # type: ignore[arg-type]
         max_steps=config.max_steps,
         max_epochs=-1,
         val_check_interval=(config.validate_every or config.max_steps + 1) * optimizer.accumulate,  # in batches
@@ -58,11 +65,11 @@ def build_trainer(
         log_every_n_steps=config.log_every,
         logger=TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
         enable_progress_bar=on_terminal,
         enable_model_summary=False,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
+        **precision,
     )
 
 

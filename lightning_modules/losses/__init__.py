@@ -8,6 +8,7 @@ from lightning_modules.losses.adversarial import (
     non_saturating_d_loss,
     non_saturating_g_loss,
     r1_penalty,
+    with_gradient,
 )
 from lightning_modules.losses.config import LossConfig
 from lightning_modules.losses.perceptual import (
@@ -17,6 +18,7 @@ from lightning_modules.losses.perceptual import (
     PerceptualLoss,
     build_perceptual,
 )
+from lightning_modules.losses.pixels import pixel_terms
 from lightning_modules.losses.reconstruction import l1_loss, l2_loss, logit_laplace_loss, logit_laplace_mean
 from lightning_modules.losses.tokens import TokenLoss, token_loss
 
@@ -38,6 +40,8 @@ __all__ = [
     "logit_laplace_mean",
     "non_saturating_d_loss",
     "non_saturating_g_loss",
+    "pixel_terms",
     "r1_penalty",
     "token_loss",
+    "with_gradient",
 ]

@@ -5,6 +5,7 @@ mean.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,17 +60,40 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
 
 
 def adaptive_weight(
-    reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor, max_weight: float = 1e4
+    image: Tensor,
+    last_layer: Tensor,
+    reconstruction_gradient: Tensor,
+    adversarial_gradient: Tensor,
+    max_weight: float = 1e4,
 ) -> Tensor:
     """|grad of reconstruction loss| / (|grad of adversarial loss| + 1e-4) at the decoder's last layer.
 
     Multiplying the adversarial loss by it gives both losses gradients of the same size there (Esser et al. 2021,
-    equation 7, with taming's constants). Of the global batch: the ranks' gradients are averaged.
-    Detached, in [0, `max_weight`]; the graphs are kept.
+    equation 7, with taming's constants). Of the global batch: the ranks' gradients are averaged. Both losses' gradients
+    at `image`, of its shape, are pulled back through what lies between it and `last_layer`, and nothing else.
+    Detached, in [0, `max_weight`]; the graph is kept.
     """
-    gradients = [
-        mean_over_ranks(torch.autograd.grad(loss, last_layer, retain_graph=True)[0])
-        for loss in (reconstruction_loss, adversarial_loss)
-    ]
-    reconstruction_norm, adversarial_norm = (gradient.norm() for gradient in gradients)
-    return (reconstruction_norm / (adversarial_norm + 1e-4)).clamp(0, max_weight).detach()
+
+    def norm(gradient: Tensor) -> Tensor:
+        size = gradient.abs().amax().clamp_min(torch.finfo(gradient.dtype).tiny)  # float16 has no room for small ones
+        pulled = torch.autograd.grad(image, last_layer, (gradient / size).to(image.dtype), retain_graph=True)[0]
+        return mean_over_ranks(pulled.float() * size).norm()
+
+    return (norm(reconstruction_gradient) / (norm(adversarial_gradient) + 1e-4)).clamp(0, max_weight).detach()
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return grads[0] * gradient, None, None
+
+
+def with_gradient(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    """The scalar `value`, a function of x whose gradient there is known, with a graph that leads to x alone."""
+    return _WithGradient.apply(x, value, gradient)

@@ -33,6 +33,11 @@ def count_codes(indices: Tensor, codebook_size: int) -> Tensor:
         ) from None
 
 
+def reachable_usage(num_tokens: Tensor, codebook_size: int) -> Tensor:
+    """Percent of the codes that this many tokens, drawn evenly over them, are expected to use."""
+    return -100 * torch.expm1(-num_tokens.float() / codebook_size)
+
+
 class CodebookUsage(Metric):
     """Usage, perplexity and dead codes over everything seen since `reset`.
 
@@ -40,6 +45,7 @@ class CodebookUsage(Metric):
     `usage/val`. `compute` returns
 
     - usage: percent of the K codes seen at least once, 0 to 100;
+    - reachable: what n tokens drawn evenly over the codes would use, 100 (1 - exp(-n / K)): the bound of usage;
     - perplexity: exp of the entropy of the code frequencies, 1 to K;
     - dead_codes: number of codes never seen, int64.
     """
@@ -63,6 +69,7 @@ class CodebookUsage(Metric):
         frequencies = self.code_counts / self.code_counts.sum().clamp(min=1)  # (K,)
         return {
             "usage": 100 * num_used / self.codebook_size,
+            "reachable": reachable_usage(self.code_counts.sum(), self.codebook_size),
             "perplexity": torch.special.entr(frequencies).sum().exp(),
             "dead_codes": self.codebook_size - num_used,
         }
@@ -78,43 +85,65 @@ class CodebookUsage(Metric):
 
 
 class BatchUsage(Metric):
-    """Percent of the codes that 256 test images use, averaged over the test set (A-Table 4, `usage/batch`).
+    """Usage of a batch of validation images, averaged over the set (A-Table 4, `usage/batch`).
 
-    Consecutive images are regrouped into groups of exactly `batch_images`, whatever the loader's batch size and the
-    number W of processes, each of which has every W-th image. An incomplete last group is left out, unless there is no
-    complete one: then the images seen are the one group.
+    A's batch is 256 images of 1,024 tokens: here as many images as have `batch_tokens` tokens. Consecutive images are
+    regrouped into groups of exactly that size, whatever the loader's batch size and the number W of processes, each of
+    which has every W-th image. An incomplete last group is left out, unless there is no complete one: then the images
+    seen are the one group. `compute` returns
+
+    - usage: percent of the K codes that a group uses, 0 to 100;
+    - reachable: what the tokens of a group would use, drawn evenly over the codes.
     """
 
-    full_state_update = True  # forward() must not split a group
+    full_state_update = True  # use update(): forward() would begin a group anew
     used: list[Tensor]
     group: list[Tensor]
     num_images: Tensor
 
-    def __init__(self, codebook_size: int, batch_images: int = 256, **kwargs: Any) -> None:
+    def __init__(self, codebook_size: int, batch_tokens: int = 256 * 1024, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.codebook_size = codebook_size
-        self.batch_images = batch_images
+        self.batch_tokens = batch_tokens
+        self.tokens_per_image = self.tokens_of_group = 0  # the latter of the last compute; both stay through `reset`
         self.add_state("used", [], dist_reduce_fx="cat")  # [(1, K)] bool, which codes a group uses here, and
         self.add_state("group", [], dist_reduce_fx="cat")  # [(1,)] int64, which group that is
         self.add_state("num_images", torch.tensor(0), dist_reduce_fx="sum")
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        self.num_seen = 0  # by this process; known to the host, which would wait for a GPU to read a state
+        self.last_group = -1
 
     def update(self, indices: Tensor) -> None:
         """Adds the images' indices (B, h, w) int64, or any (B, ...). ValueError: an index outside [0, K)."""
-        first = int(self.num_images)
-        places = (first + torch.arange(len(indices))) * world_size() + rank()  # (B,) in the data set
+        self.tokens_per_image = indices[0].numel()
+        places = torch.arange(self.num_seen, self.num_seen + len(indices), device="cpu") * world_size() + rank()
+        self.num_seen += len(indices)
         self.num_images = self.num_images + len(indices)
-        for group, size in zip(*torch.unique_consecutive(places // self.batch_images, return_counts=True), strict=True):
+        groups = places // self.batch_images  # (B,) of each image, by its place in the data set
+        for group, size in zip(*torch.unique_consecutive(groups, return_counts=True), strict=True):
             members, indices = indices.tensor_split([int(size)])
             used = (count_codes(members, self.codebook_size) > 0)[None]  # (1, K)
-            if self.group and int(self.group[-1]) == int(group):
+            if int(group) == self.last_group:
                 self.used[-1] = self.used[-1] | used
             else:
                 self.used.append(used)
                 self.group.append(group[None].to(used.device))
+                self.last_group = int(group)
 
-    def compute(self) -> Tensor:
-        """Percent, 0 to 100, a scalar."""
+    @property
+    def batch_images(self) -> int:
+        return max(1, self.batch_tokens // self.tokens_per_image)
+
+    def compute(self) -> dict[str, Tensor]:
         used, group = dim_zero_cat(self.used), dim_zero_cat(self.group)  # (g, K), (g,)
-        num_groups = max(1, int(self.num_images) // self.batch_images)
+        num_images = int(self.num_images)
+        num_groups = max(1, num_images // self.batch_images)
         by_group = [used[group == index].any(0).count_nonzero() for index in range(num_groups)]
-        return 100 * torch.stack(by_group).sum() / (num_groups * self.codebook_size)
+        self.tokens_of_group = min(self.batch_images, num_images) * self.tokens_per_image
+        return {
+            "usage": 100 * torch.stack(by_group).sum() / (num_groups * self.codebook_size),
+            "reachable": reachable_usage(torch.tensor(self.tokens_of_group, device=used.device), self.codebook_size),
+        }

@@ -11,9 +11,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from lightning_modules.frozen import FrozenModule
 from lightning_modules.hub import fetch_hub_file, hub_file
-from lightning_modules.networks.encoders import load_encoder
+from lightning_modules.networks.encoders import EFFICIENTNETS, load_encoder
 
-EXTRACTORS = ("auto", "inception-v3-compat", "efficientnet-lite0")
+JUDGE = "efficientnet-lite2"  # it trains nothing: losses, codebooks and classifiers are of EfficientNet-Lite0
+EXTRACTORS = ("auto", "inception-v3-compat", *EFFICIENTNETS)
 
 
 class FidelityExtractor(FrozenModule, ABC):
@@ -32,7 +33,7 @@ class InceptionExtractor(FidelityExtractor):
     """The papers' extractor, TensorFlow's 2015 Inception as torch-fidelity ports it: D = 2048, C = 1008."""
 
     def __init__(self) -> None:
-        path = fetch_hub_file(URL_INCEPTION_V3, 'use the extractor "efficientnet-lite0", which needs no download')
+        path = fetch_hub_file(URL_INCEPTION_V3, f'use the extractor "{JUDGE}", which needs no download')
         layers = ["2048", "logits_unbiased"]  # torch-fidelity's defaults for FID and for IS
         network = FeatureExtractorInceptionV3("inception-v3-compat", layers, feature_extractor_weights_path=str(path))
         super().__init__("inception-v3-compat@299px", network)
@@ -43,11 +44,10 @@ class InceptionExtractor(FidelityExtractor):
 
 
 class EfficientNetExtractor(FidelityExtractor):
-    """EfficientNet-Lite0, which needs no download, on images resized to `input_size`: D = 1280, C = 1000."""
+    """An EfficientNet-Lite, which needs no download, on images resized to `input_size`: D = 1280, C = 1000."""
 
-    def __init__(self, input_size: int) -> None:
-        network = load_encoder("efficientnet-lite0", input_size)
-        super().__init__(f"efficientnet-lite0@{input_size}px", network)
+    def __init__(self, name: str, input_size: int) -> None:
+        super().__init__(f"{name}@{input_size}px", load_encoder(name, input_size))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features, logits = self.network.pool_and_logits(images.float() / 127.5 - 1)
@@ -57,23 +57,22 @@ class EfficientNetExtractor(FidelityExtractor):
 def build_extractor(name: str, image_size: int, input_size: int | None = None) -> FidelityExtractor:
     """The extractor of this name, for images of `image_size`.
 
-    "auto" is Inception when its file is on disk already, else EfficientNet-Lite0. The latter sees images at
-    `input_size`: by default 64 for images up to 64 pixels (enough for 32-pixel images, and cheap) and 224,
-    its own size, above.
+    "auto" is Inception when its file is on disk already, else `JUDGE`. An EfficientNet sees images at `input_size`:
+    by default 64 for images up to 64 pixels (enough for 32-pixel images, and cheap) and 224 above.
 
     Raises:
         ValueError: the name is not in `EXTRACTORS`, or Inception, whose size is fixed, got an `input_size`.
-        FileNotFoundError: Inception was asked for by name, is not on disk, and cannot be downloaded.
+        FileNotFoundError: the weights are not on disk: Inception's cannot be downloaded, or a package is missing.
     """
     if name == "auto":
-        name = "inception-v3-compat" if hub_file(URL_INCEPTION_V3).exists() else "efficientnet-lite0"
+        name = "inception-v3-compat" if hub_file(URL_INCEPTION_V3).exists() else JUDGE
         input_size = None if name == "inception-v3-compat" else input_size
     if name == "inception-v3-compat":
         if input_size not in (None, FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE):
             raise ValueError(f"inception-v3-compat resizes to 299 pixels itself: leave out input_size={input_size}.")
         return InceptionExtractor()
-    if name == "efficientnet-lite0":
-        return EfficientNetExtractor(input_size or (64 if image_size <= 64 else 224))
+    if name in EFFICIENTNETS:
+        return EfficientNetExtractor(name, input_size or (64 if image_size <= 64 else 224))
     raise ValueError(f'No extractor "{name}". Choose one of {", ".join(EXTRACTORS)}.')
 
 

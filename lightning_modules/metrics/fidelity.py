@@ -73,8 +73,8 @@ class Fidelity(Metric):
 
     Args:
         image_size: H = W of the images.
-        extractor: "auto", "inception-v3-compat" or "efficientnet-lite0" (see `build_extractor`).
-        input_size: the size at which EfficientNet-Lite0 sees the images; None chooses.
+        extractor: one of `EXTRACTORS` (see `build_extractor`).
+        input_size: the size at which an EfficientNet sees the images; None chooses.
         kid: also compute KID (100 subsets of 1000, or of N when that is less).
         prc: also compute precision and recall (3 neighbours).
     """
@@ -103,7 +103,7 @@ class Fidelity(Metric):
         self._given_real: RealImages | None = None  # of all processes; survives reset
 
     def protocol_id(self, n: int, reference: str, metric: str = "rfid") -> str:
-        """How a number was made, e.g. "rfid/efficientnet-lite0@64px/val-vs-val/n10000/uint8"."""
+        """How a number was made, e.g. "rfid/efficientnet-lite2@64px/val-vs-val/n10000/uint8"."""
         return f"{metric}/{self.extractor.id}/{reference}/n{n}/uint8"
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,8 +32,9 @@ class GenerationConfig:
 
     `reference`: train (the papers': 50,000 samples against the training set) or val. `acceptance`: also measure what is
     left when a classifier keeps this share of the candidates, the best of each class (A-Table 6): `num_samples` images
-    are kept, so 0.25 generates four times as many. `extractor`: auto | inception-v3-compat | efficientnet-lite0, at
-    `extractor_image_size` pixels (0 = its default).
+    are kept, so 0.25 generates four times as many. `extractor`: auto (Inception where its file is, else
+    EfficientNet-Lite2) | inception-v3-compat | efficientnet-lite0, 1, 2, at `extractor_image_size` pixels (0 = its
+    default); auto never judges by the network of `classifier`.
     """
 
     num_samples: int = 0  # 0 = no generation
@@ -103,7 +104,8 @@ class GenerationMetrics(nn.Module):
     ) -> dict[str, Tensor]:
         """Of batches of this process's images: (numbers, images (B, 3, H, W) in [-1, 1], tokens (B, T), labels (B,)).
 
-        Without acceptance rates fid, is, is_std, usage/generated, and precision and recall when asked for; with a rate
+        Without acceptance rates fid, is, is_std, usage/generated beside reachable/generated, and precision and recall
+        when asked for; with a rate
         r also each as fid/accept-r, the classifier's choice.
         """
         rates = self.config.acceptance
@@ -134,7 +136,7 @@ class GenerationMetrics(nn.Module):
             usage = CodebookUsage(self.codebook_size)
             usage.update(token[kept])
             values |= {f"{NAMES.get(name, name)}{suffix}": torch.tensor(value) for name, value in numbers.items()}
-            values[f"usage/generated{suffix}"] = usage.compute()["usage"]
+            values |= {f"{name}/generated{suffix}": usage.compute()[name] for name in ("usage", "reachable")}
         self.measured = list(values)
         return values
 
@@ -146,8 +148,8 @@ class GenerationMetrics(nn.Module):
         for name in self.measured:
             metric, _, rate = name.partition("/accept-")
             how = f"{sampling}/accept-{rate}-by-{self.classifier_id}" if rate else sampling
-            if metric == "usage/generated":
-                ids[name] = f"usage/once-in-generated/{how}/n{config.num_samples}"
+            if metric in ("usage/generated", "reachable/generated"):
+                ids[name] = f"{metric.partition('/')[0]}/once-in-generated/{how}/n{config.num_samples}"
             else:
                 ids[name] = f"{self.fidelity.protocol_id(config.num_samples, reference, metric)}/{how}"
         return ids

@@ -6,12 +6,22 @@ Shapes: B images, H x W pixels, M metrics.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from lightning_modules.hub import hub_file
 from lightning_modules.losses.perceptual import LPIPS_URLS, EncoderFeatureLoss, LPIPSLoss
+
+LPIPS_SIZE = 64  # pixels, the smallest side: those of the patches on which LPIPS was calibrated
+
+
+def enlarged(image: Tensor) -> Tensor:
+    """(B, 3, H, W), bilinear to `LPIPS_SIZE` pixels where it is smaller: AlexNet's last maps of 32 are 1 x 1."""
+    if image.shape[-1] >= LPIPS_SIZE:
+        return image
+    return F.interpolate(image, (LPIPS_SIZE, LPIPS_SIZE), mode="bilinear", align_corners=False)
 
 
 def to_unit(image: Tensor) -> Tensor:
@@ -33,7 +43,8 @@ class ReconstructionMetrics(Metric):
 
     - psnr: dB (infinite for a perfect image).  - ssim: a fraction; B's tables give percent.
     - l1, l2: mean absolute and squared difference of channel values (A-Table 4 multiplies by 100 and 1000).
-    - lpips: LPIPS v0.1; absent from the result when its weights are.
+    - lpips: LPIPS v0.1, of images enlarged (bilinear) to 64 pixels where they are smaller; absent from the result
+      when its weights are.
     - feature_distance: as LPIPS, on EfficientNet-Lite0 (see `EncoderFeatureLoss`).
 
     Args:
@@ -65,7 +76,7 @@ class ReconstructionMetrics(Metric):
             "l2": "l2/rgb-range1",
         }
         if self.lpips is not None:
-            self.protocols["lpips"] = f"lpips/{lpips}-v0.1"
+            self.protocols["lpips"] = f"lpips/{lpips}-v0.1" + (f"@{LPIPS_SIZE}px" if image_size < LPIPS_SIZE else "")
         if self.feature_distance is not None:
             num_stages = self.feature_distance.num_stages
             self.protocols["feature_distance"] = (
@@ -92,7 +103,7 @@ class ReconstructionMetrics(Metric):
             "l2": difference.square().mean(dim=1),
         }
         if self.lpips is not None:
-            values["lpips"] = self.lpips.distance(reconstruction, image)
+            values["lpips"] = self.lpips.distance(enlarged(reconstruction), enlarged(image))
         if self.feature_distance is not None:
             values["feature_distance"] = self.feature_distance.distance(reconstruction, image)
         return values

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric, SumMetric
 
 from lightning_modules import distributed
 from lightning_modules.checks import not_negative, one_of, require
@@ -22,7 +22,8 @@ from lightning_modules.metrics.reconstruction import ReconstructionMetrics, per_
 
 @dataclass
 class MetricsConfig:
-    """`extractor`: auto | inception-v3-compat | efficientnet-lite0, at `extractor_image_size` pixels (0 = its default).
+    """`extractor`: auto (Inception where its file is, else EfficientNet-Lite2) | inception-v3-compat |
+    efficientnet-lite0, 1, 2, at `extractor_image_size` pixels (0 = its default).
 
     `lpips`: auto | vgg | alex | none. auto takes what is on disk and is recorded in the protocol id. `num_images`:
     code usage is counted over all validation images, the metrics of reconstructions over the first this many
@@ -54,17 +55,18 @@ class TokenizerMetrics(nn.Module):
     """Update with validation batches, `compute()` all, `reset()`.
 
     Features of the real images come with each update, or once and for all from `use_reference`: every model of a
-    sweep is compared with the same ones.
+    sweep is compared with the same ones. With `codebook_size` 0, of a tokenizer without quantizer, no code is counted.
     """
 
     def __init__(self, config: MetricsConfig, codebook_size: int, image_size: int) -> None:
         super().__init__()
-        self.has_codes = codebook_size > 0  # without a quantizer every index is 0, and no usage is given
-        self.usage = CodebookUsage(max(1, codebook_size))
-        self.batch_usage = BatchUsage(max(1, codebook_size))
+        self.usage = CodebookUsage(codebook_size) if codebook_size else None
+        self.batch_usage = BatchUsage(codebook_size) if codebook_size else None
+        self.num_images = SumMetric(nan_strategy="disable")
         self.reconstruction = ReconstructionMetrics(image_size, lpips=config.lpips)
-        self.logit_laplace = MeanMetric()  # only of models that predict it (A-Tables 1 and 4)
-        self.rank_psnr = nn.ModuleDict({str(rank): MeanMetric() for rank in config.code_ranks})
+        # "disable": a look for NaN would make the host wait for a GPU
+        self.logit_laplace = MeanMetric(nan_strategy="disable")  # only of models that predict it (A-Tables 1 and 4)
+        self.rank_psnr = nn.ModuleDict({str(rank): MeanMetric(nan_strategy="disable") for rank in config.code_ranks})
         self.fidelity = Fidelity(
             image_size,
             extractor=config.extractor,
@@ -104,9 +106,10 @@ class TokenizerMetrics(nn.Module):
         Images and reconstructions may be empty. `logit_laplace`: (b, 6, H, W), the prediction of a model that has one.
         """
         self.num_seen += len(indices)
-        self.tokens_per_image = indices[0].numel()
-        self.usage.update(indices)
-        self.batch_usage.update(indices)
+        self.num_images.update(len(indices))
+        for counter in (self.usage, self.batch_usage):
+            if counter is not None:
+                counter.update(indices)
         if len(image):
             self.reconstruction.update(reconstruction, image)
             if logit_laplace is not None:
@@ -123,13 +126,13 @@ class TokenizerMetrics(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         fidelity = self.fidelity.compute()
-        usage = self.usage.compute()
-        self.last_counts = self.usage.counts.clone()
-        self.num_counted = int(self.last_counts.sum()) // self.tokens_per_image
+        self.num_counted = int(self.num_images.compute())
         self.num_measured = min(self.limit or self.num_counted, self.num_counted)
-        values = {f"{name}/val": value.float() for name, value in usage.items()} if self.has_codes else {}
-        if self.has_codes:
-            values["usage/batch"] = self.batch_usage.compute()
+        values: dict[str, Tensor] = {}
+        if self.usage is not None and self.batch_usage is not None:
+            values |= {f"{name}/val": value.float() for name, value in self.usage.compute().items()}
+            values |= {f"{name}/batch": value for name, value in self.batch_usage.compute().items()}
+            self.last_counts = self.usage.counts.clone()
         values |= self.reconstruction.compute()
         if self.logit_laplace.update_called:
             values["logit_laplace"] = self.logit_laplace.compute()
@@ -143,11 +146,14 @@ class TokenizerMetrics(nn.Module):
         n, measured = f"n{self.num_counted}", f"n{self.num_measured}"
         ids = {
             "usage/val": f"usage/once-in-val/{n}",
+            "reachable/val": f"reachable/once-in-val/{n}",
             "perplexity/val": f"perplexity/val/{n}",
             "dead_codes/val": f"dead-codes/val/{n}",
-            "usage/batch": f"usage/mean-over-batches-of-256-val-images/{n}",
             "logit_laplace": f"logit-laplace/nats-per-channel-value-eps0.1/{measured}",
         }
+        if self.batch_usage is not None:
+            how = f"mean-over-batches-of-{self.batch_usage.tokens_of_group}-val-tokens/{n}"
+            ids |= {f"{name}/batch": f"{name}/{how}" for name in ("usage", "reachable")}
         ids |= {name: f"{protocol}/{measured}" for name, protocol in self.reconstruction.protocols.items()}
         ids |= {f"psnr/rank{rank}": f"psnr/rgb-range1-per-image/code-rank{rank}/{measured}" for rank in self.rank_psnr}
         for name in FIDELITY_NAMES.values():
@@ -156,9 +162,9 @@ class TokenizerMetrics(nn.Module):
 
     def reset(self) -> None:
         self.num_seen = 0
-        metrics = self.usage, self.batch_usage, self.reconstruction, self.logit_laplace, self.fidelity
-        for metric in (*metrics, *self.rank_psnr.values()):
-            metric.reset()  # type: ignore[operator]
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
 
 
 FIDELITY_NAMES = {

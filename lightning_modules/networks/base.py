@@ -41,6 +41,17 @@ class Decoder(nn.Module, ABC):
     width: int
     grid_size: int
 
+    @abstractmethod
+    def features(self, latents: Tensor) -> Tensor:
+        """All but the last layer: latents (B, grid_size, grid_size, width) -> (B, C, h, w)."""
+
+    @abstractmethod
+    def to_pixels(self, features: Tensor) -> Tensor:
+        """The last layer: (B, C, h, w) -> image (B, out_channels, H, W)."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.to_pixels(self.features(latents))
+
     @property
     @abstractmethod
     def last_layer(self) -> Tensor:

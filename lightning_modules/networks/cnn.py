@@ -199,10 +199,14 @@ class CNNDecoder(Decoder):
         """Weight of the last convolution, where the adaptive adversarial weight compares gradients."""
         return self.conv_out.weight
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def features(self, latents: Tensor) -> Tensor:
         x = latents.permute(0, 3, 1, 2)  # (B, D, h, w)
-        # Permuted strides would put all that follows into channels-last memory: half as fast in bf16 on a CPU.
-        x = self.middle(self.conv_in(x.contiguous()))  # (B, C, h, w)
+        if self.conv_in.weight.is_contiguous():  # permuted strides would put all that follows into channels-last memory
+            x = x.contiguous()
+        x = self.middle(self.conv_in(x))  # (B, C, h, w)
         for level in self.levels:
             x = level(x)
-        return self.unfold(self.conv_out(F.silu(self.norm_out(x))))  # (B, out_channels, H, W)
+        return F.silu(self.norm_out(x))  # (B, C, H / stem, W / stem)
+
+    def to_pixels(self, features: Tensor) -> Tensor:
+        return self.unfold(self.conv_out(features))  # (B, out_channels, H, W)

@@ -3,6 +3,7 @@
 Shapes: B batch, H W image, C channels, h w a feature map.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -106,9 +107,15 @@ class BiasedLeakyReLU(nn.Module):
 
 def blur(x: Tensor, padding: int, stride: int = 1) -> Tensor:
     """Low-pass filter of (B, C, h, w) with the separable kernel [1, 3, 3, 1] / 8."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype, device=x.device) / 8
-    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+    kernel = blur_kernel(x.dtype, x.device).expand(x.shape[1], 1, 4, 4)
     return F.conv2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
+
+
+@functools.cache  # to bring numbers to a GPU, the host waits for it
+def blur_kernel(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(4, 4)."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=dtype, device=device) / 8
+    return torch.outer(taps, taps)
 
 
 class ResBlock(nn.Module):

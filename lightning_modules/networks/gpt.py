@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import Dropout, dropout
 from .few_rows import Linear
 
 
@@ -38,6 +39,7 @@ GPT_SIZES: dict[str, GPTSize] = {
     "large": GPTSize(36, 32, 2048, 8192),
 }
 INIT_STD = 0.02  # GPT-2's; neither paper says
+FEW_SLOTS = 256  # torch's fused bf16 attention on a CPU is slower than its parts up to here, sixfold at 64 slots
 
 
 @dataclass
@@ -77,20 +79,54 @@ class GPTConfig:
 
 
 class KVCache:
-    """Keys and values of one block for the slots seen so far, in buffers for all of them."""
+    """Keys and values of one block for the slots seen so far, in buffers for all of them.
+
+    `slot` (1,) int64, where set, is the next one's number on the device, and `length` stays behind: all shapes are then
+    the same at every step, so that a CUDA graph can repeat it.
+    """
 
     def __init__(self, batch: int, heads: int, slots: int, head_dim: int, like: Tensor) -> None:
-        self.keys, self.values = (like.new_empty(batch, heads, slots, head_dim) for _ in range(2))
+        self.keys, self.values = (like.new_zeros(batch, heads, slots, head_dim) for _ in range(2))
         self.length = 0
+        self.slot: Tensor | None = None
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds (B, nh, s, hd) and returns views of the filled part, (B, nh, length, hd), never of the whole buffer."""
+    def next_slot(self) -> Tensor:
+        """(1,) int64 on the device."""
+        return torch.arange(self.length, self.length + 1, device=self.keys.device) if self.slot is None else self.slot
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Adds (B, nh, s, hd). Returns keys and values (B, nh, S, hd), and which are filled, (1, S), or None for all.
+
+        Without `slot` they are views of the filled part, never of the whole buffer.
+        """
+        if self.slot is not None:
+            self.keys.index_copy_(2, self.slot, keys)
+            self.values.index_copy_(2, self.slot, values)
+            filled = torch.arange(self.keys.shape[2], device=keys.device) <= self.slot
+            return self.keys, self.values, filled[None]
         stop = self.length + keys.shape[2]
         assert stop <= self.keys.shape[2], "the cache is full"
         self.keys[:, :, self.length : stop].copy_(keys)
         self.values[:, :, self.length : stop].copy_(values)
         self.length = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        return self.keys[:, :, :stop], self.values[:, :, :stop], None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, filled: Tensor | None = None) -> Tensor:
+    """Attention of the last slots q (B, nh, s, hd) to k and v (B, nh, S, hd), causal, with dropout `p` of its weights.
+
+    `filled` (1, S): instead the one slot q sees those.
+    """
+    slots, seen = q.shape[2], k.shape[2]
+    if filled is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=filled)
+    if q.device.type == "cpu" and (slots == 1 or p > 0 or (q.dtype == torch.bfloat16 and slots <= FEW_SLOTS)):
+        shape, (q, k, v) = q.shape, (tensor.flatten(0, 1) for tensor in (q, k, v))  # (B nh, s or S, hd)
+        future = torch.full((slots, seen), -torch.inf, dtype=q.dtype).triu_(1 + seen - slots)
+        scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=shape[3] ** -0.5)  # (B nh, s, S)
+        return torch.bmm(dropout(scores.softmax(2), p), v).view(shape)
+    # is_causal puts the first query beside the first key: one query after a cache must go without it, and see all.
+    return F.scaled_dot_product_attention(q, k, v, is_causal=slots > 1, dropout_p=p)
 
 
 class CausalAttention(nn.Module):
@@ -106,14 +142,11 @@ class CausalAttention(nn.Module):
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, s, 3, nh, hd)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, nh, s, hd)
+        filled = None
         if cache is not None:
             assert cache.length == 0 or q.shape[2] == 1, "only one slot can be added to a cache that is not empty"
-            q = q.contiguous()  # may be the transposed view of Linear
-            k, v = cache.append(k, v)  # (B, nh, S, hd)
-        # is_causal puts the first query beside the first key: one query after a cache must go without it, and see all.
-        y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=q.shape[2] > 1, dropout_p=self.dropout if self.training else 0.0
-        )  # (B, nh, s, hd)
+            k, v, filled = cache.append(k, v)  # (B, nh, S, hd)
+        y = attend(q, k, v, self.dropout if self.training else 0.0, filled)  # (B, nh, s, hd)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, s, D)
 
 
@@ -128,10 +161,10 @@ class GPTBlock(nn.Module):
         self.mlp = nn.Sequential(
             Linear(size.width, size.mlp_width, bias=config.bias),
             nn.GELU(),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             Linear(size.mlp_width, size.width, bias=config.bias),
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x), cache))  # (B, s, D)
@@ -164,7 +197,7 @@ class GPT(nn.Module):
             self.rows, self.columns = (nn.Embedding(length, size.width) for length in grid_size)
         else:
             self.positions = nn.Embedding(self.num_tokens, size.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(GPTBlock(size, config) for _ in range(size.blocks))
         self.norm = nn.LayerNorm(size.width)
         self.head = Linear(size.width, vocab_size, bias=False)  # not tied to the input table
@@ -179,9 +212,8 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def position_embedding(self, first: int, count: int) -> Tensor:
-        """Positions of tokens `first` to `first + count - 1`, (count, D)."""
-        index = torch.arange(first, first + count, device=self.tokens.weight.device)
+    def position_embedding(self, index: Tensor) -> Tensor:
+        """Of the tokens of these numbers (n,): (n, D)."""
         if self.config.positions == "1d":
             return self.positions(index)
         return self.rows(index // self.grid_size[1]) + self.columns(index % self.grid_size[1])
@@ -197,7 +229,8 @@ class GPT(nn.Module):
             labels = torch.full(tokens.shape[:1], self.no_class, device=tokens.device)
         elif labels.shape != tokens.shape[:1]:
             raise ValueError(f"labels must be ({len(tokens)},), one an image, got {tuple(labels.shape)}")
-        x = self.tokens(tokens) + self.position_embedding(0, tokens.shape[1])  # (B, s, D)
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.tokens(tokens) + self.position_embedding(index)  # (B, s, D)
         return torch.cat([self.start(labels)[:, None], x], dim=1)  # (B, 1 + s, D)
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -231,11 +264,11 @@ class GPT(nn.Module):
 
     # ---- one token at a time, for sampling.py
 
-    def new_cache(self, batch: int) -> list[KVCache]:
-        """An empty cache of a whole image for each block: 2 * blocks * B * T * D numbers."""
+    def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> list[KVCache]:
+        """An empty cache of an image for each block: 2 * blocks * B * T * D numbers, of the weights' type or `dtype`."""
         head_dim = self.size.width // self.size.heads
-        weight = self.tokens.weight
-        return [KVCache(batch, self.size.heads, self.num_tokens, head_dim, weight) for _ in self.blocks]
+        like = self.tokens.weight.detach().new_empty(0, dtype=dtype)
+        return [KVCache(batch, self.size.heads, self.num_tokens, head_dim, like) for _ in self.blocks]
 
     def prefill(self, tokens: Tensor, labels: Tensor | None, cache: Sequence[KVCache]) -> Tensor:
         """The start and the tokens (B, s) that are given -> hidden state (B, D) that predicts token s, s < T."""
@@ -243,8 +276,8 @@ class GPT(nn.Module):
 
     def step(self, token: Tensor, cache: Sequence[KVCache]) -> Tensor:
         """The token (B,) that was chosen last -> hidden state (B, D) that predicts the next."""
-        position = cache[0].length - 1  # of this token: slot 0 is the start
-        return self._last((self.tokens(token) + self.position_embedding(position, 1))[:, None], cache)
+        position = cache[0].next_slot() - 1  # of this token: slot 0 is the start
+        return self._last((self.tokens(token) + self.position_embedding(position))[:, None], cache)
 
     def _last(self, x: Tensor, cache: Sequence[KVCache]) -> Tensor:
         for block, block_cache in zip(self.blocks, cache, strict=True):

@@ -1,17 +1,24 @@
 """Images out of a `GPT`, token by token.
 
+On a GPU each token is one launch of a CUDA graph. Under autocast all products are in its type.
+
 Shapes: B batch, R rows of the network (B, or 2 B with guidance), T tokens of an image, V vocabulary.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .gpt import GPT
+from .few_rows import packed
+from .gpt import GPT, KVCache
 
 SEED_STRIDE = 1_000_003  # images of one seed have streams of their own up to here
+# On a GPU, where each image's draw is a launch: so many tokens' numbers at once, but at most so many numbers.
+DRAWN_STEPS, DRAWN_NUMBERS = 16, 2**17
+GRAPH_STEPS = 16  # fewer tokens are not worth a CUDA graph
 
 
 @dataclass
@@ -64,11 +71,12 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
 
 
 class Noise:
-    """Gumbel noise for each image from a generator of its own, so that its batch does not matter.
+    """Exponential numbers for each image from a generator of its own, so that its batch does not matter.
 
-    The Gumbel-max trick (argmax of logits + noise) rather than the inverse of the cumulated probabilities: their V
-    boundaries all move with the rounding of the logits, which depends on the batch size. The uniform numbers are
-    float64, of 53 bits: the 24 bits of float32 end at noise of 16.6, and `exponential_` takes three times as long.
+    A token is the argmax of its probability over its number (the Gumbel-max trick) rather than a place among the
+    cumulated probabilities: their V boundaries all move with the rounding of the logits, which depends on the batch
+    size. The uniform numbers are float64, of 53 bits: the 24 bits of float32 end where a token is e^16.6 times less
+    likely than another, and `exponential_` takes three times as long.
     """
 
     def __init__(self, seed: int, image_ids: Sequence[int], vocab_size: int, device: torch.device) -> None:
@@ -76,13 +84,20 @@ class Noise:
         seeds = [(seed * SEED_STRIDE + image) % 2**32 for image in image_ids]
         self.generators = [torch.Generator(device).manual_seed(value) for value in seeds]
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        self.buffer = torch.empty(len(seeds), vocab_size, dtype=dtype, device=device)
+        steps = 1 if device.type == "cpu" else max(1, min(DRAWN_STEPS, DRAWN_NUMBERS // vocab_size))
+        self.drawn = torch.empty(len(seeds), steps, vocab_size, dtype=dtype, device=device)
+        self.negative = torch.empty(len(seeds), vocab_size, dtype=dtype, device=device)
+        self.used = steps
 
-    def negative(self) -> Tensor:
-        """log(-log u), u uniform in [0, 1): the noise with its sign changed, (B, V), overwritten by the next call."""
-        for row, generator in zip(self.buffer, self.generators, strict=True):
-            row.uniform_(generator=generator)
-        return self.buffer.log_().neg_().log_()
+    def draw(self) -> Tensor:
+        """The next numbers with their sign changed, log u of uniform u: `negative` (B, V), always the same memory."""
+        if self.used == self.drawn.shape[1]:
+            for image, generator in zip(self.drawn, self.generators, strict=True):
+                image.uniform_(generator=generator)
+            self.drawn.log_()
+            self.used = 0
+        self.used += 1
+        return self.negative.copy_(self.drawn[:, self.used - 1])
 
 
 def _check_ids(name: str, ids: Tensor, count: int) -> None:
@@ -141,22 +156,36 @@ def generate(
     tokens = torch.empty(batch, model.num_tokens, dtype=torch.long, device=device)
     tokens[:, :given] = prompt
     noise = Noise(seed, image_ids, model.vocab_size, device)
-    cache = model.new_cache(len(row_labels))
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else model.tokens.weight.dtype
     training = model.training
     model.eval()
     try:
-        hidden = model.prefill(tokens[:, :given].repeat(2 if guided else 1, 1), row_labels, cache)  # (R, D)
-        for t in range(given, model.num_tokens):
-            tokens[:, t] = token = _choose(model.logits(hidden), config, noise)  # (B,)
-            if t + 1 < model.num_tokens:
-                hidden = model.step(token.repeat(2) if guided else token, cache)
+        # Not by autocast, which would cast the weights at every token
+        with torch.autocast(device.type, enabled=False), packed(model, dtype, len(row_labels)):
+            cache = model.new_cache(len(row_labels), dtype)
+
+            def choose(hidden: Tensor) -> Tensor:
+                return _choose(model.logits(hidden), config, noise.negative)
+
+            def advance(token: Tensor) -> Tensor:
+                return choose(model.step(token.repeat(2) if guided else token, cache))
+
+            hidden = model.prefill(tokens[:, :given].repeat(2 if guided else 1, 1), row_labels, cache)  # (R, D)
+            noise.draw()
+            tokens[:, given] = token = choose(hidden)  # (B,)
+            if device.type == "cuda" and model.num_tokens - given > GRAPH_STEPS:
+                advance = as_graph(advance, token, cache)
+            for t in range(given + 1, model.num_tokens):
+                noise.draw()
+                tokens[:, t] = token = advance(token)
     finally:
         model.train(training)
     return tokens
 
 
-def _choose(logits: Tensor, config: SamplingConfig, noise: Noise) -> Tensor:
-    """One token (B,) out of the logits (R, V) of a step."""
+def _choose(logits: Tensor, config: SamplingConfig, negative: Tensor) -> Tensor:
+    """One token (B,) out of the logits (R, V) of a step and the numbers (B, V) of a `Noise`, which are overwritten."""
     logits = logits.float()
     if config.guidance_scale != 1:
         conditional, unconditional = logits.chunk(2)
@@ -164,5 +193,41 @@ def _choose(logits: Tensor, config: SamplingConfig, noise: Noise) -> Tensor:
     if config.temperature != 1:
         logits = logits / config.temperature
     logits = filter_logits(logits, config.top_k, config.top_p)
-    negative_noise = noise.negative()
-    return torch.sub(logits, negative_noise, out=negative_noise).argmax(1)
+    likelihood = (logits - logits.amax(1, keepdim=True)).exp_()  # of the likeliest: 1
+    return torch.div(likelihood, negative, out=negative).argmin(1)
+
+
+Advance = Callable[[Tensor], Tensor]  # the tokens (B,) chosen last -> the next
+
+
+def at_slot(cache: Sequence[KVCache], slot: Tensor | None) -> None:
+    """Lets the steps take place at `slot` (1,), a number on the device; None: after the last one."""
+    for block_cache in cache:
+        block_cache.slot = slot
+
+
+def as_graph(advance: Advance, token: Tensor, cache: Sequence[KVCache]) -> Advance:
+    """`advance` as a CUDA graph, a single launch a token; `advance` itself, with a warning, where it cannot be one."""
+    slot, given = cache[0].next_slot(), token.clone()
+    at_slot(cache, slot)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # libraries set themselves up; what these write into the cache is written again
+                advance(given)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            chosen = advance(given)
+    except RuntimeError as error:
+        warnings.warn(f"sampling runs without a CUDA graph: {error}", stacklevel=2)
+        at_slot(cache, None)
+        return advance
+
+    def replay(token: Tensor) -> Tensor:
+        given.copy_(token)
+        graph.replay()
+        slot.add_(1)
+        return chosen
+
+    return replay

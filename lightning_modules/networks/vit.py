@@ -221,7 +221,9 @@ class ViTDecoder(Decoder):
         """Weight of the pixel projection, where the adaptive adversarial weight compares gradients."""
         return self.pixels.weight
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def features(self, latents: Tensor) -> Tensor:
         x = self.transformer(latents.flatten(1, 2))  # (B, N, D)
-        x = x.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))  # (B, D, h, w)
-        return self.pixels(x)  # (B, out_channels, H, W)
+        return x.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))  # (B, D, h, w)
+
+    def to_pixels(self, features: Tensor) -> Tensor:
+        return self.pixels(features)  # (B, out_channels, H, W)

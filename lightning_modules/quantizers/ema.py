@@ -109,7 +109,7 @@ class EMAQuantizer(PlacedQuantizer):
         self.codes.copy_(self.sums / smoothed.unsqueeze(-1))
 
     def reseed(self, z: Tensor) -> None:
-        """Gives every dead code a random latent of z (B, ..., d), with the fair share as count and the sum that fits it.
+        """Gives every dead code a random latent of z (B, ..., d), with the fair share as count and the sum to match.
 
         A latent is drawn for each code, dead or not: to count the dead ones, the host would wait for a GPU.
         """

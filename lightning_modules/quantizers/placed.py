@@ -52,7 +52,7 @@ class PlacedQuantizer(Quantizer):
 
     @abstractmethod
     def place(self, codes: Tensor, share: float) -> None:
-        """Takes first codes (K, d); `share` of a training step's latents falls to each of K codes that are used alike."""
+        """Takes first codes (K, d); `share` of a step's latents falls to each of K codes that are used alike."""
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         if self.training and not self.is_placed:

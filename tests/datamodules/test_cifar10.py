@@ -6,6 +6,7 @@ import re
 import socket
 import time
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 import datamodules.cifar10 as cifar10
 from datamodules import CIFAR10Config, CIFAR10DataModule, find_cifar10
+from datamodules.cache import cached
 
 PER_CLASS = {"train": 3, "test": 2}
 
@@ -227,3 +229,20 @@ def test_real_cifar10():
     std = data.train_set.images[::10].float().div(255).transpose(0, 1).flatten(1).std(1)
     torch.testing.assert_close(mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=0.002, rtol=0)  # widely quoted
     torch.testing.assert_close(std, torch.tensor([0.2470, 0.2435, 0.2616]), atol=0.004, rtol=0)
+
+
+def test_runs_that_start_at_once_decode_once(tmp_path: Path) -> None:
+    built = []
+
+    def build() -> dict[str, np.ndarray]:
+        time.sleep(0.2)
+        built.append(1)
+        return {"images": np.arange(1000)}
+
+    def start(_: int) -> int:
+        return int(cached(tmp_path, "train.npz", "key", build)["images"].sum())
+
+    with ThreadPoolExecutor(4) as pool:  # a file lock is each call's own: threads stand for processes
+        assert list(pool.map(start, range(4))) == [499_500] * 4
+    assert len(built) == 1
+    assert cached(tmp_path, "train.npz", "other", build) and len(built) == 2, "images that have changed"

@@ -1,12 +1,14 @@
 """Subsets, order and batches, on a small set of numbered images."""
 
+from types import SimpleNamespace
+
 import lightning
 import pytest
 import torch
 from torch import Tensor
 
 from datamodules import DATAMODULES, DataConfig, ImageDataModule, stratified_subset
-from datamodules.base import ArrayDataset, to_unit_range
+from datamodules.arrays import ArrayDataset, to_unit_range
 from lightning_modules import distributed
 
 NUM_IMAGES = 50
@@ -39,7 +41,8 @@ def labels_of_epoch(data: ImageDataModule, epoch: int) -> list[int]:
 
 def attach_trainer(data: ImageDataModule, world_size: int, rank: int = 0) -> None:
     """What the data module asks of a trainer on one of several devices."""
-    data.trainer = type("Trainer", (), {"world_size": world_size, "global_rank": rank})()
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank, strategy=strategy)  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("size", [1, 9, 10, 37, 60])
@@ -245,5 +248,5 @@ def test_a_resumed_run_sees_the_batches_it_would_have_seen(tmp_path):
 
 
 def test_a_negative_number_of_loader_processes_is_named() -> None:
-    with pytest.raises(ValueError, match=r"runtime\.num_workers=-1: must be 0"):
-        Numbered(DataConfig(), "", num_workers=-1)
+    with pytest.raises(ValueError, match=r"runtime\.num_workers=-2: must be -1"):
+        Numbered(DataConfig(), "", num_workers=-2)

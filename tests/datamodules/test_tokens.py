@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -64,7 +65,8 @@ def loaded(folder: Path, seed: int = 0, **options: Any) -> TokensDataModule:
 
 
 def attach_trainer(data: BatchDataModule, world_size: int, rank: int) -> None:
-    data.trainer = type("Trainer", (), {"world_size": world_size, "global_rank": rank})()
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank, strategy=strategy)  # type: ignore[assignment]
 
 
 def epoch(data: TokensDataModule, number: int) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """NaN in images, weights or an update stops a run with the step, the term, its origin and the last good checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from vim_cases import tiny_vim
 
 from experiments.pipeline.training import train
 from experiments.runtime.checkpoints import load_checkpoint
-from lightning_modules.finite import check_finite, first_not_finite
+from lightning_modules import finite
+from lightning_modules.finite import check_finite, first_not_finite, settle
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM
 
@@ -51,7 +53,7 @@ FSQ = ["model.quantizer={name: fsq, levels: [4, 4, 2]}", "model.code_dim=3"]
 @pytest.mark.parametrize(
     ("harm", "options", "message"),
     [
-        (a_pixel, [], r"step 2: the quantizer loss is nan: 1 of the 4 images of its batch hold values"),
+        (a_pixel, [], r"step 2: the l2 loss is nan: 1 of the 4 images of its batch hold values"),
         (a_pixel, FSQ, r"step 2: the l2 loss is nan: 1 of the 4 images of its batch hold values"),
         (a_weight, [], r"step 2: the l2 loss is nan: the weights 'decoder\.[\w.]+' are not finite already; lower"),
     ],
@@ -76,8 +78,10 @@ def test_an_update_that_ruins_the_weights_is_not_saved(
     """The last step's loss is finite, and no step comes after it to see what its update has done."""
     update = Tokenizer.update
 
-    def ruinous(self: Tokenizer, *arguments: Any) -> None:
-        update(self, *arguments)
+    @contextmanager
+    def ruinous(self: Tokenizer, *arguments: Any, **options: Any) -> Iterator[None]:
+        with update(self, *arguments, **options):
+            yield
         if self.step == 2:
             with torch.no_grad():
                 self.pre_quant.bias[0] = float("inf")
@@ -105,3 +109,37 @@ def test_finite_terms_pass_and_the_first_bad_one_is_named() -> None:
     check_finite(0, {"l1": good}, torch.full((2, 3), NAN), torch.nn.Linear(1, 1))
     with pytest.raises(FloatingPointError, match=r"step 7: the l2 loss is -inf; lower optimizer\.lr"):
         check_finite(7, {"l1": good, "l2": bad, "r1": bad}, torch.zeros(2, 3), torch.nn.Linear(1, 1))
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is ahead of the device, as on a GPU."""
+    monkeypatch.setattr(finite, "comes_later", lambda values: True)
+
+
+@pytest.mark.usefixtures("late")
+def test_on_a_gpu_a_loss_is_looked_at_some_losses_later() -> None:
+    good, bad, module = torch.tensor(1.0), torch.tensor(torch.inf), torch.nn.Linear(1, 1)
+    check_finite(0, {"l1": good, "l2": bad}, torch.full((2, 3), NAN), module)
+    for step in range(1, finite.LAG):
+        check_finite(step, {"l1": bad}, None, module)
+    with pytest.raises(FloatingPointError, match=r"step 0: the l2 loss is inf: 2 of the 2 images of its batch"):
+        check_finite(finite.LAG, {"l1": good}, None, module)
+    settle(module)  # later ones are forgotten
+    check_finite(9, {"l1": bad}, None, module)
+    with pytest.raises(FloatingPointError, match=r"step 9: the l1 loss is inf; lower optimizer\.lr"):
+        settle(module)
+    settle(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("step", [0, 2])
+def test_on_a_gpu_nothing_is_saved_after_it(
+    tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Also where the run ends before its turn comes."""
+    before_step(monkeypatch, Tokenizer, step, a_pixel)
+    message = rf"step {step}: the l2 loss is nan: 1 of the 4 images of its batch hold values.*no checkpoint"
+    with pytest.raises(FloatingPointError, match=message):
+        train(tiny("vqgan"), "x", tmp_path / "run")
+    assert not [*tmp_path.rglob("*.ckpt")] and not records(tmp_path)

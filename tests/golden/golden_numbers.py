@@ -43,6 +43,7 @@ from lightning_modules.losses import (
 )
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
+from lightning_modules.metrics.extractors import JUDGE, build_extractor, to_uint8
 from lightning_modules.metrics.fidelity import RealImages, fidelity_values
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics
 from lightning_modules.networks.gpt import GPTConfig
@@ -136,6 +137,7 @@ QUANTIZER_OPTIONS: dict[str, tuple[dict[str, Any], int]] = {  # name: options, K
     "large_codebook": ({"feature_dim": 10}, 40),
     "fsq": ({"levels": [5, 4, 3, 2]}, 120),
     "lfq": ({}, 16),
+    "none": ({}, 0),
 }
 
 
@@ -166,13 +168,15 @@ def metric_numbers() -> Numbers:
     torch.manual_seed(0)
     real, fake, logits = torch.randn(60, 6), 0.7 * torch.randn(50, 6) + 0.2, torch.randn(50, 5)
     numbers: Numbers = {"fidelity": fidelity_values(RealImages.of([real]), fake, logits, kid=True, prc=True)}
-    usage, batch_usage, indices = CodebookUsage(64), BatchUsage(64, batch_images=5), torch.randint(48, (17, 4, 4))
+    usage, batch_usage, indices = CodebookUsage(64), BatchUsage(64, batch_tokens=80), torch.randint(48, (17, 4, 4))
     usage.update(indices)
     batch_usage.update(indices)
     numbers["usage"] = {name: float(value) for name, value in usage.compute().items()}
-    numbers["usage"]["batch"] = float(batch_usage.compute())
+    numbers["usage"]["batch"] = float(batch_usage.compute()["usage"])
     image = torch.rand(4, 3, 32, 32) * 2 - 1
     noisy = (image + 0.2 * torch.randn_like(image)).clamp(-1, 1)
+    pooled, logits_of_judge = build_extractor(JUDGE, 32)(to_uint8(image))  # (4, D), (4, C)
+    numbers["judge"] = {"pooled": pooled.square().mean(1).tolist(), "logits": logits_of_judge.square().mean(1).tolist()}
     metric = ReconstructionMetrics(32, lpips="none")
     metric.update(noisy, image)
     numbers["reconstruction"] = {name: float(value) for name, value in metric.compute().items()}

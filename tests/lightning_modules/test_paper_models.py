@@ -9,10 +9,12 @@ from torch import nn
 
 from experiments.config.compose import parse
 from experiments.config.experiment import MODULES
-from lightning_modules import losses, tokenizer, vim
+from lightning_modules import tokenizer, vim
+from lightning_modules.losses import pixels
 from lightning_modules.networks import PatchGAN, StyleGANDiscriminator
 from lightning_modules.optimizer import OptimizerConfig, build_schedule
 from lightning_modules.tokenizer import Tokenizer, TokenizerOutput
+from lightning_modules.tokenizer_losses import generator_terms
 from lightning_modules.vim import VIM, VIMConfig
 from lightning_modules.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from lightning_modules.vqgan_lc import VQGANLC, VQGANLCConfig
@@ -47,18 +49,17 @@ def total_loss(module: Tokenizer, monkeypatch: pytest.MonkeyPatch, step: int, **
         return lambda *_: torch.tensor(terms.get(name, 0.0))
 
     for name in ("l1", "l2", "logit_laplace"):
-        monkeypatch.setattr(losses, f"{name}_loss", value(name))
-    monkeypatch.setattr(losses, "adaptive_weight", lambda *_: torch.tensor(7.0))
+        monkeypatch.setattr(pixels, f"{name}_loss", value(name))
     monkeypatch.setattr(module, "adversarial_loss", value("adversarial"))
-    monkeypatch.setattr(Tokenizer, "log", lambda *_, **__: None)
-    monkeypatch.setattr(Tokenizer, "log_dict", lambda *_, **__: None)
     module.discriminator = nn.Identity()
     module.perceptual = nn.Module()
     module.perceptual.forward = value("perceptual")  # type: ignore[method-assign]
     module.step = step
     image = torch.zeros(1, 3, 8, 8)
     output = TokenizerOutput(image, image, torch.zeros(1, 1, 1), torch.tensor(terms.get("quantizer", 0.0)))
-    return float(module.generator_loss(image, output))
+    plays, weighs = module.game()
+    module.balance.fill_(7.0 if weighs else 1.0)
+    return float(generator_terms(module, image, output, plays, False)["generator"])
 
 
 def weights(module: Tokenizer, monkeypatch: pytest.MonkeyPatch, step: int) -> dict[str, float]:
@@ -84,7 +85,7 @@ def test_paper_a(monkeypatch: pytest.MonkeyPatch, no_downloads: list[str]) -> No
     assert (loss.adversarial_loss, loss.adaptive_weight, loss.r1, loss.r1_every) == ("non_saturating", False, 10, 16)
     assert weights(module, monkeypatch, step=0) == {
         "l1": 0.0,
-        "l2": 1.0,
+        "l2": 0.25,  # 1 of pixels in [0, 1]
         "logit_laplace": 0.1,
         "perceptual": 0.1,
         "quantizer": 1.0,

@@ -14,6 +14,7 @@ from lightning_modules import losses
 from lightning_modules.losses import l2_loss
 from lightning_modules.quantizers import LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.tokenizer_losses import critic_terms, generator_terms
 
 GAN = "model.loss.adversarial=0.5"
 QUANTIZERS = {
@@ -65,6 +66,7 @@ def fit(
         devices=1,
         max_steps=steps,
         max_epochs=-1,
+        log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -237,7 +239,7 @@ def test_adversarial_weight(build: Any, adaptive: bool) -> None:
     module = build("vqgan", GAN, f"model.loss.adaptive_weight={adaptive}")
     image = images()
     output = module(image)
-    loss = module.generator_loss(image, output)
+    loss = generator_terms(module, image, output, True, adaptive)["generator"]
     reconstruction = norm_at_last_layer(module, l2_loss(output.reconstruction, image))
     term = norm_at_last_layer(module, loss) - reconstruction
     adversarial = norm_at_last_layer(module, -module.discriminator(output.reconstruction).mean())
@@ -249,24 +251,43 @@ def test_adversarial_weight(build: Any, adaptive: bool) -> None:
     assert all(p.grad is None for p in module.discriminator.parameters())
 
 
+@pytest.mark.parametrize("model", ["vqgan", "vit_vqgan"])
+def test_the_balanced_gradient_is_that_of_the_plain_sum(build: Any, model: str) -> None:
+    """Of every weight: the losses' gradients are taken at the prediction and walked back once."""
+    options = ["model.loss.logit_laplace=0.1", "model.loss.l1=1", "model.loss.adaptive_weight=true"]
+    module = build(model, GAN, *options)
+    parameters = [p for name, p in module.named_parameters() if not name.startswith("discriminator")]
+    gradients = []
+    for weigh in (True, False):  # the second one by the weight that the first one found
+        loss = generator_terms(module, image := images(), module(image), True, weigh)["generator"]
+        gradients.append([loss.detach(), *torch.autograd.grad(loss, parameters)])
+    for balanced, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(balanced, plain)
+
+
+def test_under_logit_laplace_the_weight_is_that_of_the_means(build: Any) -> None:
+    module = build("vqgan", GAN, "model.loss.logit_laplace=1", "model.loss.l2=0", "model.loss.adaptive_weight=true")
+    output = module(image := images())
+    generator_terms(module, image, output, True, True)
+    losses_at = losses.logit_laplace_loss(output.prediction, image), -module.discriminator(output.reconstruction).mean()
+    rows = [norm_at_last_layer(module, loss)[:3].norm() for loss in losses_at]  # the others make the scales
+    torch.testing.assert_close(module.balance, rows[0] / (rows[1] + 1e-4))
+
+
 def test_the_adaptive_weight_is_kept_between_its_steps(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Computed at the first step of the game, whatever its number, and at every third one from there."""
     module = build("vqgan", GAN, "model.loss.adaptive_every=3", "model.loss.adversarial_start=4")
-    computed = []
-    weights = iter([2.0, 5.0])
-    monkeypatch.setattr(losses, "adaptive_weight", lambda *_: (computed.append(module.step), tensor(next(weights)))[1])
-    terms = []
-    for module.step in range(3, 9):
-        output = module(image := images())
-        loss = module.generator_loss(image, output)
-        plain = l2_loss(output.reconstruction, image) + module.config.loss.quantizer * output.quantizer_loss
-        adversarial = -module.discriminator(output.reconstruction).mean()
-        terms.append(float((loss - plain) / adversarial))
-    assert computed == [4, 7]
-    assert terms == pytest.approx([0, 1, 1, 1, 2.5, 2.5], abs=1e-3)  # 0.5 times the weight
+    weights, logged = iter([2.0, 5.0]), Snapshots()
+    monkeypatch.setattr(losses, "adaptive_weight", lambda *_: tensor(next(weights)))
+    fit(module, batches(1) * 9, 9, logged)
+    assert [values.get("weight/adversarial") for values in logged.logged] == [None] * 4 + [1, 1, 1, 2.5, 2.5]
+    for values in logged.logged[4:]:
+        plain = values["loss/l2"] + module.config.loss.quantizer * values["loss/quantizer"]
+        term = values["weight/adversarial"] * values["loss/adversarial"]
+        assert values["loss/generator"] == pytest.approx(plain + term, abs=1e-5)
 
 
-def test_discriminator_loss_and_r1_on_its_steps(build: Any) -> None:
+def test_discriminator_loss_and_r1_on_its_steps(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = build("vqgan", GAN, "model.loss.r1=3.0", "model.loss.r1_every=4")
     real, fake = images(seed=1), images(seed=2)
     x = real.clone().requires_grad_()
@@ -274,14 +295,16 @@ def test_discriminator_loss_and_r1_on_its_steps(build: Any) -> None:
     (gradient,) = torch.autograd.grad(logits.sum(), x)
     penalty = gradient.square().sum((1, 2, 3)).mean()
     hinge = 0.5 * (torch.relu(1 - logits).mean() + torch.relu(1 + module.discriminator(fake)).mean())
-    torch.testing.assert_close(module.critic_loss(real, fake), hinge + 3.0 / 2 * 4 * penalty)
-    module.step = 1
-    torch.testing.assert_close(module.critic_loss(real, fake), hinge)
-    module.step = 4
-    loss = module.critic_loss(real, fake)
-    assert loss > hinge and penalty > 0
+    loss = critic_terms(module, real, fake, True)["critic"]
+    torch.testing.assert_close(loss, hinge + 3.0 / 2 * 4 * penalty)
+    torch.testing.assert_close(critic_terms(module, real, fake, False)["critic"], hinge)
+    assert penalty > 0
     loss.backward()
     assert not real.requires_grad and all(p.grad is None for p in module.decoder.parameters())
+    steps: list[int] = []
+    monkeypatch.setattr(losses, "r1_penalty", lambda logits, _: (steps.append(module.step), logits.sum())[1])
+    fit(module, batches(1) * 6, 6)
+    assert steps == [0, 4]
 
 
 def test_the_discriminator_learns_to_tell_them_apart(build: Any) -> None:
@@ -344,6 +367,6 @@ def test_usage_is_counted_over_the_epoch(build: Any) -> None:
     module = build("vqgan")
     fit(module, batches(3), 5)  # one whole epoch and a piece
     assert module.epoch_tokens == 3 * 4 * 64
-    assert set(module.epoch_usage) == {"usage/epoch", "perplexity/epoch", "dead_codes/epoch"}
+    assert set(module.epoch_usage) == {"usage/epoch", "reachable/epoch", "perplexity/epoch", "dead_codes/epoch"}
     used = round(module.epoch_usage["usage/epoch"] * 32 / 100)
     assert 1 <= used == 32 - module.epoch_usage["dead_codes/epoch"]

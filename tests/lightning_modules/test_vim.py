@@ -167,7 +167,10 @@ def test_no_metric_depends_on_a_batch_size(tiny: TinyExperiment, tmp_path: Path)
         (values,) = trainer().validate(module, loader(pieces(batch_of(7), size)), verbose=False)
         found.append(values)
     assert set(found[0]) == set(module.protocols())
-    assert set(found[0]) == {"bits_per_token/val", "fid", "is", "is_std", "precision", "recall", "usage/generated"}
+    assert set(found[0]) == {"bits_per_token/val", "fid", "is", "is_std", "precision", "recall"} | {
+        "usage/generated",
+        "reachable/generated",
+    }
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 

@@ -11,6 +11,7 @@ from lightning_modules.losses.adversarial import (
     non_saturating_d_loss,
     non_saturating_g_loss,
     r1_penalty,
+    with_gradient,
 )
 
 
@@ -64,19 +65,31 @@ def test_r1_penalty_names_the_missing_grad() -> None:
 def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
     last_layer = nn.Parameter(torch.randn(3, 8))
     x, y = torch.randn(8), torch.randn(3)
-    reconstruction = (last_layer @ x - y).square().mean()
-    adversarial = (last_layer @ x).mean()
-    weight = adaptive_weight(reconstruction, adversarial, last_layer)
-
-    error = 2 / 3 * (last_layer @ x - y).detach()
-    expected = torch.outer(error, x).norm() / (torch.outer(torch.full((3,), 1 / 3), x).norm() + 1e-4)
+    image = last_layer @ x
+    reconstruction, adversarial = 2 / 3 * (image - y).detach(), torch.full((3,), 1 / 3)  # of mean square and mean
+    weight = adaptive_weight(image, last_layer, reconstruction, adversarial)
+    expected = torch.outer(reconstruction, x).norm() / (torch.outer(adversarial, x).norm() + 1e-4)
     torch.testing.assert_close(weight, expected)
     assert not weight.requires_grad
-    (reconstruction + weight * adversarial).backward()  # the graphs are still there
+    image.sum().backward()  # the graph is still there
     assert last_layer.grad is not None
 
 
 def test_adaptive_weight_is_clamped() -> None:
     last_layer = nn.Parameter(torch.ones(2))
-    weight = adaptive_weight(1e9 * last_layer.sum(), 0 * last_layer.sum(), last_layer, max_weight=50.0)
+    gradient = torch.ones(2)
+    weight = adaptive_weight(1.0 * last_layer, last_layer, 1e9 * gradient, 0 * gradient, max_weight=50.0)
     assert weight.item() == 50.0
+
+
+def test_adaptive_weight_of_gradients_too_small_for_float16() -> None:
+    last_layer = nn.Parameter(torch.ones(4, dtype=torch.float16))
+    weight = adaptive_weight(1 * last_layer, last_layer, torch.full((4,), 3e-9), torch.full((4,), 1e-3))
+    torch.testing.assert_close(weight.float(), torch.tensor(6e-9 / (2e-3 + 1e-4)), rtol=1e-2, atol=0)
+
+
+def test_a_loss_of_known_gradient() -> None:
+    x = torch.randn(3, requires_grad=True)
+    loss = 2 * with_gradient(1.0 * x, torch.tensor(5.0), torch.tensor([1.0, 2.0, 3.0]))
+    loss.backward()
+    assert loss.item() == 10.0 and x.grad.tolist() == [2.0, 4.0, 6.0]

@@ -3,9 +3,18 @@ from urllib.error import URLError
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 
-from lightning_modules.losses.perceptual import EncoderFeatureLoss, LPIPSLoss, PerceptualLoss, build_perceptual
+from lightning_modules.hub import hub_file
+from lightning_modules.losses.perceptual import (
+    LPIPS_URLS,
+    EncoderFeatureLoss,
+    LPIPSLoss,
+    PerceptualLoss,
+    build_perceptual,
+)
 
 SIZE = 32
 
@@ -124,3 +133,19 @@ def test_unknown_names() -> None:
         build_perceptual("auto", SIZE)
     with pytest.raises(ValueError, match=r'"squeeze".*alex'):
         LPIPSLoss("squeeze")
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_real_lpips_is_that_of_another_implementation(net: str) -> None:
+    """torchmetrics' own, which brings the linear weights with it, on real backbones and structured images."""
+    if not hub_file(LPIPS_URLS[net]).exists():
+        pytest.skip(f"{hub_file(LPIPS_URLS[net])} is not there: set TORCH_HOME")
+    generator = torch.Generator().manual_seed(0)
+    image = F.interpolate(torch.rand(3, 3, 8, 8, generator=generator) * 2 - 1, (64, 64), mode="bilinear")
+    other = (
+        image + torch.tensor([0.02, 0.1, 0.4]).view(3, 1, 1, 1) * torch.randn(image.shape, generator=generator)
+    ).clamp(-1, 1)
+    found = LPIPSLoss(net).distance(other, image)
+    assert found[0] < found[1] < found[2]
+    theirs = learned_perceptual_image_patch_similarity(other, image, net_type=net)
+    assert found.mean().item() == pytest.approx(theirs.item(), rel=1e-4)

@@ -68,20 +68,20 @@ def naive_batch_usage(indices: Tensor, codebook_size: int, batch_images: int) ->
 @pytest.mark.parametrize("loader_batch", [1, 7, 16, 64])
 def test_batch_usage_equals_the_naive_one_for_any_loader(num_images: int, loader_batch: int) -> None:
     indices = torch.randint(300, (num_images, 2, 3), generator=torch.Generator().manual_seed(0))
-    metric = BatchUsage(300, batch_images=16)
+    metric = BatchUsage(300, batch_tokens=16 * 6)
     for batch in indices.split(loader_batch):
         metric.update(batch)
-    assert metric.compute().item() == pytest.approx(naive_batch_usage(indices, 300, 16))
+    assert metric.compute()["usage"].item() == pytest.approx(naive_batch_usage(indices, 300, 16))
     metric.reset()
     metric.update(indices[:2])
-    assert metric.compute().item() == pytest.approx(100 * len(indices[:2].unique()) / 300)
+    assert metric.compute()["usage"].item() == pytest.approx(100 * len(indices[:2].unique()) / 300)
 
 
 @pytest.mark.parametrize("num_images", [3 * 16 + 5, 16, 7])
 def test_batch_usage_of_two_processes_is_of_the_groups_of_one(monkeypatch: pytest.MonkeyPatch, num_images: int) -> None:
     """Each has every second image, and so a part of every group."""
     indices = torch.randint(300, (num_images, 2, 3), generator=torch.Generator().manual_seed(0))
-    one, *ranks = (BatchUsage(300, batch_images=16) for _ in range(3))
+    one, *ranks = (BatchUsage(300, batch_tokens=16 * 6) for _ in range(3))
     one.update(indices)
     monkeypatch.setattr(codebook, "world_size", lambda: 2)
     for rank, metric in enumerate(ranks):
@@ -89,4 +89,36 @@ def test_batch_usage_of_two_processes_is_of_the_groups_of_one(monkeypatch: pytes
         for batch in indices[rank::2].split(5):
             metric.update(batch)
     assert gathered(*ranks).compute() == one.compute()
-    assert one.compute().item() == pytest.approx(naive_batch_usage(indices, 300, 16))
+    assert one.compute()["usage"].item() == pytest.approx(naive_batch_usage(indices, 300, 16))
+
+
+@pytest.mark.parametrize(("num_tokens", "percent"), [(2, 86.4665), (10, 99.9955), (0, 0)])
+def test_usage_is_bounded_by_the_tokens_of_a_code(num_tokens: int, percent: float) -> None:
+    """By counting: uniform tokens use what is said to be reachable."""
+    size = 10_000
+    indices = torch.randint(size, (num_tokens * size,), generator=torch.Generator().manual_seed(0))
+    metric = CodebookUsage(size)
+    metric.update(indices)
+    found = metric.compute()
+    assert found["reachable"].item() == pytest.approx(percent, abs=1e-3)
+    assert found["usage"].item() == pytest.approx(percent, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "side", "counted"), [(520, 32, 256 * 1024), (4200, 8, 4096 * 64), (9, 8, 9 * 64)]
+)
+def test_a_batch_has_the_tokens_of_the_papers(num_images: int, side: int, counted: int) -> None:
+    """256 images of 1,024 tokens, or as many of 64 as have equally many; all where there are too few."""
+    metric = BatchUsage(2)
+    metric.update(torch.zeros(num_images, side, side, dtype=torch.int64))
+    found = metric.compute()
+    assert metric.tokens_of_group == counted
+    assert found["usage"] == 50 and found["reachable"].item() == pytest.approx(100 * -math.expm1(-counted / 2))
+
+
+def test_an_update_does_not_wait_for_the_device() -> None:
+    """On the meta device no value can be read; what is counted on the host has values."""
+    indices = torch.zeros(5, 4, 4, dtype=torch.int64, device="meta")
+    for metric in CodebookUsage(8).to("meta"), BatchUsage(8, batch_tokens=32).to("meta"):
+        for _ in range(3):
+            metric.update(indices)

@@ -33,7 +33,7 @@ class RegisteredEfficientNet(FeatureExtractorBase):
 
     def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
         super().__init__(name, features_list)
-        self.extractor = EfficientNetExtractor(64)
+        self.extractor = EfficientNetExtractor("efficientnet-lite2", 64)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class TinyExtractor(FidelityExtractor):
 
 @pytest.fixture(scope="module")
 def efficientnet() -> EfficientNetExtractor:
-    return EfficientNetExtractor(64)
+    return EfficientNetExtractor("efficientnet-lite2", 64)
 
 
 @pytest.fixture
@@ -91,12 +91,12 @@ def feed(metric: Fidelity, real: Tensor, fake: Tensor, batch_size: int = 16) -> 
 def test_equals_torch_fidelity(
     metric: Fidelity, efficientnet: EfficientNetExtractor, images: tuple[Tensor, Tensor]
 ) -> None:
-    torch_fidelity.register_feature_extractor("efficientnet-lite0-test", RegisteredEfficientNet)
+    torch_fidelity.register_feature_extractor("efficientnet-lite2-test", RegisteredEfficientNet)
     real, fake = images
     expected = torch_fidelity.calculate_metrics(
         input1=Images(to_uint8(fake)),
         input2=Images(to_uint8(real)),
-        feature_extractor="efficientnet-lite0-test",
+        feature_extractor="efficientnet-lite2-test",
         fid=True,
         isc=True,
         kid=True,
@@ -222,11 +222,12 @@ def test_mistakes_are_explained(metric: Fidelity, images: tuple[Tensor, Tensor])
 
 
 def test_protocol_id_and_the_choice_of_extractor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The judge is not the network that trains, makes codebooks and selects."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert build_extractor("auto", 256).id == "efficientnet-lite0@224px"
-    assert build_extractor("auto", 32, input_size=96).id == "efficientnet-lite0@96px"
+    assert build_extractor("auto", 256).id == "efficientnet-lite2@224px"
+    assert build_extractor("auto", 32, input_size=96).id == "efficientnet-lite2@96px"
     metric = Fidelity(SIZE)
-    assert metric.protocol_id(10_000, "val-vs-val") == "rfid/efficientnet-lite0@64px/val-vs-val/n10000/uint8"
+    assert metric.protocol_id(10_000, "val-vs-val") == "rfid/efficientnet-lite2@64px/val-vs-val/n10000/uint8"
     assert metric.state_dict() == {}
     assert not list(metric.parameters())
 

@@ -1,5 +1,6 @@
 """Generation metrics: the same numbers as Fidelity's, acceptance, and the checks of their configuration."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_the_numbers_are_fidelitys(tmp_path: Path) -> None:
     assert float(found["is_std"]) == pytest.approx(expected["isc_std"], rel=1e-4)
     assert float(found["precision"]) == expected["precision"] and float(found["recall"]) == expected["recall"]
     assert float(found["usage/generated"]) == pytest.approx(100 * 13 / 32)
+    assert float(found["reachable/generated"]) == pytest.approx(100 * (1 - math.exp(-24 / 32)))
     ids = measured.protocols("t1")
     assert set(ids) == set(found)
     assert ids["fid"] == "fid/efficientnet-lite0@32px/generated-vs-train20/n12/uint8/t1"
@@ -75,6 +77,7 @@ def test_acceptance_takes_the_best_of_each_class(tmp_path: Path) -> None:
     ids = measured.protocols("t1")
     assert set(ids) == set(found)
     assert ids["is/accept-0.5"].endswith("/n12/uint8/t1/accept-0.5-by-brightness")
+    assert ids["reachable/generated"] == "reachable/once-in-generated/t1/n12"
     assert ids["usage/generated/accept-0.5"] == "usage/once-in-generated/t1/accept-0.5-by-brightness/n12"
 
     shuffled = torch.randperm(NUM, generator=torch.Generator().manual_seed(0)).tolist()

@@ -53,12 +53,12 @@ def test_usage_of_a_batch_does_not_depend_on_the_loaders(
     codebook_size: int, num_images: int, group: int, cuts: list[int], seed: int
 ) -> None:
     indices = torch.randint(codebook_size, (num_images, 4), generator=generator(seed))
-    metric = BatchUsage(codebook_size, batch_images=group)
+    metric = BatchUsage(codebook_size, batch_tokens=4 * group)
     for batch in batches(indices, cuts):
         metric.update(batch)
     groups = [part for part in indices.split(group) if len(part) == group] or [indices]
     expected = sum(len(part.unique()) for part in groups) / len(groups)
-    assert float(metric.compute()) == pytest.approx(100 * expected / codebook_size, rel=1e-5)
+    assert float(metric.compute()["usage"]) == pytest.approx(100 * expected / codebook_size, rel=1e-5)
 
 
 class Linear(torch.nn.Module):

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lightning_modules.losses.perceptual import LPIPSLoss
+from lightning_modules.hub import hub_file
+from lightning_modules.losses.perceptual import LPIPS_URLS, LPIPSLoss
 from lightning_modules.metrics import ReconstructionMetrics
 
 SIZE = 32
@@ -86,7 +88,18 @@ def test_lpips_is_absent_without_weights_and_there_with_them(
     monkeypatch.setattr("lightning_modules.metrics.reconstruction.LPIPSLoss", lambda net: backbone)
     metric = ReconstructionMetrics(SIZE, lpips="alex", feature_distance=False)
     metric.update(*images)
-    assert metric.protocols["lpips"] == "lpips/alex-v0.1"
-    expected = backbone(images[0].clamp(-1, 1), images[1])  # LPIPS takes [-1, 1]: not B's [-3, 1]
+    assert metric.protocols["lpips"] == "lpips/alex-v0.1@64px"
+    large = [F.interpolate(image.clamp(-1, 1), (64, 64), mode="bilinear") for image in images]
+    expected = backbone(*large)  # LPIPS takes [-1, 1]: not B's [-3, 1]
     torch.testing.assert_close(metric.compute()["lpips"], expected)
     assert metric.state_dict() == {}
+    assert ReconstructionMetrics(64, lpips="alex", feature_distance=False).protocols["lpips"] == "lpips/alex-v0.1"
+
+
+def test_auto_is_the_real_alexnet_where_its_weights_are(images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    if not hub_file(LPIPS_URLS["alex"]).exists():
+        pytest.skip("AlexNet's weights are not there: set TORCH_HOME")
+    metric = ReconstructionMetrics(SIZE, feature_distance=False)
+    metric.update(*images)
+    assert metric.protocols["lpips"] == "lpips/alex-v0.1@64px"
+    assert 0.01 < metric.compute()["lpips"] < 1

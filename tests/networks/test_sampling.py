@@ -1,10 +1,14 @@
 """Sampling: what the options cut off, guidance, seeds, prompts, errors, and the distribution itself."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_modules.networks import sampling
+from lightning_modules.networks.few_rows import Linear
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.networks.sampling import Noise, SamplingConfig, filter_logits, generate
 
@@ -60,7 +64,7 @@ def test_same_images_at_any_batch_size(model: GPT, options: dict) -> None:
 
 def test_seed_and_image_change_the_noise(model: GPT) -> None:
     def noise(seed: int, image: int) -> Tensor:
-        return Noise(seed, [image], 100, torch.device("cpu")).negative()[0].clone()
+        return Noise(seed, [image], 100, torch.device("cpu")).draw()[0].clone()
 
     assert torch.equal(noise(3, 7), noise(3, 7))
     others = [noise(3, 8), noise(4, 7), noise(4, 6)]
@@ -73,9 +77,83 @@ def test_samples_follow_the_distribution() -> None:
     torch.manual_seed(0)
     logits = torch.randn(15)
     noise = Noise(0, range(20_000), 15, torch.device("cpu"))
-    drawn = sampling._choose(logits.expand(20_000, -1), SamplingConfig(temperature=0.7), noise).bincount(minlength=15)
+    tokens = sampling._choose(logits.expand(20_000, -1), SamplingConfig(temperature=0.7), noise.draw())
+    drawn = tokens.bincount(minlength=15)
     expected = 20_000 * (logits / 0.7).softmax(0)
     assert ((drawn - expected).square() / expected).sum() < 36.1  # exceeded by one in a thousand
+
+
+def test_impossible_tokens_are_not_drawn() -> None:
+    """Also where the likeliest have the smallest numbers that there are, and the impossible the largest."""
+    logits = torch.tensor([[0.0, -torch.inf, -1.0, -torch.inf]])
+    noise = torch.tensor([[-40.0, -1e-16, -40.0, -torch.inf]], dtype=torch.float64)
+    assert sampling._choose(logits, SamplingConfig(), noise).item() == 0
+
+
+@pytest.mark.parametrize("vocabulary", [100, 2**14])
+def test_numbers_drawn_ahead_are_the_images_own(vocabulary: int) -> None:
+    """As on a GPU: several tokens' numbers at once, fewer of a large vocabulary, whatever the batch."""
+    device = torch.device("cpu")
+    one_by_one = Noise(1, [4], vocabulary, device)
+    together = Noise(1, range(6), vocabulary, device)
+    ahead = min(16, 2**17 // vocabulary)
+    together.drawn, together.used = torch.empty(6, ahead, vocabulary, dtype=torch.float64), ahead
+    for _ in range(20):
+        assert torch.equal(together.draw()[4], one_by_one.draw()[0])
+
+
+# ---- a step of fixed shapes, and bf16
+
+
+def test_step_at_a_slot_on_the_device_equals_the_plain_step(model: GPT) -> None:
+    """What a CUDA graph repeats: over whole buffers, with a mask, from a slot that is a tensor."""
+    model.eval()
+    tokens, labels = torch.randint(VOCABULARY, (5, 9)), labels_of(range(5))
+    plain, fixed = model.new_cache(5), model.new_cache(5)
+    with torch.inference_mode():
+        for cache in (plain, fixed):
+            hidden = model.prefill(tokens[:, :2], labels, cache)
+        slot = fixed[0].next_slot()
+        sampling.at_slot(fixed, slot)
+        for t in range(2, 8):  # the last token is never an input
+            for _ in range(2):  # a repeated step changes nothing
+                repeated = model.step(tokens[:, t], fixed)
+            hidden = model.step(tokens[:, t], plain)
+            torch.testing.assert_close(repeated, hidden, atol=1e-5, rtol=1e-5)
+            slot.add_(1)
+    assert fixed[0].length == 3 and plain[0].length == 9
+    model.train()
+
+
+def test_without_a_cuda_graph_sampling_goes_on(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    for name in ("CUDAGraph", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    cache = model.new_cache(2)
+
+    def advance(token: Tensor) -> Tensor:
+        return token + 1
+
+    with pytest.warns(UserWarning, match="without a CUDA graph: operation not permitted"):
+        assert sampling.as_graph(advance, torch.zeros(2), cache) is advance
+    assert cache[0].slot is None
+
+
+def test_autocast_samples_in_bf16(model: GPT) -> None:
+    """The weights and the cache are cast once, and the model is left as it was."""
+    dtypes = []
+    handle = model.blocks[0].mlp[0].register_forward_hook(lambda _, __, y: dtypes.append(y.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = sample(model, range(5))
+        assert torch.equal(sample(model, range(2)), tokens[:2])
+    handle.remove()
+    assert set(dtypes) == {torch.bfloat16}
+    assert all(layer.copy is None for layer in model.modules() if isinstance(layer, Linear))
+    assert float((tokens == sample(model, range(5))).float().mean()) > 0.5
 
 
 # ---- greedy and cut-offs

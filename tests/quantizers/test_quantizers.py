@@ -297,7 +297,7 @@ def test_no_reseeding_by_default() -> None:
 
 @pytest.mark.parametrize("kind", ["vq", "factorized", "ema"])
 def test_first_codes_are_latents_of_the_step_they_are_placed_at(kind: str) -> None:
-    """Before it latents pass as they are; a step is of two micro-batches here, and a checkpoint goes on where it was."""
+    """Before it latents pass as they are. A step is of two micro-batches here; a checkpoint goes on where it was."""
     cls, config = QUANTIZERS[kind]
     quantizer = cls(config(init="latents", place_at=2), K, D)
     z = torch.randn(200, D) + 50
@@ -339,7 +339,7 @@ def test_placed_averages_begin_with_the_fair_share() -> None:
 
 
 def test_ema_starts_as_in_the_code_of_paper_b() -> None:
-    """Codes uniform in (-1/K, 1/K), counts of 0; one that no latent chose is then its first value over eps, shrinking."""
+    """Codes uniform in (-1/K, 1/K), counts of 0; one that no latent chose is its first value over eps, shrinking."""
     quantizer = EMAQuantizer(EMAConfig(), K, D)
     codes = quantizer.codes.clone()
     assert codes.abs().max() < 1 / K < 1.3 * codes.abs().max() and not quantizer.counts.any()

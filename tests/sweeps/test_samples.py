@@ -50,7 +50,7 @@ def test_rows_without_weights_are_named_with_the_way_to_have_them(
 ) -> None:
     trained, missing, published, deleted = (tiny_vim(tiny, NO_IMAGES, f"seed={seed}") for seed in range(4))
     grid = grid_of(trained, missing, published, deleted, tiny("vqgan"))
-    monkeypatch.setattr(samples, "grid_of", lambda *_: grid)
+    monkeypatch.setattr(samples, "grids_of", lambda *_: [grid])
     monkeypatch.setattr(samples, "PUBLISHED", tmp_path / "published")
     own = record_path(tmp_path / "runs" / "records", deleted, "shapes")
     for path in (own, record_path(tmp_path / "published", published, "shapes")):

@@ -78,7 +78,7 @@ def test_a_row_may_take_another_quantizer(sweep_file: Path) -> None:
     cell = "set: {model.codebook_size: 50000}"
     levels = "set: {model.quantizer.name: fsq, model.codebook_size: 240, model.code_dim: 3}"
     sweep_file.write_text(SWEEP.replace(cell, levels))
-    (run,) = load_grid(sweep_file, "reduced").tables[0].rows[2].runs
+    (run,) = load_grid(sweep_file, "reduced", "1").tables[0].rows[2].runs
     assert run.experiment.model.quantizer.name == "fsq"
     sweep_file.write_text(SWEEP.replace(cell, levels.replace("240", "256")))
     with pytest.raises(ValueError, match=r"sweep\.yaml: table one, row 'FC K=50,000' .*codebook_size=256"):
@@ -88,7 +88,7 @@ def test_a_row_may_take_another_quantizer(sweep_file: Path) -> None:
 def test_identical_cells_share_their_digest(sweep_file: Path) -> None:
     other = sweep_file.with_name("other.yaml")
     other.write_text(SWEEP.replace("quantizer", "method").replace("A test", "Another"))
-    first, second = (load_grid(path, "reduced").runs for path in (sweep_file, other))
+    first, second = (load_grid(path, "reduced", "1").runs for path in (sweep_file, other))
     assert [run.digest for run in first] == [run.digest for run in second]
     assert len({run.digest for run in first}) == 2
 

@@ -1,11 +1,14 @@
 """Tables say what the records say: mean, spread, difference, and nothing where there is nothing."""
 
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments.config.values import read_yaml
 from experiments.costs.papers import paper_counts
@@ -18,10 +21,12 @@ from sweeps import plots
 from sweeps import table as table_module
 from sweeps.counted import counted
 from sweeps.grid import SWEEPS, Grid, load_grid
+from sweeps.heads import own_head
+from sweeps.measure import Measured
 from sweeps.plots import is_near, write_plot
-from sweeps.render import draw, escape, latex, markdown, plain, write_sheet
+from sweeps.render import draw, escape, latex, markdown, plain, replace_file, write_sheet
 from sweeps.run import main as run_main
-from sweeps.sheet import Measured, make_sheet
+from sweeps.sheet import make_sheet
 
 SWEEP = """
 title: A test
@@ -69,7 +74,7 @@ def test_mean_spread_difference_and_empty_cells(sweep_file: Path) -> None:
     found = {first.digest: record(METRICS), second.digest: record(METRICS | {"usage/epoch": 90.25, "ssim": 0.6})}
     single = grid.tables[0].rows[2].runs[0]
     found[single.digest] = record({"usage/epoch": 5.0})
-    sheet, warnings = sheet_of(grid, found)
+    sheet, warnings = sheet_of(grid, found, "image_folder")
     assert warnings == []
     assert [head for head, _ in sheet.groups] == ["quantizer", "K", "util %", "SSIM %", "PSNR"]
     assert sheet.groups[2:] == [("util %", ["paper", "ours", "diff"]), ("SSIM %", ["paper", "ours", "diff"]),
@@ -77,24 +82,110 @@ def test_mean_spread_difference_and_empty_cells(sweep_file: Path) -> None:
     usage = f"85.2 ± {statistics.stdev([80.25, 90.25]):.1f}"
     ssim = f"55.0 ± {statistics.stdev([50.0, 60.0]):.1f}"
     assert sheet.body == [
-        ["other", "7", "", "", "", "50.0", "", "", ""],
         ["VQ", "16", "3.5", usage, "+81.8", "52.4", ssim, "+2.6", "20.00 ± 0.00"],
-        ["VQ", "32", "99.0", "5.0", "-94.0", "", "", "", ""],
+        ["VQ", "32", "99.0", "5.0 (1)", "-94.0", "", "", "", ""],
         ["VQ", "64", "", "", "", "", "", "", ""],
     ]
-    text = " ".join(sheet.caption)
-    for words in ("cifar10-export", f"{TRAIN:,} training and 1,000 val", "scale quick", "seeds 0, 1", "util %: p1",
-                  "a paper, Table 1", "3 of 6 runs are missing", "Commit abc"):  # fmt: skip
+    text = " ".join(sheet.caption + sheet.notes)
+    for words in ("image_folder", f"{TRAIN:,} training and 1,000 val", "scale quick", "seeds 0, 1", "util %: p1",
+                  "a paper, Table 1", "3 of 6 runs are missing", "Commit abc", "over 2 seeds"):  # fmt: skip
         assert words in text
-    assert sheet.warning == ""
+    assert sheet.warning == "" and len(sheet.caption) == 2 and "p1" not in " ".join(sheet.caption)
+
+
+def test_what_only_the_paper_has_is_folded_below_and_in_no_picture(sweep_file: Path) -> None:
+    grid = load_grid(sweep_file, "quick")
+    sheet, _ = sheet_of(grid, {grid.runs[0].digest: record({"usage/epoch": 80.25})})
+    assert [head for head, _ in sheet.groups] == ["quantizer", "K", "util %"], "columns without a number of ours"
+    assert sheet.folded is not None
+    assert sheet.folded.body == [["other", "7", "", "50.0"], ["VQ", "16", "3.5", "52.4"]]
+    assert "Not measured: SSIM %, PSNR." in sheet.notes
+    text = markdown(sheet)
+    assert text.index("| VQ | 16 |") < text.index("<details>") < text.index("| other | 7 |")
+    assert "other & 7" not in latex(sheet) and "52.4" not in latex(sheet) + plain(sheet)
+
+
+def test_the_best_of_ours_is_bold_and_nothing_else(sweep_file: Path) -> None:
+    grid = load_grid(sweep_file, "quick")
+    numbers = [{"usage/epoch": 10.0, "psnr": 20.0}, {"usage/epoch": 99.0, "psnr": 21.0}, {"usage/epoch": 5.0}]
+    sheet, _ = sheet_of(grid, {run.digest: record(each) for run, each in zip(grid.runs, numbers, strict=True)})
+    assert [sheet.body[row][column] for row, column in sorted(sheet.best)] == ["99.0", "21.00"]
+    assert markdown(sheet).count("**") == 2 * 3 and latex(sheet).count("textbf") == 2
+    drawn = [text.get_text() for text in draw(sheet).axes[0].texts if text.get_weight() == "bold"]
+    assert {"99.0", "21.00"} <= set(drawn) and "10.0" not in drawn
+    alone, _ = sheet_of(grid, {grid.runs[0].digest: record(METRICS)})
+    assert not alone.best, "one number is not the best of anything"
+
+
+def test_runs_of_different_code_or_device_never_share_a_mean(sweep_file: Path) -> None:
+    grid = load_grid(sweep_file, "quick", "0,1,2")
+    runs = grid.tables[0].rows[1].runs
+    for change in ({"commit": "other"}, {"precision": "bf16-mixed"}):
+        found = {run.digest: record({"usage/epoch": 50.0 + number}) for number, run in enumerate(runs)}
+        found[runs[0].digest]["environment"] |= change
+        sheet, _ = sheet_of(grid, found)
+        assert sheet.body[0][3].startswith("51.5 ± 0.7")
+
+
+def test_usage_stands_beside_what_its_tokens_can_reach(sweep_file: Path) -> None:
+    grid = load_grid(sweep_file, "quick")
+    few, enough = ({"usage/epoch": 60.0, "reachable/epoch": bound} for bound in (86.5, 99.995))
+    sheet, _ = sheet_of(grid, {grid.runs[0].digest: record(few), grid.runs[1].digest: record(enough)})
+    assert [row[3] for row in sheet.body] == ["60.0 of 86.5", "60.0", ""]
+
+
+def test_another_judge_than_inception_is_named_and_has_a_head_of_its_own(sweep_file: Path) -> None:
+    sweep_file.write_text(
+        SWEEP.replace("metric: ssim, head: SSIM %", "metric: rfid, head: rFID").replace("ssim:", "rfid:")
+    )
+    grid = load_grid(sweep_file, "quick")
+    for protocol, groups in (
+        ("rfid/efficientnet-lite2@64px/n1", [("rFID", ["paper"]), ("rFD (Lite2)", ["ours"])]),
+        ("rfid/inception-v3-compat/n1", [("rFID", ["paper", "ours"])]),
+    ):
+        sheet, _ = sheet_of(grid, {grid.runs[0].digest: record({"rfid": 5.0}, protocol)})
+        assert sheet.groups[2:] == groups
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "form", "text"),
-    [(1850.6, 17.57, ".4g", "1851 ± 18"), (3.1234, 0.5, ".4g", "3.123 ± 0.500"), (48, None, ".1f", "48.0")],
+    ("head", "text", "expected"),
+    [
+        ("generator", "GPT-404M", "GPT"),
+        ("size", "Large 1697M", ""),
+        ("stage 2", "VIM-Base 650M", "VIM"),
+        ("data", "ImageNet", "cifar10-export"),
+        ("tokens", "256", "64"),
+        ("latent", "32 x 32", "8 x 8"),
+        ("size", "Channels x2", "Channels x2"),
+        ("quantizer", "FC+l2", "FC+l2"),
+    ],
 )
-def test_a_spread_has_the_decimals_of_its_mean(mean: float, std: float | None, form: str, text: str) -> None:
-    assert Measured(mean, std, frozenset()).text(form) == text
+def test_heads_at_a_small_scale_say_what_was_trained(head: str, text: str, expected: str) -> None:
+    (run, *_) = load_grid(SWEEPS / "vit_vqgan/table6.yaml", "quick").runs
+    own = own_head(head, text, run.experiment, "cifar10-export")
+    assert re.sub(r" ?\d+\.\d+M$", "", own) == expected
+    assert own == text or not re.search("404|1697|650|ImageNet|256|32", own)
+
+
+def test_pictures_are_small(tmp_path: Path) -> None:
+    figure = Figure((20, 12))
+    figure.subplots().imshow(np.random.default_rng(0).random((40, 60, 3)))
+    replace_file(tmp_path / "a.png", figure)
+    picture = Image.open(tmp_path / "a.png")
+    assert max(picture.size) <= 1600 and (tmp_path / "a.png").stat().st_size <= 80_000
+
+
+@pytest.mark.parametrize(
+    ("values", "form", "text"),
+    [
+        ((1838.2, 1863.0), ".4g", "1851 ± 18"),
+        ((2.77, 3.477), ".4g", "3.123 ± 0.500"),
+        ((48,), ".1f", "48.0"),
+        ((170.0, 170.0), ".4g", "170.0 ± 0.0"),
+    ],
+)
+def test_a_spread_has_the_decimals_of_its_mean(values: tuple[float, ...], form: str, text: str) -> None:
+    assert Measured(values).text(form) == text
 
 
 @pytest.mark.parametrize("protocol", ["rfid/efficientnet-lite0@64px/n1", "training/cpu"])
@@ -102,9 +193,11 @@ def test_no_difference_on_another_scale_than_the_papers(sweep_file: Path, protoc
     grid = load_grid(sweep_file, "quick")
     changed = record(METRICS)
     changed["protocols"] = changed["protocols"] | {"usage/epoch": protocol}
+    sheet, _ = sheet_of(grid, {grid.runs[0].digest: changed}, "image_folder")
+    assert [head for head, subs in sheet.groups if "diff" in subs] == ["SSIM %"]
+    assert sheet.body[0][2:5] == ["3.5", "80.2", "52.4"]
     sheet, _ = sheet_of(grid, {grid.runs[0].digest: changed})
-    assert dict(sheet.groups)["util %"] == ["paper", "ours"] and dict(sheet.groups)["SSIM %"][-1] == "diff"
-    assert sheet.body[1][2:5] == ["3.5", "80.2", "52.4"]
+    assert "diff" not in str(sheet.groups), "other images than the paper's"
 
 
 def test_other_protocols_and_commits_are_flagged(sweep_file: Path) -> None:
@@ -113,7 +206,7 @@ def test_other_protocols_and_commits_are_flagged(sweep_file: Path) -> None:
     found = {run.digest: record(METRICS) for run in runs[:2]}
     found[runs[2].digest] = record(METRICS, protocol="p2", commit="def")
     sheet, warnings = sheet_of(grid, found)
-    assert [row[3] for row in sheet.body] == ["", "80.2", "80.2", "80.2 †"]
+    assert [row[3] for row in sheet.body] == ["80.2", "80.2", "80.2 †"]
     assert any("usage/epoch" in line and "'p1'" in line and "'p2'" in line for line in warnings)
     assert any("different commits, whose code could not be compared here: abc; def" in line for line in warnings)
 
@@ -132,7 +225,7 @@ def test_cells_of_different_code_are_flagged_in_the_caption(sweep_file: Path, mo
     def caption(*commits: str) -> tuple[str, list[str]]:
         found = {run.digest: record(METRICS, commit=c) for run, c in zip(grid.runs, commits, strict=True)}
         sheet, warnings = sheet_of(grid, found)
-        return sheet.caption[-1], warnings
+        return sheet.notes[-1], warnings
 
     assert caption("aa", "aa", "aa") == ("Commit aa.", [])
     assert caption("aa", "bb", "aa") == ("Commit aa = bb.", [])
@@ -142,7 +235,7 @@ def test_cells_of_different_code_are_flagged_in_the_caption(sweep_file: Path, mo
     changed = record(METRICS, commit="aa")
     changed["environment"] |= {"dirty": True}
     sheet, _ = sheet_of(grid, {grid.runs[0].digest: record(METRICS, commit="aa"), grid.runs[1].digest: changed})
-    assert sheet.caption[-1].endswith("whose code could not be compared here: aa; aa+changes.")
+    assert sheet.notes[-1].endswith("whose code could not be compared here: aa; aa+changes.")
 
 
 def test_shapes_are_never_mistaken_for_images(sweep_file: Path) -> None:
@@ -163,7 +256,7 @@ def test_latex_is_well_formed(sweep_file: Path) -> None:
     assert unescaped.replace("\\$", "").count("$") % 2 == 0
     body = text.split("\\toprule")[1].split("\\bottomrule")[0]
     rows = [line for line in body.splitlines() if line.endswith("\\\\")]
-    assert len(rows) == 2 + 4
+    assert len(rows) == 2 + 3
     num_columns = len(sheet.body[0])
     for row in rows[1:]:  # the first has \multicolumn
         assert row.replace("\\&", "").count("&") == num_columns - 1
@@ -176,7 +269,7 @@ def test_a_row_that_is_set_apart_has_a_rule_above_it(sweep_file: Path) -> None:
     sweep_file.write_text(SWEEP.replace(mark, f"{mark}, rule: true"))
     grid = load_grid(sweep_file, "quick")
     sheet, _ = sheet_of(grid, {run.digest: record(METRICS) for run in grid.runs})
-    assert sheet.breaks == [2]
+    assert sheet.breaks == [1]
     width = len(sheet.body[0])
     lines = markdown(sheet).splitlines()
     assert [cell.strip() for cell in lines[lines.index(next(x for x in lines if "| 32 |" in x)) - 1].split("|")] == (
@@ -190,7 +283,8 @@ def test_a_row_that_is_set_apart_has_a_rule_above_it(sweep_file: Path) -> None:
     assert len(drawn) == 3, "above, below, and at the row"
 
     sweep_file.write_text(SWEEP)
-    plainer, _ = sheet_of(load_grid(sweep_file, "quick"), {})
+    grid = load_grid(sweep_file, "quick")
+    plainer, _ = sheet_of(grid, {run.digest: record(METRICS) for run in grid.runs})
     assert plainer.breaks == [] and "heavyrulewidth" not in latex(plainer)
 
 
@@ -212,7 +306,7 @@ def test_a_plot_over_epochs_draws_each_history(sweep_file: Path, monkeypatch: py
     (axes,) = figure.axes
     assert [list(line.get_ydata()) for line in axes.lines] == histories
     assert list(axes.lines[0].get_xdata()) == [1, 2, 3] and axes.get_xlabel() == "training epoch"
-    assert [line.get_label() for line in axes.lines] == ["VQ K=16", "VQ K=32"]
+    assert [line.get_label() for line in axes.lines] == ["VQ, K 16", "VQ, K 32"]
 
 
 def test_a_plot_across_columns_draws_a_line_a_row(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +315,7 @@ def test_a_plot_across_columns_draws_a_line_a_row(sweep_file: Path, monkeypatch:
     (axes,) = figure.axes
     assert axes.get_title() == "Quantizers & codes"
     drawn = {c.get_label(): list(c.lines[0].get_ydata()) for c in axes.containers}
-    assert drawn == {"VQ K=16": [80.25, 50.0], "VQ K=32": [7.0]}
+    assert drawn == {"VQ, K 16": [80.25, 50.0], "VQ, K 32": [7.0]}
     assert [text.get_text() for text in axes.get_xticklabels()] == ["util %", "SSIM %"]
 
 
@@ -230,7 +324,7 @@ def test_speed_and_size_are_columns_too(sweep_file: Path) -> None:
     grid = load_grid(sweep_file, "quick")
     found = {grid.runs[0].digest: record(METRICS) | {"images_per_second": 12.0, "device": "cpu"}}
     sheet, _ = sheet_of(grid, found)
-    assert sheet.body[1][-1] == "12.00" and "images/s: training/cpu" in " ".join(sheet.caption)
+    assert sheet.body[0][-1] == "12.00" and "images/s: training/cpu" in " ".join(sheet.notes)
 
 
 def test_what_a_column_would_need_is_in_the_caption(sweep_file: Path) -> None:
@@ -239,7 +333,7 @@ def test_what_a_column_would_need_is_in_the_caption(sweep_file: Path) -> None:
     )
     grid = load_grid(sweep_file, "quick")
     sheet, _ = sheet_of(grid, {grid.runs[0].digest: record(METRICS)})
-    assert "Not measured: LDM FID (needs a diffusion model)." in sheet.caption
+    assert "Not measured: LDM FID (needs a diffusion model)." in sheet.notes
 
 
 def test_several_sweeps_at_once(sweep_file: Path, capsys: pytest.CaptureFixture) -> None:
@@ -316,7 +410,7 @@ def test_a_table_names_the_data_without_their_fingerprint_unless_it_must(
         expected = {"cifar10-export-0123abcd", "cifar10-export-99999999"} if is_shared else {"cifar10-export"}
         assert names == expected
         for name in names:
-            assert f"Ours: {name}, " in (out / data_id / f"sweep_quick_{name}.md").read_text()
+            assert f"Ours: {name} at " in (out / data_id / f"sweep_quick_{name}.md").read_text()
 
 
 def test_rows_of_other_data_are_not_missing(sweep_file: Path) -> None:
@@ -328,13 +422,13 @@ def test_rows_of_other_data_are_not_missing(sweep_file: Path) -> None:
         "image_folder-celebahq": {first: record(METRICS)},  # in both: nothing to say about an empty cell
     }
     other = "1 of 3 runs are of other data (image_folder-ffhq) and stand in a table of their own"
-    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "image_folder")[0].caption)
+    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "image_folder")[0].notes)
     assert other in text and "1 of 3 runs are missing; their cells are empty." in text
 
     by_data["image_folder-ffhq"][third] = record(METRICS)
-    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "image_folder")[0].caption)
+    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "image_folder")[0].notes)
     assert other.replace("1", "2", 1) in text and "missing" not in text
-    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "image_folder-ffhq")[0].caption)
+    text = " ".join(make_sheet(grid, grid.tables[0], by_data, "image_folder-ffhq")[0].notes)
     assert "(image_folder, image_folder-celebahq)" in text and "missing" not in text
 
 

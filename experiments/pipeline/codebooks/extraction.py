@@ -33,6 +33,7 @@ from experiments.pipeline.build import build_data, plain
 from experiments.pipeline.codebooks.features import FEWER, Features
 from experiments.runtime.appending import append
 from experiments.runtime.files import locked, readable, require_space, write_json
+from experiments.runtime.precision import full_float32
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
 
@@ -120,6 +121,7 @@ def feature_maps(experiment: Experiment) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
+@full_float32()
 def patch_features(encoder: PretrainedEncoder, images: Tensor, source: CodebookSource) -> Tensor:
     """Pooled features (B, h, w, C) of images (B, 3, H, W). Raises ValueError for a stage or pool that is not there."""
     if source.stage:

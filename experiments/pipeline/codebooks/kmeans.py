@@ -117,7 +117,7 @@ def make_table(
     """The (K, C) table: of each part (rows, k), k of its rows at random, or k cluster centres.
 
     `save(state)` is called after every chunk; a run that starts from a saved state gives the same table to the last
-    bit on a CPU. On a GPU sums are added in no fixed order. Raises ValueError when a feature is not finite.
+    bit on a CPU, and on a GPU as `sum_dtype` says. Raises ValueError when a feature is not finite.
     """
     generator = torch.Generator()
     generator.set_state(state.generator)
@@ -155,17 +155,22 @@ def one_pass(
     centres = state.centres
     assert centres is not None
     if state.sums is None or state.counts is None:
-        state.sums = torch.zeros_like(centres)
+        state.sums = torch.zeros_like(centres, dtype=sum_dtype(centres.device))
         state.counts = torch.zeros(len(centres), dtype=torch.int64, device=centres.device)
     for start in range(state.row, len(rows), CHUNK):
         z = require_finite(features.rows(rows[start : start + CHUNK]), features).to(centres.device)  # (B, C)
         indices = nearest_code(z, centres)  # (B,)
-        state.sums.index_add_(0, indices, z)
+        state.sums.index_add_(0, indices, z.to(state.sums.dtype))
         state.counts += torch.bincount(indices, minlength=len(centres))
         state.inertia += float((z - centres[indices]).square_().sum(dtype=torch.float64))
         state.row += len(z)
         show(len(z))
         save(state)
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """A GPU adds in no fixed order: in float64 the order is lost when the sum is rounded, but for rare ties."""
+    return torch.float32 if device.type == "cpu" else torch.float64
 
 
 def move_centres(
@@ -177,7 +182,7 @@ def move_centres(
     assert old is not None and sums is not None and counts is not None
     empty = (counts == 0).nonzero().flatten()
     chosen = torch.randint(len(rows), (len(empty),), generator=generator).numpy()
-    state.centres = sums.div_(counts.clamp_min(1).unsqueeze(-1))
+    state.centres = sums.div_(counts.clamp_min(1).unsqueeze(-1)).float()
     state.centres[empty] = features.rows(rows[chosen]).to(old.device)
     state.generator = generator.get_state()
     is_settled = tolerance > 0 and state.last_inertia - state.inertia <= tolerance * state.last_inertia < math.inf

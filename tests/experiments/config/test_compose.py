@@ -112,9 +112,9 @@ def test_data_defaults_are_those_of_the_data_set() -> None:
         ("model.optimizer.lr=0", r"model\.optimizer\.lr=0\.0 must be above 0"),
         ("model.optimizer.betas=[0.9]", r"betas=\[0\.9\] must hold two numbers"),
         ("model.optimizer.accumulate=0", r"accumulate=0 must be at least 1"),
-        ("model.codebook_size=0", r"codebook_size=0 must be at least 1"),
+        ("model.codebook_size=0", r"codebook_size=0 and code_dim=\d+ must be at least 1"),
         ("trainer.max_steps=0", r"max_steps=0 must be at least 1"),
-        ("trainer.precision=16", r"precision='16' is none of 32-true, bf16-mixed"),
+        ("trainer.precision=16", r"precision='16' is none of 32-true, bf16-mixed, 16-mixed"),
         ("trainer.weight_ema=1.0", r"weight_ema=1\.0 must be in \[0, 1\)"),
         ("data.batch_size=0", r"batch_size=0 must be at least 1"),
         (
@@ -167,7 +167,9 @@ def test_sizes_of_a_vit_that_cannot_be(recipe: Path, override: str, message: str
         ("decay=1", r"quantizer\.decay=1\.0 must be in \[0, 1\)"),
         ("decay=1.5", r"quantizer\.decay=1\.5 must be in \[0, 1\)"),
         ("eps=0", r"quantizer\.eps=0\.0 must be above 0"),
-        ("init=uniform", r"quantizer\.init='uniform' is none of latents, normal"),
+        ("init=uniform", r"quantizer\.init='uniform' is none of random, latents"),
+        ("place_at=3", r"quantizer\.place_at=3 needs quantizer\.init=latents"),
+        ("dead_code_threshold=2", r"quantizer\.dead_code_threshold=2\.0 is a part of the fair share"),
     ],
 )
 def test_moving_averages_that_cannot_be(recipe: Path, override: str, message: str) -> None:
@@ -269,7 +271,7 @@ def test_a_wrong_key_is_no_other_quantizer(keys: list[str]) -> None:
 @pytest.mark.parametrize("name", QUANTIZERS)
 @pytest.mark.parametrize("path", TOKENIZERS, ids=lambda path: path.stem)
 def test_every_recipe_takes_every_quantizer(path: Path, name: str) -> None:
-    sizes = {"fsq": (1000, 4), "lfq": (1024, 10)}.get(name, (1024, 16))
+    sizes = {"fsq": (1000, 4), "lfq": (1024, 10), "none": (0, 16)}.get(name, (1024, 16))
     experiment = load_experiment(
         path, [f"model.quantizer.name={name}", f"model.codebook_size={sizes[0]}", f"model.code_dim={sizes[1]}"]
     )

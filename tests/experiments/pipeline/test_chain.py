@@ -32,6 +32,7 @@ from experiments.runtime.trainer import build_trainer
 from lightning_modules.vim import VIM
 
 RECIPE = Path(__file__).parents[3] / "experiments/vim_cifar10.yaml"
+NO_CODES = {"quantizer": {"name": "none"}, "codebook_size": 0}
 NO_IMAGES = "model.generation.num_samples=0"
 
 
@@ -153,6 +154,15 @@ def test_the_recipe_and_changes_of_its_upstream() -> None:
             r"upstream \(vqgan_cifar10.yaml\): .*c",
         ),
         ({"upstream": {"recipe": RECIPE.name}}, "'vim' needs a tokenizer's recipe upstream, not vim's"),
+        (
+            {
+                "upstream": {
+                    "recipe": "vqgan_cifar10.yaml",
+                    "model": {"quantizer": {"name": "none"}, "codebook_size": 0},
+                }
+            },
+            "quantizer 'none' has no codes: its images have no tokens",
+        ),
         ({"recipe": "x.yaml"}, "unknown key 'recipe'; did you mean 'upstream.recipe'"),
         ({"model": {"name": "vqgan"}}, "model 'vqgan' stands on no other model: leave out `upstream`"),
         ({"data": {"image_size": 64}}, "data.image_size=64, but upstream.data.image_size=32"),
@@ -271,7 +281,7 @@ def test_evaluation_repeats_the_record(
 ) -> None:
     experiment = tiny_vim(tiny, "model.generation.acceptance=[0.5]", "model.generation.num_samples=10")
     record: Record = train(experiment, "vim", own_dir(experiment))
-    generation = {"fid", "is", "is_std", "usage/generated"}
+    generation = {"fid", "is", "is_std", "usage/generated", "reachable/generated"}
     names = generation | {f"{name}/accept-0.5" for name in generation} | {"bits_per_token/val"}
     assert set(record["metrics"]) == names == set(record["protocols"])
     assert record["metrics"]["fid"] != record["metrics"]["fid/accept-0.5"]

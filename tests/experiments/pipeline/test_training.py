@@ -30,12 +30,14 @@ from lightning_modules.vqgan import VQGAN
 
 PROJECT = Path(__file__).parents[3]
 VALIDATION = {"usage/val", "perplexity/val", "dead_codes/val", "usage/batch", "psnr", "ssim", "l1", "l2"} | {
+    "reachable/val",
+    "reachable/batch",
     "feature_distance",
     "rfid",
     "ris",
     "ris_std",
 }
-EPOCH = {"usage/epoch", "perplexity/epoch", "dead_codes/epoch"}
+EPOCH = {"usage/epoch", "reachable/epoch", "perplexity/epoch", "dead_codes/epoch"}
 
 
 def records(experiment: Experiment) -> list[Path]:
@@ -89,6 +91,20 @@ def test_logit_laplace_is_measured_where_the_model_predicts_it(tiny: TinyExperim
     with torch.no_grad():
         loss = logit_laplace_loss(module.eval()(images).prediction, images)
     assert record["metrics"]["logit_laplace"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_without_a_quantizer_no_usage_is_measured(tiny: TinyExperiment, tmp_path: Path) -> None:
+    """The ceiling of a table: continuous latents. Its images have no tokens."""
+    options = ("model.quantizer.name=none", "model.codebook_size=0", "model.loss.adversarial=0.1")
+    experiment = tiny("vqgan", *options)
+    record = train(experiment, "x", tmp_path)
+    without = {name for name in VALIDATION if name.startswith(("usage", "reachable", "perplexity", "dead_codes"))}
+    assert set(record["metrics"]) == set(record["protocols"]) == VALIDATION - without
+    assert record["protocols"]["psnr"].endswith("/n12")
+    again, module = restore(tmp_path / "checkpoints/final.ckpt", {"runtime": vars(experiment.runtime)})
+    assert measure(again, module) == record["metrics"]
+    with torch.inference_mode():
+        assert module.figures().keys() == {"inputs | reconstructions | errors"}
 
 
 def test_psnr_by_code_rank(tiny: TinyExperiment, tmp_path: Path) -> None:

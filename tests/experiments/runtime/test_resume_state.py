@@ -12,7 +12,8 @@ from conftest import TinyExperiment
 from resume_cases import differences
 from torch import Tensor
 
-from datamodules.base import ArrayDataset, Batch, DataConfig, ImageDataModule
+from datamodules.arrays import ArrayDataset
+from datamodules.base import Batch, DataConfig, ImageDataModule
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data, build_model, restore
 from experiments.pipeline.training import train

@@ -1,0 +1,130 @@
+"""From result records to the number of a row: its mean and spread over the seeds that are alike in all else."""
+
+import re
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.runtime import code_version
+from experiments.runtime.records import PUBLISHED, Record, find_records, images_id
+from sweeps.grid import Grid, Row
+from sweeps.schema import ColumnSpec
+
+PARAMETERS = "parameters/trained-without-discriminator"
+LOWER = ("rfid", "fid", "lpips", "feature_distance", "l1", "l2", "logit_laplace", "bits_per_token")  # is better
+HIGHER = ("usage", "psnr", "ssim", "ris", "is", "images_per_second", "probe/accuracy")
+ALL_REACHABLE = 99.99  # percent: ten tokens a code, drawn evenly, use 99.995 % of the codes
+
+Finished = dict[str, Record]  # digest -> record, all of one data set
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of one row, in the column's unit: a number a seed."""
+
+    values: tuple[float, ...]
+    protocols: frozenset[str] = frozenset()
+    version: tuple[str, ...] = ()  # of what made the records, see `version_of`
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for a single run."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def text(self, form: str, num_seeds: int = 0) -> str:
+        """The spread has the decimals of the mean; the number of seeds stands behind where it is not `num_seeds`."""
+        mean = format(self.mean, f"#{form}" if form.endswith("g") else form).rstrip(".")  # 170.0, not 170
+        n = f" ({len(self.values)})" if num_seeds and len(self.values) != num_seeds else ""
+        if self.std is None:
+            return mean + n
+        decimals = len(mean.partition(".")[2])
+        return f"{mean} ± {format(self.std, form if 'e' in mean else f'.{decimals}f')}{n}"
+
+
+def measure(column: ColumnSpec, row: Row, finished: Finished) -> Measured | None:
+    """The column's metric, or the one that the row's `use` gives for it, of the seeds; None without a number.
+
+    A number that `use` chooses differs from its column on purpose: its protocol is not compared.
+    """
+    other = row.cell.use.get(column.metric)
+    records = records_of(row, finished)
+    numbers = [pair for record in records if (pair := find_number(record, other or column.metric))]
+    if not numbers:
+        return None
+    protocols = frozenset(protocol for _, protocol in numbers if not other)
+    return Measured(tuple(number * column.scale for number, _ in numbers), protocols, version_of(records[0]))
+
+
+def find_number(record: Record, metric: str) -> tuple[float, str] | None:
+    """The metric and its protocol. Speed and size are facts of the run, not among its metrics."""
+    if metric in record["metrics"]:
+        return record["metrics"][metric], record["protocols"].get(metric, "not stated")
+    facts = {"images_per_second": f"training/{record.get('device')}", "parameters": PARAMETERS}
+    return (record[metric], facts[metric]) if metric in facts and metric in record else None
+
+
+def version_of(record: Record) -> tuple[str, ...]:
+    """What besides the configuration decides numbers: the code, the device and the precision it computed in."""
+    made_on = record.get("environment", {})
+    code = code_version.of_record(record) or commit_of(record)
+    return (code, str(record.get("device", "")), str(made_on.get("precision", "")))
+
+
+def commit_of(record: Record) -> str:
+    made_on = record.get("environment", {})
+    return (made_on.get("commit", "")[:9] or "unknown") + ("+changes" if made_on.get("dirty") else "")
+
+
+def records_of(row: Row, finished: Finished) -> list[Record]:
+    """The row's records that may share a mean: of several versions, those of the one with most seeds."""
+    records = [finished[run.digest] for run in row.runs if run.digest in finished]
+    if not records:
+        return []
+    (usual, _), *_ = Counter(map(version_of, records)).most_common(1)
+    return [record for record in records if version_of(record) == usual]
+
+
+def finished_by_data(grid: Grid, output_dir: Path) -> dict[str, Finished]:
+    """The finished records of the grid's runs, by the id of their images; published ones and those of `output_dir`.
+
+    Raises ValueError for two records of one run on the same images that differ in what else it read.
+    """
+    by_data: dict[str, Finished] = {}
+    for run in grid.runs:
+        for data_id, record in find_records(run.experiment, [output_dir / "records", PUBLISHED]).items():
+            before = by_data.setdefault(images_id(data_id), {}).setdefault(run.digest, record)
+            if before is not record:
+                raise ValueError(
+                    f"{run.label}: two records, of {before['data_id']} and {data_id}: with another codebook or another "
+                    f"model below; delete the one that is not to be shown ({run.digest}.*.json)"
+                )
+    return by_data
+
+
+def is_better(metric: str) -> int:
+    """1 for a metric of which more is better, -1 where less is, 0 where neither says anything."""
+
+    def among(names: Sequence[str]) -> bool:
+        return any(metric == name or metric.startswith(f"{name}/") for name in names)
+
+    return 1 if among(HIGHER) else -1 if among(LOWER) else 0
+
+
+def head_of(head: str, protocol: str) -> str:
+    """The column's head; FID and IS are of Inception's features, else the judge's name stands beside FD or score."""
+    judge = re.match(r"[^/]+/efficientnet-lite(\d)@", protocol)
+    name = re.sub("([FK])ID", r"\1D", head)
+    return f"{name} (Lite{judge[1]})" if judge else head
+
+
+def reachable(metric: str, row: Row, finished: Finished) -> float | None:
+    """Percent of the codes that as many tokens as a usage counts would use if drawn evenly; None where not recorded."""
+    name = re.sub("^usage/", "reachable/", row.cell.use.get(metric, metric))
+    numbers = [pair[0] for record in records_of(row, finished) if (pair := find_number(record, name))]
+    return statistics.fmean(numbers) if numbers and metric.startswith("usage/") else None

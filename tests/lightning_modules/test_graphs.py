@@ -1,0 +1,89 @@
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.graphs import PLAIN_CALLS, GraphedPass
+
+
+class Recorded:
+    """Stands in for a CUDA graph: a replay runs the pass again and writes to the tensors of the capture."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    made: list[Recorded] = []
+
+    @contextmanager
+    def record(graph: Recorded, capture_error_mode: str):
+        assert not torch.is_autocast_cache_enabled()
+        made.append(graph)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    return made
+
+
+class Pass:
+    def __init__(self) -> None:
+        self.layer, self.unused = nn.Linear(3, 1), nn.Linear(3, 1)
+        self.calls: list[bool] = []
+        self.optimizer = torch.optim.SGD([*self.layer.parameters(), *self.unused.parameters()], 0.1)
+
+    def run(self, x: Tensor, doubled: bool) -> Tensor:
+        self.calls.append(doubled)
+        loss = (1 + doubled) * self.layer(x).mean()
+        loss.backward()
+        return loss.detach()
+
+
+def test_each_combination_of_flags_is_captured_after_some_plain_calls(graphs: list[Recorded]) -> None:
+    work = Pass()
+    graphed = GraphedPass(work.run, work.optimizer, lambda: None)
+    for _ in range(PLAIN_CALLS + 3):
+        for doubled in (False, True):
+            work.optimizer.zero_grad()
+            graphed(torch.randn(2, 3), doubled)
+    assert [graph.replays for graph in graphs] == [3, 3]
+    assert len(work.calls) == 2 * (PLAIN_CALLS + 1)
+    work.optimizer.zero_grad()
+    graphed(torch.randn(4, 3), True)  # another shape is run as it is
+    assert len(graphs) == 2
+
+
+def test_a_replay_reads_its_batch_and_brings_its_gradients(graphs: list[Recorded]) -> None:
+    work = Pass()
+    graphed = GraphedPass(work.run, work.optimizer, lambda: None)
+    for _ in range(PLAIN_CALLS + 1):
+        work.optimizer.zero_grad()
+        graphed(torch.zeros(2, 3), True)
+    work.optimizer.zero_grad()
+    batch = torch.randn(2, 3)
+    graphed(batch, True)
+    captured = next(iter(graphed.captured.values()))
+    assert torch.equal(captured.inputs[0], batch)
+    assert [p.grad for p in graphed.parameters] == captured.gradients
+    assert captured.gradients[1] is not None and captured.gradients[1].item() == 2.0
+    assert captured.gradients[2] is None  # of a layer that took no part
+
+
+def test_nothing_is_captured_while_the_state_changes(graphs: list[Recorded]) -> None:
+    work, waited = Pass(), [0]
+    graphed = GraphedPass(work.run, work.optimizer, lambda: list(waited))
+    for _ in range(3 * PLAIN_CALLS):
+        work.optimizer.zero_grad()
+        graphed(torch.zeros(2, 3), False)
+        waited[0] += 1
+    assert not graphs
+    for _ in range(PLAIN_CALLS + 1):
+        work.optimizer.zero_grad()
+        graphed(torch.zeros(2, 3), False)
+    assert len(graphs) == 1

@@ -1,0 +1,39 @@
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_modules.metrics import MetricsConfig, TokenizerMetrics
+
+SIZE = 16
+pytestmark = pytest.mark.usefixtures("shared_encoders")
+
+
+def measured(codebook_size: int, indices: Tensor, **options: int) -> TokenizerMetrics:
+    config = MetricsConfig(extractor="efficientnet-lite0", extractor_image_size=32, lpips="none", **options)
+    metrics = TokenizerMetrics(config, codebook_size, SIZE)
+    image = torch.rand(len(indices), 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    wanted = metrics.num_wanted(len(image))
+    metrics.update(indices, image[:wanted], 0.9 * image[:wanted])
+    return metrics
+
+
+def test_usage_stands_beside_what_is_reachable() -> None:
+    metrics = measured(32, torch.arange(6 * 64).view(6, 8, 8) % 20)
+    values = metrics.compute()
+    assert values["usage/val"] == values["usage/batch"] == 62.5
+    assert values["reachable/val"] == values["reachable/batch"] > 99.99
+    metrics.reset()
+    assert metrics.num_seen == metrics.usage.counts.sum() == 0
+    ids = metrics.protocols()  # of the last compute
+    assert set(ids) == set(values)
+    assert ids["usage/val"] == "usage/once-in-val/n6"
+    assert ids["usage/batch"] == "usage/mean-over-batches-of-384-val-tokens/n6"
+
+
+def test_without_codes_nothing_is_counted() -> None:
+    metrics = measured(0, torch.zeros(6, 8, 8, dtype=torch.int64), num_images=4)
+    values = metrics.compute()
+    assert set(values) == {"psnr", "ssim", "l1", "l2", "feature_distance", "rfid", "ris", "ris_std"}
+    assert metrics.last_counts is None
+    ids = metrics.protocols()
+    assert set(ids) == set(values) and ids["psnr"].endswith("/n4")
