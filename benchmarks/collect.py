@@ -48,10 +48,10 @@ BARS = {
     "ddp": ">= 0.85",
     "ddp_patchgan": ">= 0.85",
 }
-HEAD = """Written by `make bench` from one run; each pair was timed in turn, in one process. A ratio says how many times faster
-this project is, but for `large_codebook` and `probe_all_blocks`, the time of the larger of two settings over that of
-the smaller, and `ddp`, the speed of two processes over that of one. What each benchmark does: the head of its file in
-[benchmarks/](../benchmarks)."""
+HEAD = """Written by `make bench` from one run; each pair was timed in turn, in one process. A ratio says how many times
+faster this project is, but for `large_codebook` and `probe_all_blocks`, the time of the larger of two settings over
+that of the smaller, and `ddp`, the speed of two processes over that of one. What each benchmark does: the head of its
+file in [benchmarks/](../benchmarks)."""
 RATIO = re.compile(r"([a-z][a-z0-9_]*) ([0-9][0-9.e+-]*)")
 SIDE = re.compile(r"(.+?)\s+([\d,.]+ ms)\s+[\d,.]+ ms\s+[\d,.]+ ms\s+\d+\s+(-|[\d,]+ MiB)")
 SPEED = re.compile(r"(.+?)\s+median\s+([\d,.]+ images/s).*")

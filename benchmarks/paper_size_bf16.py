@@ -2,8 +2,8 @@
 
     python -m benchmarks.paper_size_bf16
 
-Forward and backward pass through encoder, quantizer and decoder with a pixel loss, without perceptual loss and game, all
-kinds in turn. Each last line `paper_size_bf16_... RATIO` is how many times faster than float32 a kind is. Whether
+Forward and backward pass through encoder, quantizer and decoder with a pixel loss, without perceptual loss and game,
+all kinds in turn. Each last line `paper_size_bf16_... RATIO` is how many times faster than float32 a kind is. Whether
 bf16 pays on a CPU depends on its instructions (AMX, AVX512-BF16), which are printed.
 """
 

@@ -51,3 +51,36 @@ def test_equals_a_dense_search(tmp_path: Path) -> None:
     }
     result = subprocess.run([sys.executable, path], env=environment, cwd=root, capture_output=True, text=True)
     assert result.stdout == "all equal\n", result.stderr
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from lightning_modules.quantizers.search.fused import FEW_DIMS, _nearest_kernel, block_of
+
+pointers = {name: "*fp32" for name in ("tokens", "codes", "half_norms", "scores")} | {"indices": "*i32"}
+for d in (8, 16, 256):
+    few, (tokens, codes, dims, warps) = d <= FEW_DIMS, block_of(d, d <= FEW_DIMS)
+    constants = {"IS_FEW_DIMS": few, "NUM_DIMS": d if few else 0, "TOKENS": tokens, "CODES": codes, "DIMS": dims}
+    numbers = dict.fromkeys(("N", "K", "d", "codes_a_split"), "i32")
+    signature = pointers | numbers | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=_nearest_kernel, signature=signature, constexprs=constants)
+    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    assert kernel.asm["cubin"]
+print("compiled")
+"""
+
+
+def test_it_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """Triton's compiler refuses some of what its interpreter takes; it needs no GPU."""
+    triton = pytest.importorskip("triton", reason="Triton has no build for this platform")
+    if not (Path(triton.__file__).parent / "backends/nvidia/bin").exists():
+        pytest.skip("this Triton has no compiler for NVIDIA GPUs")
+    path = tmp_path / "build.py"
+    path.write_text(COMPILE)
+    root = Path(__file__).parents[3]
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(root)}
+    environment.pop("TRITON_INTERPRET", None)
+    result = subprocess.run([sys.executable, path], env=environment, cwd=root, capture_output=True, text=True)
+    assert result.stdout == "compiled\n", result.stderr
