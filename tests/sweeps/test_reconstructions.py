@@ -38,7 +38,7 @@ def test_rows_with_weights_stand_below_the_originals(
     tokenizers: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizers("LC")
-    table = load_grid(SWEEPS / "ablation_codebook.yaml", "quick", "0,1").tables[0]
+    table = load_grid(SWEEPS / "ablation_codebook.yaml", "reduced", "0,1").tables[0]
     (row,) = (row for row in table.rows if row.heads == {"quantizer": "LC", "K": 100000})
     record = {"metrics": {"rfid": 12.0, "usage/val": 97.0}, "protocols": {"rfid": "rfid/efficientnet-lite2@64px/n1"}}
     strips = strips_of(table, ["*K=100,000"], {run.digest: record for run in row.runs})
