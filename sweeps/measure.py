@@ -73,7 +73,7 @@ def version_of(record: Record) -> tuple[str, ...]:
     """What besides the configuration decides numbers: the code, the device and the precision it computed in."""
     made_on = record.get("environment", {})
     code = code_version.of_record(record) or commit_of(record)
-    return (code, str(record.get("device", "")), str(made_on.get("precision", "")))
+    return (code, str(record.get("device", "")).partition(":")[0], str(made_on.get("precision", "")))
 
 
 def commit_of(record: Record) -> str:

@@ -20,7 +20,7 @@ from sweeps.schema import ScaleSpec
 SWEEP_FILES = sorted(
     path
     for path in SWEEPS.rglob("*.yaml")
-    if path.parent.name not in ("scales", "records") and not path.name.startswith("search_")
+    if path.parent.name not in ("scales", "records") and not path.name.startswith(("search_", "claims"))
 )
 
 SWEEP = """

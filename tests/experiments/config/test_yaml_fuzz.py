@@ -34,7 +34,9 @@ PROJECT = Path(__file__).parents[3]
 RECIPES = sorted((PROJECT / "experiments").glob("*.yaml"))
 TOKENIZERS = [path for path in RECIPES if "upstream:" not in path.read_text()]
 DOWNSTREAM = [path for path in RECIPES if path not in TOKENIZERS]  # dear: two or three recipes are parsed for each
-GRIDS = sorted(path for path in SWEEPS.rglob("[!s]*.yaml") if path.parent.name != "scales")  # not search_*.yaml
+GRIDS = sorted(
+    path for path in SWEEPS.rglob("[!s]*.yaml") if path.parent.name != "scales" and path.name != "claims.yaml"
+)  # not search_*.yaml
 SCALES = sorted((SWEEPS / "scales").glob("*.yaml"))
 
 ODD: list[Any] = [
