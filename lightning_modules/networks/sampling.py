@@ -193,8 +193,7 @@ def _choose(logits: Tensor, config: SamplingConfig, negative: Tensor) -> Tensor:
     if config.temperature != 1:
         logits = logits / config.temperature
     logits = filter_logits(logits, config.top_k, config.top_p)
-    likelihood = (logits - logits.amax(1, keepdim=True)).exp_()  # of the likeliest: 1
-    return torch.div(likelihood, negative, out=negative).argmin(1)
+    return torch.div(logits.softmax(1), negative, out=negative).argmin(1)
 
 
 Advance = Callable[[Tensor], Tensor]  # the tokens (B,) chosen last -> the next
