@@ -269,7 +269,7 @@ class GPT(nn.Module):
     # ---- one token at a time, for sampling.py
 
     def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> list[KVCache]:
-        """An empty cache of an image for each block: 2 * blocks * B * T * D numbers of `dtype`, by default the weights'."""
+        """An empty cache of an image for each block: 2 * blocks * B * T * D numbers of `dtype`, or the weights'."""
         head_dim = self.size.width // self.size.heads
         like = self.tokens.weight.detach().new_empty(0, dtype=dtype)
         return [KVCache(batch, self.size.heads, self.num_tokens, head_dim, like) for _ in self.blocks]

@@ -174,11 +174,11 @@ def generate(
             hidden = model.prefill(tokens[:, :given].repeat(2 if guided else 1, 1), row_labels, cache)  # (R, D)
             noise.draw()
             tokens[:, given] = token = choose(hidden)  # (B,)
-            if device.type == "cuda" and model.num_tokens - given > GRAPH_STEPS:
-                advance = as_graph(advance, token, cache)
+            worth_a_graph = device.type == "cuda" and model.num_tokens - given > GRAPH_STEPS
+            following = as_graph(advance, token, cache) if worth_a_graph else advance
             for t in range(given + 1, model.num_tokens):
                 noise.draw()
-                tokens[:, t] = token = advance(token)
+                tokens[:, t] = token = following(token)
     finally:
         model.train(training)
     return tokens
