@@ -31,7 +31,8 @@ BEFORE = "trainer.precision=32-true"
 VOCABULARY, GRID, CLASSES = 8192, (8, 8), 10
 
 
-def torch_attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, p: float, filled: Tensor | None) -> Tensor:
+    assert filled is None, "as in training"
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
 
 
