@@ -5,8 +5,8 @@
 
 Each pair is timed in turn, in one process. GPT-2 has the same blocks, width, vocabulary and batch, and draws from the
 whole distribution, as `generate` does. Without a cache every token runs the whole sequence again: that side computes
-only every `--every`th token, and its time is multiplied by `--every`. The last lines are `NAME RATIO`: how many times
-faster `generate` is.
+only every `--every`th token, and its time is multiplied by `--every`. `--bf16`: as in a run of bf16-mixed; all sides
+compute in bf16. The last lines are `NAME RATIO`: how many times faster `generate` is.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from lightning_modules.networks.sampling import generate
 Run = Callable[[], object]
 
 
-def transformers_gpt2(model: GPT, batch: int) -> Run:
+def transformers_gpt2(model: GPT, batch: int, dtype: torch.dtype = torch.float32) -> Run:
     """`generate` of a random GPT-2 of the model's size."""
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -39,7 +39,7 @@ def transformers_gpt2(model: GPT, batch: int) -> Run:
         eos_token_id=None,
         pad_token_id=0,
     )
-    gpt2 = GPT2LMHeadModel(config).eval()
+    gpt2 = GPT2LMHeadModel(config).eval().to(dtype)
     start = torch.zeros(batch, 1, dtype=torch.long)
     options = {"do_sample": True, "top_k": 0, "max_new_tokens": model.num_tokens, "use_cache": True}
 
@@ -51,14 +51,15 @@ def transformers_gpt2(model: GPT, batch: int) -> Run:
     return run
 
 
-def without_cache(model: GPT, batch: int, every: int) -> Run:
+def without_cache(model: GPT, batch: int, every: int, bf16: bool = False) -> Run:
     """The whole sequence again for each `every`th token; only the last slot's logits."""
     tokens = torch.randint(model.vocab_size, (batch, model.num_tokens))
 
     @torch.inference_mode()
+    @torch.autocast("cpu", torch.bfloat16, enabled=bf16)
     def run() -> None:
         for t in range(every // 2, model.num_tokens, every):
-            model.logits(model(tokens[:, :t])[:, -1]).softmax(1).multinomial(1)
+            model.logits(model(tokens[:, :t])[:, -1]).float().softmax(1).multinomial(1)
 
     return run
 
@@ -72,20 +73,22 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="timed images batches of each side")
     parser.add_argument("--every", type=int, default=16, help="tokens that the side without a cache leaves out, plus 1")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     model = GPT(GPTConfig(size=arguments.size), arguments.vocabulary, (arguments.grid, arguments.grid)).eval()
     image_ids = range(arguments.batch)
 
+    @torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16)
     def subject() -> object:
         return generate(model, image_ids)
 
     num_tokens = arguments.batch * model.num_tokens
-    every = arguments.every
+    every, dtype = arguments.every, torch.bfloat16 if arguments.bf16 else torch.float32
     others = {
-        "sampling_vs_transformers": ("GPT-2, transformers", transformers_gpt2(model, arguments.batch), 1),
-        "sampling_vs_no_cache": ("no cache", without_cache(model, arguments.batch, every), every),
+        "sampling_vs_transformers": ("GPT-2, transformers", transformers_gpt2(model, arguments.batch, dtype), 1),
+        "sampling_vs_no_cache": ("no cache", without_cache(model, arguments.batch, every, arguments.bf16), every),
     }
     ratios = {}
     for name, (label, baseline, factor) in others.items():

@@ -10,6 +10,7 @@ many times faster the step is.
 import argparse
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from typing import Any
 from unittest.mock import patch
 
 import lightning as L
@@ -30,7 +31,8 @@ BEFORE = "trainer.precision=32-true"
 VOCABULARY, GRID, CLASSES = 8192, (8, 8), 10
 
 
-def torch_attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, p: float, filled: Tensor | None) -> Tensor:
+    assert filled is None, "as in training"
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
 
 
@@ -40,10 +42,12 @@ def training_step(*overrides: str) -> Callable[[], None]:
     torch.manual_seed(0)
     module = build_model(experiment, Setting(32, CLASSES, VOCABULARY, GRID)).train()
     assert isinstance(module, VIM)
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     module.trainer = L.Trainer(accelerator="cpu", max_steps=10**9, **quiet)
     module.trainer.fit_loop.max_batches = 10**9
-    module.log = lambda *args, **kwargs: None  # type: ignore[assignment,method-assign]
+    module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     optimizer, clip = module.configure_optimizers()["optimizer"], experiment.model.optimizer.gradient_clip
     size = experiment.data.batch_size
     batch = {"tokens": torch.randint(VOCABULARY, (size, GRID[0] * GRID[1])), "label": torch.randint(CLASSES, (size,))}

@@ -117,13 +117,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, filled: Tensor | Non
 
     `filled` (1, S): instead the one slot q sees those.
     """
-    slots, seen = q.shape[2], k.shape[2]
+    slots = q.shape[2]
     if filled is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=filled)
     if q.device.type == "cpu" and (slots == 1 or p > 0 or (q.dtype == torch.bfloat16 and slots <= FEW_SLOTS)):
         shape, (q, k, v) = q.shape, (tensor.flatten(0, 1) for tensor in (q, k, v))  # (B nh, s or S, hd)
-        future = torch.full((slots, seen), -torch.inf, dtype=q.dtype).triu_(1 + seen - slots)
-        scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=shape[3] ** -0.5)  # (B nh, s, S)
+        scale = shape[3] ** -0.5
+        if slots == 1:
+            scores = torch.bmm(q * scale, k.transpose(1, 2))  # (B nh, s, S)
+        else:
+            future = torch.full((slots, slots), -torch.inf, dtype=q.dtype).triu_(1)
+            scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scale)
         return torch.bmm(dropout(scores.softmax(2), p), v).view(shape)
     # is_causal puts the first query beside the first key: one query after a cache must go without it, and see all.
     return F.scaled_dot_product_attention(q, k, v, is_causal=slots > 1, dropout_p=p)
@@ -265,7 +269,7 @@ class GPT(nn.Module):
     # ---- one token at a time, for sampling.py
 
     def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> list[KVCache]:
-        """An empty cache of an image for each block: 2 * blocks * B * T * D numbers, of the weights' type or `dtype`."""
+        """An empty cache of an image for each block: 2 * blocks * B * T * D numbers of `dtype`, or the weights'."""
         head_dim = self.size.width // self.size.heads
         like = self.tokens.weight.detach().new_empty(0, dtype=dtype)
         return [KVCache(batch, self.size.heads, self.num_tokens, head_dim, like) for _ in self.blocks]

@@ -174,11 +174,11 @@ def generate(
             hidden = model.prefill(tokens[:, :given].repeat(2 if guided else 1, 1), row_labels, cache)  # (R, D)
             noise.draw()
             tokens[:, given] = token = choose(hidden)  # (B,)
-            if device.type == "cuda" and model.num_tokens - given > GRAPH_STEPS:
-                advance = as_graph(advance, token, cache)
+            worth_a_graph = device.type == "cuda" and model.num_tokens - given > GRAPH_STEPS
+            following = as_graph(advance, token, cache) if worth_a_graph else advance
             for t in range(given + 1, model.num_tokens):
                 noise.draw()
-                tokens[:, t] = token = advance(token)
+                tokens[:, t] = token = following(token)
     finally:
         model.train(training)
     return tokens
@@ -193,8 +193,7 @@ def _choose(logits: Tensor, config: SamplingConfig, negative: Tensor) -> Tensor:
     if config.temperature != 1:
         logits = logits / config.temperature
     logits = filter_logits(logits, config.top_k, config.top_p)
-    likelihood = (logits - logits.amax(1, keepdim=True)).exp_()  # of the likeliest: 1
-    return torch.div(likelihood, negative, out=negative).argmin(1)
+    return torch.div(logits.softmax(1), negative, out=negative).argmin(1)
 
 
 Advance = Callable[[Tensor], Tensor]  # the tokens (B,) chosen last -> the next
