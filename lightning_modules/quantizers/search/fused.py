@@ -90,7 +90,8 @@ def search_fused(z: Tensor, codebook: Tensor) -> Tensor:
     if not N:
         return torch.empty(0, dtype=torch.int64, device=z.device)
     is_few_dims = d <= FEW_DIMS
-    block = block_of(d, is_few_dims)
+    precision = precision_of(z.device)
+    block = block_of(d, is_few_dims, precision)
     z, codes = z.contiguous(), codebook.T.contiguous()  # (d, K): neighbouring threads read neighbouring codes
     half_norms = torch.linalg.vector_norm(codebook, dim=1).square_().div_(2)  # (K,)
     blocks = triton.cdiv(N, block.tokens)
@@ -103,7 +104,7 @@ def search_fused(z: Tensor, codebook: Tensor) -> Tensor:
         _nearest_kernel[(blocks, splits)](
             z, codes, half_norms, scores, indices, N, K, d, codes_a_split,
             IS_FEW_DIMS=is_few_dims, NUM_DIMS=d if is_few_dims else 0, TOKENS=block.tokens, CODES=block.codes,
-            DIMS=block.dims, PRECISION=precision_of(z.device), num_warps=block.num_warps,
+            DIMS=block.dims, PRECISION=precision, num_warps=block.num_warps,
         )  # fmt: skip
     winner = scores.argmin(0, keepdim=True)  # of equal scores the first split: the lowest code
     return indices.gather(0, winner)[0].long()
@@ -115,8 +116,10 @@ def precision_of(device: torch.device) -> str:
     return "tf32x3" if has_tf32 else "ieee"
 
 
-def block_of(d: int, is_few_dims: bool) -> Block:
-    """A thread's tokens times their dims are at most 128 registers."""
-    if not is_few_dims:
-        return Block(tokens=64, codes=64, dims=32, num_warps=4)
-    return Block(tokens=64 if d <= 8 else 32, codes=32, dims=0, num_warps=4)
+def block_of(d: int, is_few_dims: bool, precision: str) -> Block:
+    """As large as 255 registers a thread allow without spilling."""
+    if is_few_dims:
+        return Block(tokens=64 if d <= 8 else 32, codes=32, dims=0, num_warps=4)
+    if precision == "tf32x3":
+        return Block(tokens=128, codes=64, dims=16, num_warps=8)
+    return Block(tokens=64, codes=64, dims=16, num_warps=4)

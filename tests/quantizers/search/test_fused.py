@@ -60,9 +60,10 @@ from triton.compiler import ASTSource
 from lightning_modules.quantizers.search.fused import FEW_DIMS, _nearest_kernel, block_of
 
 pointers = {name: "*fp32" for name in ("tokens", "codes", "half_norms", "scores")} | {"indices": "*i32"}
-for d in (8, 16, 256):
-    few, (tokens, codes, dims, warps) = d <= FEW_DIMS, block_of(d, d <= FEW_DIMS)
+for d, precision in ((8, "ieee"), (16, "ieee"), (64, "tf32x3"), (256, "ieee")):
+    few, (tokens, codes, dims, warps) = d <= FEW_DIMS, block_of(d, d <= FEW_DIMS, precision)
     constants = {"IS_FEW_DIMS": few, "NUM_DIMS": d if few else 0, "TOKENS": tokens, "CODES": codes, "DIMS": dims}
+    constants["PRECISION"] = precision
     numbers = dict.fromkeys(("N", "K", "d", "codes_a_split"), "i32")
     signature = pointers | numbers | dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=_nearest_kernel, signature=signature, constexprs=constants)
