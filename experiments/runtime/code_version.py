@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-CODE = "1d6c4d7080ee"
+CODE = "1b88f6bd46e0"
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("lightning_modules", "datamodules", "experiments")  # where a change that is not committed may change numbers
