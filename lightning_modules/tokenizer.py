@@ -182,8 +182,8 @@ class Tokenizer(Module):
         def state() -> list[Any]:  # while it changes, so may the course of a pass
             return [getattr(self.quantizer, name) for name in self.quantizer.flags]
 
-        runs = zip((self.generator_pass, self.critic_pass), as_list(self.optimizers()), strict=False)
-        self.graphed = [GraphedPass(run, optimizer, state) for run, optimizer in runs]
+        runs: Any = (self.generator_pass, self.critic_pass)
+        self.graphed = [GraphedPass(*pair, state) for pair in zip(runs, as_list(self.optimizers()), strict=False)]
 
     def report(self, terms: Terms, image: Tensor) -> None:
         """Logs what a pass returns, of the global batch, if a logger takes it; stops at a value that is not finite."""

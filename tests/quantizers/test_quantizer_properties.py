@@ -60,7 +60,7 @@ def test_skipping_cells_finds_what_comparing_all_finds(data: st.DataObject) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells, "CODES_A_CELL", 8)
         patch.setattr(cells, "MAX_SHARE", 2.0)  # also where little can be skipped
-        indices = cells.search_cells(z.float(), codebook.float(), 64, 64)
+        indices = cells.search_cells(z.float(), codebook.float(), cells.Partition())
     assert indices is not None
     all_of = distances(z, codebook)
     chosen = [all_of.gather(1, i[:, None]) for i in (indices, search_tiled(z.float(), codebook.float()))]

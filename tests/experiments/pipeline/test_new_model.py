@@ -118,7 +118,7 @@ def test_it_is_a_row_of_a_sweep_at_every_scale(
     (tmp_path / "pixels_cifar10.yaml").write_text("data: {name: shapes}\nmodel: {name: pixels}\n")
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     for scale in ("quick", "reduced"):
-        (run,) = grid.load_grid(tmp_path / "sweep.yaml", scale).runs
+        (run,) = grid.load_grid(tmp_path / "sweep.yaml", scale, "1").runs
         overlay = grid.load_scale(scale).overrides
         expected = overlay.get("model.optimizer.warmup_steps", PixelsConfig().optimizer.warmup_steps)
         assert run.experiment.model.optimizer.warmup_steps == expected
