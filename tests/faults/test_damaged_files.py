@@ -16,7 +16,7 @@ from PIL import Image
 
 from datamodules import ImageFolderConfig, ImageFolderDataModule, TokensConfig, TokensDataModule
 from datamodules.folders import read_image
-from datamodules.token_files import SPLITS, TokenMeta, read_labels, tokens_path
+from datamodules.token_files import SPLITS, TokenMeta, read_labels, values_path
 from experiments.pipeline.build import build_model, restore
 from experiments.pipeline.codebooks.build import read_codebook, save_codebook
 from experiments.pipeline.token_writer import finish
@@ -134,7 +134,7 @@ def tokens(tmp_path: Path) -> Path:
     meta = TokenMeta("digest", "vqgan", "32-true", 500, [2, 3], "shapes", {"data_seed": 0}, 10, sizes,
                      {split: ["plain"] for split in SPLITS}, dict.fromkeys(SPLITS, ""))  # fmt: skip
     for split in SPLITS:
-        tokens_path(tmp_path, split).write_bytes(rng.integers(0, 500, (sizes[split], 6)).astype("<i4").tobytes())
+        values_path(tmp_path, split).write_bytes(rng.integers(0, 500, (sizes[split], 6)).astype("<i4").tobytes())
 
     class Source:  # finish() saves the labels of its sources
         def __init__(self, size: int) -> None:
