@@ -36,10 +36,10 @@ class LatentPriorConfig(PriorConfig):
     """`latents_stored`: float32 or float16, what latents that are encoded once are kept as.
 
     `scale_latents`: divide latents by the deviation of the first training batch (LDM's scale_by_std); B has no scaling
-    and no centring, in paper and code. B's paper is silent about `label_dropout`: DiT's and SiT's code has 0.1.
+    and no centring, in paper and code.
     """
 
-    label_dropout: float = 0.1
+    label_dropout: float = 0.1  # of DiT's and SiT's code, B's too; its paper is silent
     latents_stored: str = "float32"
     scale_latents: bool = False
     # Appendix A: Adam 4.5e-4 for all three. Taken for DiT and SiT: 1e-4, of B's code and of both original ones.

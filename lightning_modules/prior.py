@@ -37,8 +37,7 @@ LAYOUT: Layout = {
 class PriorConfig(ModuleConfig):
     """`label_dropout`: share of training labels replaced by "no class", for classifier-free guidance.
 
-    `encode_on_the_fly`: encode augmented images at every step, instead of reading what was encoded once. A prior's own
-    `sampling` says how its images are drawn.
+    `encode_on_the_fly`: encode augmented images at every step, instead of reading what was encoded once.
     """
 
     class_conditional: bool = True

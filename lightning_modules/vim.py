@@ -38,7 +38,7 @@ from lightning_modules.vim_parts import LAYOUT, gpt_parts, keep_tokens, pictures
 @dataclass
 class VIMConfig(PriorConfig):
     """`keep_tokens`: share of input tokens left as they are, the others become random ones (taming's and B's pkeep,
-    0.8 in B's code; A has none). A encodes augmented images at every step.
+    0.8 in B's code; A has none).
     """
 
     name: str = "vim"

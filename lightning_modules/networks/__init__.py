@@ -1,4 +1,4 @@
-"""Plain PyTorch networks: encoders and decoders, discriminators, pretrained encoders, the transformer of stage 2."""
+"""Plain PyTorch networks: encoders and decoders, discriminators, pretrained encoders, the networks of stage 2."""
 
 from .base import BackboneConfig, Decoder, DiscriminatorConfig, Encoder
 from .cnn import CNNConfig, CNNDecoder, CNNEncoder
@@ -10,9 +10,11 @@ from .discriminators import (
     StyleGANDiscriminator,
     build_discriminator,
 )
+from .dit import DIT_SIZES, DiT, DiTConfig
 from .encoders import PretrainedEncoder, load_encoder
 from .gpt import GPT, GPT_SIZES, GPTConfig
 from .sampling import SamplingConfig, generate
+from .unet import UNet, UNetConfig
 from .vit import VIT_SIZES, ViTConfig, ViTDecoder, ViTEncoder
 
 BACKBONES: dict[str, tuple[type[Encoder], type[Decoder], type[BackboneConfig]]] = {
@@ -23,6 +25,7 @@ BACKBONES: dict[str, tuple[type[Encoder], type[Decoder], type[BackboneConfig]]] 
 __all__ = [
     "BACKBONES",
     "DISCRIMINATORS",
+    "DIT_SIZES",
     "GPT",
     "GPT_SIZES",
     "VIT_SIZES",
@@ -31,6 +34,8 @@ __all__ = [
     "CNNDecoder",
     "CNNEncoder",
     "Decoder",
+    "DiT",
+    "DiTConfig",
     "DiscriminatorConfig",
     "Encoder",
     "GPTConfig",
@@ -40,6 +45,8 @@ __all__ = [
     "SamplingConfig",
     "StyleGANConfig",
     "StyleGANDiscriminator",
+    "UNet",
+    "UNetConfig",
     "ViTConfig",
     "ViTDecoder",
     "ViTEncoder",

@@ -70,6 +70,12 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     return cut.scatter_(1, index, values)
 
 
+def image_generators(seed: int, image_ids: Sequence[int], device: torch.device) -> list[torch.Generator]:
+    """A stream of random numbers for each image, which depends on `seed` and the image's id alone."""
+    # A CPU generator takes the lower 32 bits of a seed only.
+    return [torch.Generator(device).manual_seed((seed * SEED_STRIDE + image) % 2**32) for image in image_ids]
+
+
 class Noise:
     """Exponential numbers for each image from a generator of its own, so that its batch does not matter.
 
@@ -80,13 +86,11 @@ class Noise:
     """
 
     def __init__(self, seed: int, image_ids: Sequence[int], vocab_size: int, device: torch.device) -> None:
-        # A CPU generator takes the lower 32 bits of a seed only.
-        seeds = [(seed * SEED_STRIDE + image) % 2**32 for image in image_ids]
-        self.generators = [torch.Generator(device).manual_seed(value) for value in seeds]
+        self.generators = image_generators(seed, image_ids, device)
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         steps = 1 if device.type == "cpu" else max(1, min(DRAWN_STEPS, DRAWN_NUMBERS // vocab_size))
-        self.drawn = torch.empty(len(seeds), steps, vocab_size, dtype=dtype, device=device)
-        self.negative = torch.empty(len(seeds), vocab_size, dtype=dtype, device=device)
+        self.drawn = torch.empty(len(image_ids), steps, vocab_size, dtype=dtype, device=device)
+        self.negative = torch.empty(len(image_ids), vocab_size, dtype=dtype, device=device)
         self.used = steps
 
     def draw(self) -> Tensor:
