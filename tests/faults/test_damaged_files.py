@@ -131,8 +131,19 @@ def test_a_record_of_other_kinds(tmp_path: Path, change: dict[str, Any], message
 def tokens(tmp_path: Path) -> Path:
     """A finished folder with checksums: 40 images of six tokens each in the training split, 20 in the other."""
     rng, sizes = np.random.default_rng(0), {"train": 40, "val": 20}
-    meta = TokenMeta("digest", "vqgan", "32-true", 500, [2, 3], "shapes", {"data_seed": 0}, 10, sizes,
-                     {split: ["plain"] for split in SPLITS}, dict.fromkeys(SPLITS, ""))  # fmt: skip
+    meta = TokenMeta(
+        tokenizer_digest="digest",
+        model="vqgan",
+        precision="32-true",
+        codebook_size=500,
+        grid_size=[2, 3],
+        data_id="shapes",
+        data={"data_seed": 0},
+        num_classes=10,
+        num_images=sizes,
+        views={split: ["plain"] for split in SPLITS},
+        labels_sha256=dict.fromkeys(SPLITS, ""),
+    )
     for split in SPLITS:
         values_path(tmp_path, split).write_bytes(rng.integers(0, 500, (sizes[split], 6)).astype("<i4").tobytes())
 

@@ -146,7 +146,10 @@ def test_in_turn() -> None:
         (["--num", "2000000"], "--num 2000000: a seed has 1,000,003 images"),
         (["--classes", "0,10"], "--classes 0,10: must be different numbers from 0 to 9"),
         (["--classes", "a"], "--classes a: expected numbers such as 0,3 or the word all"),
-        (["--guidance", "2"], "guidance_scale=2.0 needs a model that was trained without its label now and then"),
+        (
+            ["--guidance", "2"],
+            "sampling.guidance_scale=2.0 needs a model that was trained without its label now and then",
+        ),
         (["--temperature", "0"], "temperature=0.0 must be above 0"),
         (["--top-p", "1.5"], "top_p=1.5 must be in (0, 1]"),
         (["--format", "npz", "--out", "x.png"], "--out x.png: the name of a npz ends in .npz"),
