@@ -180,8 +180,8 @@ class LatentPrior(Prior):
     def parts(cls, config: Any, setting: Setting) -> list[Part]:
         """MACs are of one image at one time."""
         network = cls.build_network(config, setting)
-        inputs = (torch.zeros(1, setting.code_dim, *setting.grid_size), torch.zeros(1))
-        inputs += (torch.zeros(1, dtype=torch.long),) if config.class_conditional else ()
+        labels = [torch.zeros(1, dtype=torch.long)] if config.class_conditional else []
+        inputs = (torch.zeros(1, setting.code_dim, *setting.grid_size), torch.zeros(1), *labels)
         return [Part("network", network, inputs)]
 
     def start_screen(self) -> dict[str, str]:
