@@ -24,9 +24,15 @@ CELLS  = --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "
 SWEEP  = $(PY) -m sweeps.run $(CELLS) --workers $(WORKERS) $(if $(filter no,$(PUBLISHED)),--no-published)
 TABLE  = $(PY) -m sweeps.table $(CELLS)
 SAMPLES = $(PY) -m sweeps.samples $(CELLS)
+GENERATED = sweeps/vit_vqgan/table6.yaml sweeps/vqgan_lc/table4.yaml
 # Trains what is missing of a sweep and shows its tables; with TRAIN=no only the latter. The empty line ends the recipe.
 define show
 $(if $(filter yes,$(TRAIN)),$(SWEEP),$(TABLE)) $(1)
+
+endef
+
+define strips
+$(SAMPLES) $(1)
 
 endef
 
@@ -77,9 +83,9 @@ figure%: $(READY) ## figure3, figure5: utilisation by epoch, PSNR with the M-th 
 	$(if $(wildcard sweeps/*/figure$*.yaml),,$(error no paper has a figure $* that this suite makes))
 	$(foreach file,$(wildcard sweeps/*/figure$*.yaml),$(call show,$(file)))
 
-generate: $(READY) ## tokenizer -> tokens -> VIM -> images with FID and IS (A-Table 6), and strips of the images
-	$(call show,sweeps/vit_vqgan/table6.yaml)
-	$(if $(filter yes,$(TRAIN)),$(SAMPLES) sweeps/vit_vqgan/table6.yaml)
+generate: $(READY) ## tokenizer -> tokens or latents -> VIM, GPT, LDM, DiT, SiT -> images with FID (A-Table 6, B-Table 4), and strips of them
+	$(foreach file,$(GENERATED),$(call show,$(file)))
+	$(if $(filter yes,$(TRAIN)),$(foreach file,$(GENERATED),$(call strips,$(file))))
 
 probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-Table 7, A-Figure 3)
 	$(call show,sweeps/vit_vqgan/table7.yaml)

@@ -28,6 +28,7 @@ COMMANDS = {
     "token_loss": ["token_loss"],
     "sampling": ["sampling", "--runs", "2", "--every", "64"],
     "token_cache": ["token_cache"],
+    "latent_cache": ["token_cache", "--kind", "latents"],
     "probe": ["probe"],
     "ddp": ["ddp", "--runs", "2"],
     "ddp_patchgan": ["ddp", "--runs", "2", "--recipe", "experiments/vqgan_ema_cifar10.yaml", "--name", "ddp_patchgan"],

@@ -1,15 +1,17 @@
-"""A stage-2 epoch from cached tokens against one that encodes the same images at every step, in turn.
+"""A stage-2 epoch from cached tokens, or latents, against one that encodes the same images at every step, in turn.
 
     python -m benchmarks.token_cache [CHECKPOINT]
     python -m benchmarks.token_cache --recipe experiments/vqgan_ema_imagenet.yaml --images 12 --batch-size 4 \
         --width 512 --blocks 8 --runs 2  # the encoder of 256 pixels, and the transformer of benchmarks.sampling
+    python -m benchmarks.token_cache --kind latents  # and a training step of SiT
 
-Same images, same order, same batches; on one side `TokensDataModule` reads ids from disk, on the other `EncodedImages`
-runs the frozen tokenizer. Two consumers: one only reads the batch, one makes a training step of a causal transformer.
+Same images, same order, same batches; on one side a data module reads from disk, on the other `EncodedImages` runs the
+frozen tokenizer. Two consumers: one only reads the batch, one makes a training step of a causal transformer, or of SiT.
 Without a checkpoint the tokenizer is the recipe's, untrained, on rendered shapes.
 
-`token_cache_read RATIO` is what reading gains; the last line, `token_cache RATIO`, how many times faster the training
-epoch is. That is 1 + encoder / training step, which depends on the sizes of the two models: both are printed.
+`token_cache_read RATIO` is what reading gains; the last line, `token_cache RATIO` or `latent_cache RATIO`, how many
+times faster the training epoch is. That is 1 + encoder / training step, which depends on the sizes of the two models:
+both are printed.
 """
 
 import argparse
@@ -24,13 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import Side, paired, report
-from datamodules import TokensConfig, TokensDataModule
+from datamodules import LatentsDataModule, TokensConfig, TokensDataModule
 from datamodules.base import Batch
 from datamodules.views import ViewDataset
 from experiments.config.compose import load_experiment
 from experiments.pipeline.build import build_data, build_model, resolve_data, restore
 from experiments.pipeline.encode import EncodedImages, tokenizer_digest
-from experiments.pipeline.token_writer import make_job, write_tokens
+from experiments.pipeline.token_writer import make_job, write_encoded
+from lightning_modules import flow
+from lightning_modules.networks.dit import DiT, DiTConfig
 from lightning_modules.quantizers import LargeCodebook
 
 OFFLINE = "{extractor: efficientnet-lite0, lpips: none}"  # no weights to download
@@ -58,7 +62,7 @@ class CausalTransformer(nn.Module):
 
 
 def reading(data: TokensDataModule, width: int, blocks: int) -> Consumer:
-    return lambda batch: batch["tokens"].sum() + batch["label"].sum()
+    return lambda batch: batch[data.meta.kind].sum() + batch["label"].sum()
 
 
 def training(data: TokensDataModule, width: int, blocks: int) -> Consumer:
@@ -75,11 +79,31 @@ def training(data: TokensDataModule, width: int, blocks: int) -> Consumer:
     return step
 
 
-CONSUMERS = {"token_cache_read": reading, "token_cache": training}
+def flow_training(data: TokensDataModule, width: int, blocks: int) -> Consumer:
+    """A training step of SiT with patches of 2 x 2 latents."""
+    torch.manual_seed(0)
+    config = DiTConfig(dims=[blocks, width, max(1, width // 64)], drop_sigma=True)
+    model = DiT(config, data.meta.code_dim, data.grid_size, data.num_classes)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        latents = batch["latents"]
+        times, noise = torch.rand(len(latents)), torch.randn_like(latents)
+        flow.loss(model, latents, batch["label"], times, noise).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+CONSUMERS = {
+    "tokens": {"token_cache_read": reading, "token_cache": training},
+    "latents": {"latent_cache_read": reading, "latent_cache": flow_training},
+}
 
 
 def both_sources(arguments: argparse.Namespace, folder: Path) -> tuple[TokensDataModule, EncodedImages]:
-    """The same images as cached tokens in `folder`, and with the tokenizer that made them."""
+    """The same images as cached tokens or latents in `folder`, and with the tokenizer that made them."""
     overrides = {"runtime": {"accelerator": "cpu", "data_dir": arguments.data_dir}}
     torch.manual_seed(0)
     if arguments.checkpoint:
@@ -96,10 +120,13 @@ def both_sources(arguments: argparse.Namespace, folder: Path) -> tuple[TokensDat
     data = build_data(replace(experiment, data=config))
     assert data.train_set is not None and data.val_set is not None
     sources = {"train": ViewDataset(data.train_set, ["plain"]), "val": ViewDataset(data.val_set, ["plain"])}
-    write_tokens(make_job(replace(experiment, data=config), tokenizer, digest, data, sources, batch_size), folder)
-    cached = TokensDataModule(TokensConfig(path=str(folder), batch_size=batch_size))
+    kind, experiment = arguments.kind, replace(experiment, data=config)
+    stored = "float32" if kind == "latents" else ""
+    write_encoded(make_job(experiment, tokenizer, digest, data, sources, batch_size, stored), folder)
+    cls = LatentsDataModule if kind == "latents" else TokensDataModule
+    cached = cls(TokensConfig(path=str(folder), batch_size=batch_size))
     cached.setup()
-    return cached, EncodedImages(data, tokenizer, experiment.trainer.precision)
+    return cached, EncodedImages(data, tokenizer, experiment.trainer.precision, kind)
 
 
 def cached_epoch(data: TokensDataModule, consume: Consumer) -> Callable[[], None]:
@@ -128,6 +155,7 @@ def encoded_epoch(data: EncodedImages, consume: Consumer) -> Callable[[], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="a trained tokenizer (default: the recipe's, untrained)")
+    parser.add_argument("--kind", choices=CONSUMERS, default="tokens", help="what is cached")
     parser.add_argument("--recipe", default="experiments/vit_vqgan_cifar10.yaml")
     parser.add_argument("--data-dir", default="data", help="of the checkpoint's images")
     parser.add_argument("--images", type=int, default=1024, help="images of an epoch")
@@ -144,13 +172,13 @@ def main() -> None:
         print(
             f"{arguments.images:,} images of {cached.data_id} in batches of {arguments.batch_size}, encoder of "
             f"{encoder / 1e6:.2f} M parameters, "
-            f"{cached.grid_size} tokens of {cached.codebook_size:,} codes, transformer of {arguments.blocks} blocks of "
+            f"{cached.meta.shape('train')} {arguments.kind}, transformer of {arguments.blocks} blocks of "
             f"width {arguments.width}, {arguments.threads} threads"
         )
-        for name, consumer in CONSUMERS.items():
+        for name, consumer in CONSUMERS[arguments.kind].items():
             subject, baseline = (consumer(cached, arguments.width, arguments.blocks) for _ in range(2))
             seconds = paired(cached_epoch(cached, subject), encoded_epoch(encoded, baseline), arguments.runs)
-            report(name, Side("cached tokens", seconds[0]), Side("encoding at each step", seconds[1]))
+            report(name, Side(f"cached {arguments.kind}", seconds[0]), Side("encoding at each step", seconds[1]))
 
 
 if __name__ == "__main__":

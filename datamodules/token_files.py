@@ -1,10 +1,13 @@
-"""The files of a token folder, which `experiments.tokenize` writes and `TokensDataModule` reads.
+"""The files of a folder of tokens or latents, which `experiments.tokenize` writes and `TokensDataModule` or
+`LatentsDataModule` reads.
 
-    meta.json                   `TokenMeta`; written last, so that a folder without it is not finished
-    train.bin, val.bin          (N, V, T) int32, little-endian: image, view, token in raster order
+    meta.json                   `TokenMeta` or `LatentMeta`; written last: a folder without it is not finished
+    train.bin, val.bin          little-endian; tokens: (N, V, T) int32: image, view, token in raster order;
+                                latents: (N, V, d, h, w) float32 or float16, the encoder's un-quantized output
     train_labels.npy, val_labels.npy   (N,) int64
 
-N images of a split in the image datamodule's order, V views of each (the first is the plain image), T = h * w tokens.
+N images of a split in the image datamodule's order, V views of each (the first is the plain image), T = h * w tokens,
+d dimensions of a latent.
 """
 
 import hashlib
@@ -12,25 +15,26 @@ import json
 from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 FORMAT = 1
 SPLITS = ("train", "val")
 DTYPE = np.dtype("<i4")  # 100,000 codes do not fit uint16
-CHECKED = 2**22  # ids checked at a time: 16 MiB
+CHECKED = 2**22  # numbers checked at a time: 16 MiB
+STORED = ("float32", "float16")  # kinds of kept latents
 AGAIN = "delete the folder and make it again with `python -m experiments.tokenize`"
 
 
-@dataclass
-class TokenMeta:
-    """Which tokenizer made the tokens, of which images, and what the files must look like."""
+@dataclass(kw_only=True)
+class EncodedMeta:
+    """Which tokenizer encoded which images, and what the files must look like."""
 
+    kind: ClassVar[str]  # "tokens" or "latents"
     tokenizer_digest: str  # experiment's digest and hash of the weights
     model: str
     precision: str  # the encoder's: 32-true | bf16-mixed
-    codebook_size: int  # ids are in [0, codebook_size)
     grid_size: list[int]  # h, w
     data_id: str  # of the images
     data: dict[str, Any]  # the images' options: size, subset, seed, ...
@@ -41,16 +45,86 @@ class TokenMeta:
     sha256: dict[str, str] = field(default_factory=dict)  # by file; empty until all are finished
     format: int = FORMAT
 
-    def shape(self, split: str) -> tuple[int, int, int]:
-        """(N, V, T) of a split's array."""
-        return self.num_images[split], len(self.views[split]), prod(self.grid_size)
+    @property
+    def dtype(self) -> np.dtype:
+        raise NotImplementedError
+
+    @property
+    def view_shape(self) -> tuple[int, ...]:
+        """Of what one view of an image becomes."""
+        raise NotImplementedError
+
+    def is_own_sound(self) -> bool:
+        """Whether the entries that only this kind has are what they should be."""
+        raise NotImplementedError
+
+    def fault(self, block: np.ndarray) -> tuple[int, str] | None:
+        """The first image of a block (n, V, ...) whose values cannot be, and what is wrong with it."""
+        raise NotImplementedError
+
+    def shape(self, split: str) -> tuple[int, ...]:
+        """(N, V, ...) of a split's array."""
+        return self.num_images[split], len(self.views[split]), *self.view_shape
 
     def row_bytes(self, split: str) -> int:
-        """Bytes of one image's tokens, all views."""
-        return prod(self.shape(split)[1:]) * DTYPE.itemsize
+        """Bytes of what one image becomes, all views."""
+        return prod(self.shape(split)[1:]) * self.dtype.itemsize
 
 
-def tokens_path(folder: Path, split: str) -> Path:
+@dataclass(kw_only=True)
+class TokenMeta(EncodedMeta):
+    """Token ids, int32."""
+
+    kind = "tokens"
+    codebook_size: int  # ids are in [0, codebook_size)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return DTYPE
+
+    @property
+    def view_shape(self) -> tuple[int, ...]:
+        return (prod(self.grid_size),)
+
+    def is_own_sound(self) -> bool:
+        return type(self.codebook_size) is int and self.codebook_size > 0
+
+    def fault(self, block: np.ndarray) -> tuple[int, str] | None:
+        if block.min() >= 0 and block.max() < self.codebook_size:
+            return None
+        at = np.argwhere((block < 0) | (block >= self.codebook_size))[0]
+        return at[0], f"id {block[tuple(at)]} in image {{}} is outside the codebook of {self.codebook_size} codes"
+
+
+@dataclass(kw_only=True)
+class LatentMeta(EncodedMeta):
+    """Latents before quantization."""
+
+    kind = "latents"
+    code_dim: int  # d
+    stored: str  # of STORED
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.stored).newbyteorder("<")
+
+    @property
+    def view_shape(self) -> tuple[int, ...]:
+        return self.code_dim, *self.grid_size
+
+    def is_own_sound(self) -> bool:
+        return type(self.code_dim) is int and self.code_dim > 0 and self.stored in STORED
+
+    def fault(self, block: np.ndarray) -> tuple[int, str] | None:
+        if (is_finite := np.isfinite(block)).all():
+            return None
+        return np.argwhere(~is_finite)[0][0], "a latent of image {} is not finite"
+
+
+Meta = TypeVar("Meta", bound=EncodedMeta)
+
+
+def values_path(folder: Path, split: str) -> Path:
     return folder / f"{split}.bin"
 
 
@@ -58,11 +132,11 @@ def labels_path(folder: Path, split: str) -> Path:
     return folder / f"{split}_labels.npy"
 
 
-def read_meta(folder: Path) -> TokenMeta:
+def read_meta(folder: Path, cls: type[Meta] = TokenMeta) -> Meta:  # type: ignore[assignment]
     """Raises ValueError that names the folder or file: not there, not finished, not readable, of another format."""
     path = folder / "meta.json"
     if not path.is_file():
-        state = "its tokens are half written" if (folder / "state.json").is_file() else "there are no tokens"
+        state = f"its {cls.kind} are half written" if (folder / "state.json").is_file() else f"there are no {cls.kind}"
         raise ValueError(f"{folder}: no meta.json, {state}: let `python -m experiments.tokenize` finish them first")
     try:
         content = json.loads(path.read_text())
@@ -71,17 +145,17 @@ def read_meta(folder: Path) -> TokenMeta:
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path}: format version {found}, this version reads {FORMAT}; {AGAIN}")
-    if differ := {entry.name for entry in fields(TokenMeta)} ^ set(content):
+    if differ := {entry.name for entry in fields(cls)} ^ set(content):
         raise ValueError(f"{path}: entries missing or unknown: {', '.join(sorted(differ))}; {AGAIN}")
-    if not is_sound(meta := TokenMeta(**content)):
+    if not is_sound(meta := cls(**content)):
         raise ValueError(f"{path}: damaged, an entry is not what it should be; {AGAIN}")
     return meta
 
 
-def is_sound(meta: TokenMeta) -> bool:
+def is_sound(meta: EncodedMeta) -> bool:
     """Whether sizes are whole numbers above 0 and every other entry has its type."""
     try:
-        sizes = [meta.codebook_size, meta.num_classes, *meta.grid_size]
+        sizes = [meta.num_classes, *meta.grid_size]
         sizes += [size for split in SPLITS for size in (meta.num_images[split], len(meta.views[split]))]
         int(meta.data["data_seed"])
     except (TypeError, KeyError, ValueError):
@@ -89,15 +163,16 @@ def is_sound(meta: TokenMeta) -> bool:
     words = (meta.tokenizer_digest, meta.model, meta.precision, meta.data_id)
     tables = (meta.sha256, meta.labels_sha256, meta.data)
     is_kind = all(isinstance(word, str) for word in words) and all(isinstance(table, dict) for table in tables)
-    return is_kind and len(meta.grid_size) == 2 and all(type(size) is int and size > 0 for size in sizes)
+    is_kind = is_kind and len(meta.grid_size) == 2 and all(type(size) is int and size > 0 for size in sizes)
+    return is_kind and meta.is_own_sound()
 
 
-def open_tokens(folder: Path, meta: TokenMeta, split: str) -> np.memmap:
-    """(N, V, T) int32, read-only, read from disk as it is used."""
-    return np.memmap(tokens_path(folder, split), DTYPE, "r", shape=meta.shape(split))
+def open_values(folder: Path, meta: EncodedMeta, split: str) -> np.memmap:
+    """(N, V, ...), read-only, read from disk as it is used."""
+    return np.memmap(values_path(folder, split), meta.dtype, "r", shape=meta.shape(split))
 
 
-def read_labels(folder: Path, meta: TokenMeta, split: str) -> np.ndarray:
+def read_labels(folder: Path, meta: EncodedMeta, split: str) -> np.ndarray:
     """(N,) int64. Raises ValueError that names the file when it is missing, damaged or does not fit the meta data."""
     path = labels_path(folder, split)
     try:
@@ -113,16 +188,16 @@ def read_labels(folder: Path, meta: TokenMeta, split: str) -> np.ndarray:
     return labels
 
 
-def check_files(folder: Path, meta: TokenMeta) -> None:
-    """Sizes and labels of both splits first, then every id and, where they are kept, the checksums.
+def check_files(folder: Path, meta: EncodedMeta) -> None:
+    """Sizes and labels of both splits first, then every value and, where they are kept, the checksums.
 
     Raises ValueError that names the file at fault.
     """
     for split in SPLITS:
-        path = tokens_path(folder, split)
+        path = values_path(folder, split)
         if not path.is_file():
             raise ValueError(f"{path}: missing; {AGAIN}")
-        expected = prod(meta.shape(split)) * DTYPE.itemsize
+        expected = prod(meta.shape(split)) * meta.dtype.itemsize
         if (size := path.stat().st_size) != expected:
             raise ValueError(
                 f"{path}: {size:,} bytes, but meta.json asks for {expected:,}: it is "
@@ -130,24 +205,19 @@ def check_files(folder: Path, meta: TokenMeta) -> None:
             )
         read_labels(folder, meta, split)
     for split in SPLITS:
-        check_ids(folder, meta, split)
-        for path in (tokens_path(folder, split), labels_path(folder, split)):
+        check_values(folder, meta, split)
+        for path in (values_path(folder, split), labels_path(folder, split)):
             with open(path, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if meta.sha256.get(path.name, found) != found:
                 raise ValueError(f"{path}: damaged, its checksum is not that of meta.json; {AGAIN}")
 
 
-def check_ids(folder: Path, meta: TokenMeta, split: str) -> None:
-    """Raises ValueError that names the first image with an id outside [0, codebook_size). Reads the file once."""
-    tokens = open_tokens(folder, meta, split)
-    images = max(1, CHECKED // prod(tokens.shape[1:]))
-    for start in range(0, len(tokens), images):
-        block = tokens[start : start + images]
-        if block.min() >= 0 and block.max() < meta.codebook_size:
-            continue
-        at = np.argwhere((block < 0) | (block >= meta.codebook_size))[0]
-        raise ValueError(
-            f"{tokens_path(folder, split)}: id {block[tuple(at)]} in image {start + at[0]} is outside the codebook of "
-            f"{meta.codebook_size} codes; {AGAIN}"
-        )
+def check_values(folder: Path, meta: EncodedMeta, split: str) -> None:
+    """Raises ValueError that names the first image with a value that cannot be. Reads the file once."""
+    values = open_values(folder, meta, split)
+    images = max(1, CHECKED // prod(values.shape[1:]))
+    for start in range(0, len(values), images):
+        if fault := meta.fault(values[start : start + images]):
+            image, message = fault
+            raise ValueError(f"{values_path(folder, split)}: {message.format(start + image)}; {AGAIN}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import Batch, BatchDataModule
 from datamodules.resumable import ResumableSampler
-from datamodules.token_files import TokenMeta, check_files, open_tokens, read_labels, read_meta
+from datamodules.token_files import EncodedMeta, TokenMeta, check_files, open_values, read_labels, read_meta
 
 
 @dataclass
@@ -40,7 +40,9 @@ class TokenDataset(Dataset[Batch]):
         index: (n,) int64, the images to serve, in this order.
     """
 
-    def __init__(self, folder: Path, meta: TokenMeta, split: str, index: Tensor):
+    dtype: ClassVar[type] = np.int64  # in a batch
+
+    def __init__(self, folder: Path, meta: EncodedMeta, split: str, index: Tensor):
         self.folder, self.meta, self.split = folder, meta, split
         self.index = index.numpy()
         self.labels = torch.from_numpy(read_labels(folder, meta, split)[self.index])  # (n,)
@@ -48,16 +50,16 @@ class TokenDataset(Dataset[Batch]):
 
     def part(self, positions: Tensor) -> "TokenDataset":
         """Only the images at these positions (n,), of those served."""
-        return TokenDataset(self.folder, self.meta, self.split, torch.from_numpy(self.index)[positions])
+        return type(self)(self.folder, self.meta, self.split, torch.from_numpy(self.index)[positions])
 
     @cached_property
-    def tokens(self) -> np.memmap:
+    def values(self) -> np.memmap:
         """(N, V, T) int32."""
-        return open_tokens(self.folder, self.meta, self.split)
+        return open_values(self.folder, self.meta, self.split)
 
     def __getstate__(self) -> dict[str, Any]:
         """Worker processes open the file themselves; pickling the map would copy all of it."""
-        return {key: value for key, value in self.__dict__.items() if key != "tokens"}
+        return {key: value for key, value in self.__dict__.items() if key != "values"}
 
     def __len__(self) -> int:
         return len(self.index) * self.num_views
@@ -65,8 +67,8 @@ class TokenDataset(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The DataLoader's batched fetch: {"tokens": (B, T), "label": (B,)} of the rows image * V + view."""
         image, view = np.divmod(np.asarray(indices), self.num_views)  # (B,), (B,)
-        tokens = self.tokens[self.index[image], view].astype(np.int64)  # (B, T)
-        return {"tokens": torch.from_numpy(tokens), "label": self.labels[torch.from_numpy(image)]}
+        values = self.values[self.index[image], view].astype(self.dtype)  # (B, T)
+        return {self.meta.kind: torch.from_numpy(values), "label": self.labels[torch.from_numpy(image)]}
 
     def __getitem__(self, index: int) -> Batch:
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
@@ -101,17 +103,19 @@ class TokensDataModule(BatchDataModule):
     """
 
     config: TokensConfig
+    dataset_class: ClassVar[type[TokenDataset]] = TokenDataset
+    meta_class: ClassVar[type[EncodedMeta]] = TokenMeta
 
     def __init__(self, config: TokensConfig, num_workers: int = 0, seed: int = 0):
         super().__init__(config, num_workers, seed)
         self.folder = Path(config.path).expanduser()
 
     @cached_property
-    def meta(self) -> TokenMeta:
+    def meta(self) -> Any:
         """Raises ValueError when the folder is missing, not finished or not readable."""
         if not self.config.path:
             raise ValueError("data.path is empty: set it to a folder made by `python -m experiments.tokenize`")
-        return read_meta(self.folder)
+        return read_meta(self.folder, self.meta_class)
 
     @property
     def num_classes(self) -> int:
@@ -136,14 +140,14 @@ class TokensDataModule(BatchDataModule):
         return self.meta.tokenizer_digest
 
     def setup(self, stage: str | None = None) -> None:
-        """Checks every file once, ids included. Raises ValueError that names the file at fault."""
+        """Checks every file once, values included. Raises ValueError that names the file at fault."""
         if self.val_set is None:
             check_files(self.folder, self.meta)
         super().setup(stage)
 
     def load(self, split: str) -> TokenDataset:
         labels = torch.from_numpy(read_labels(self.folder, self.meta, split))
-        return TokenDataset(self.folder, self.meta, split, self.subset(labels, split))
+        return self.dataset_class(self.folder, self.meta, split, self.subset(labels, split))
 
     def subset(self, labels: Tensor, split: str) -> Tensor:
         """Indices (n,) of the images to serve; with the images' own data_seed the first n, which are dealt by class."""

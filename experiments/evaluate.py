@@ -3,7 +3,7 @@
     python -m experiments.evaluate runs/experiments/RUN/checkpoints/final.ckpt --data-dir DATA [key=value ...]
 
 Keys may change the data (data.val_size=1000), the metrics (model.metrics.extractor=...) or where it runs
-(runtime.accelerator=cpu); for a VIM also how it samples (model.sampling.temperature=0.9,
+(runtime.accelerator=cpu); for what generates also how (model.sampling.guidance_scale=2,
 model.generation.num_samples=1000).
 """
 
@@ -25,7 +25,7 @@ from experiments.runtime.trainer import quiet
 def main() -> None:
     parser = arguments.of_checkpoint("evaluate", __doc__)
     arguments.add_data(parser)
-    parser.add_argument("--tokenizer", help="checkpoint of a VIM's tokenizer (default: that of its upstream run)")
+    parser.add_argument("--tokenizer", help="the tokenizer's checkpoint (default: that of its upstream run)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     given = parser.parse_intermixed_args()
     with user_errors():

@@ -1,4 +1,4 @@
-"""Samples images of a trained VIM: one grid, a folder of PNG files, or an .npz file for public evaluators.
+"""Samples images of a trained VIM, LDM, DiT or SiT: one grid, a folder of PNG files, or an .npz file for evaluators.
 
     python -m experiments.sample runs/experiments/RUN/checkpoints/final.ckpt --num 64 --seed 0
     python -m experiments.sample runs/experiments/RUN/checkpoints/final.ckpt --num 50000 --format npz --out samples.npz
@@ -19,9 +19,12 @@ def main() -> None:
     parser = arguments.of_checkpoint("sample", __doc__)
     parser.add_argument("--num", type=int, default=64, help="images (default: 64)")
     parser.add_argument("--classes", help="such as 0,3, in turn; or all (default)")
-    parser.add_argument("--temperature", type=float, help="these four: default as the recipe says")
+    parser.add_argument("--temperature", type=float, help="this and the six below: default as the recipe says")
     parser.add_argument("--top-k", type=int, help="only the k most likely tokens; 0 = all")
     parser.add_argument("--top-p", type=float, help="only the fewest tokens of this probability together; 1 = all")
+    parser.add_argument("--steps", type=int, help="of a diffusion or flow")
+    parser.add_argument("--sampler", help="ddim or ancestral of LDM and DiT; heun, euler or dopri5 of SiT")
+    parser.add_argument("--eta", type=float, help="share of the noise in ddim; 0 = none")
     parser.add_argument("--guidance", type=float, help="scale of classifier-free guidance; 1 = none")
     parser.add_argument("--accept", type=float, default=1.0, help="keep this share, the best of each class (A-Table 6)")
     parser.add_argument("--seed", type=int, default=0)

@@ -53,13 +53,18 @@ class ModuleConfig:
 
     @property
     def inputs(self) -> str:
-        """What a batch holds: "images", or "tokens" made by the tokenizer at the bottom of the chain of upstreams."""
+        """What a batch holds: "images", or "tokens" or "latents" of the tokenizer at the bottom of the upstreams."""
         return "images"
 
     @property
     def encode_on_the_fly(self) -> bool:
         """Whether augmented images are encoded at every step, instead of once before the training."""
         return False
+
+    @property
+    def latents_stored(self) -> str:
+        """What latents that are made once are kept as: float32 or float16."""
+        return "float32"
 
     @property
     def heldout(self) -> float:
@@ -103,6 +108,7 @@ class Setting:
     tokenizer: Any = None  # the trained tokenizer at the bottom
     tokenizer_digest: str = ""
     codebook: Tensor | None = None  # (K, C), where `needs_codebook`
+    code_dim: int = 0  # of the latents that it reads
 
 
 class Module(L.LightningModule):

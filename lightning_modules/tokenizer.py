@@ -101,9 +101,13 @@ class Tokenizer(Module):
 
     # ---- the tokenizer itself ------------------------------------------------------------------------------------
 
+    def latents(self, image: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> what is quantized (B, h, w, d)."""
+        return self.pre_quant(self.encoder(image))
+
     def encode(self, image: Tensor) -> QuantizerOutput:
         """Images (B, 3, H, W) in [-1, 1] -> codes (B, h, w, d), indices (B, h, w) and the quantizer's loss."""
-        return self.quantizer(self.pre_quant(self.encoder(image)))
+        return self.quantizer(self.latents(image))
 
     def decode(self, quantized: Tensor) -> Tensor:
         """Codes (B, h, w, d) -> images (B, 3, H, W), about [-1, 1]."""
@@ -115,7 +119,7 @@ class Tokenizer(Module):
 
     def decode_ranks(self, image: Tensor, ranks: list[int]) -> dict[int, Tensor]:
         """For each M of `ranks`, the reconstructions (B, 3, H, W) where each token takes its M-th nearest code."""
-        indices = self.quantizer.ranked(self.pre_quant(self.encoder(image)), ranks)  # (B, h, w, R)
+        indices = self.quantizer.ranked(self.latents(image), ranks)  # (B, h, w, R)
         return {rank: self.decode_indices(ids) for rank, ids in zip(ranks, indices.unbind(-1), strict=True)}
 
     def predict(self, quantized: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_modules import prior
 from lightning_modules.base import Layout, count
 from lightning_modules.distributed import draw_rows
 from lightning_modules.figures import bits_figure, sample_grid
@@ -16,24 +17,13 @@ from lightning_modules.losses.tokens import LOGITS_AT_ONCE, token_loss
 from lightning_modules.networks.gpt import GPT
 from lightning_modules.parts import Part
 
-NUM_SHOWN = 64  # images in TensorBoard
 LAYOUT: Layout = {
     "tokens": {
         "loss, nats a token": ["Multiline", ["loss/generator"]],
         "bits per token": ["Multiline", ["bits_per_token/train", "bits_per_token/val"]],
     },
-    "generation": {
-        "FID": ["Multiline", ["fid"]],
-        "IS": ["Multiline", ["is"]],
-        "utilisation, % of codes": ["Multiline", ["usage/generated"]],
-    },
+    **prior.LAYOUT,
 }
-
-
-def drop_labels(labels: Tensor, share: float, no_class: int) -> Tensor:
-    """Replaces a share of the labels (B,) by "no class", for classifier-free guidance."""
-    uniform = draw_rows(lambda n: torch.rand(n, device=labels.device), len(labels))
-    return labels.masked_fill(uniform < share, no_class)
 
 
 def keep_tokens(tokens: Tensor, share: float, vocab_size: int) -> Tensor:
@@ -46,18 +36,11 @@ def keep_tokens(tokens: Tensor, share: float, vocab_size: int) -> Tensor:
     return torch.where(uniform < share, tokens, noise)
 
 
-def start_rows(gpt: GPT) -> dict[str, str]:
-    """Lines of the start screen."""
-    rows, columns = gpt.grid_size
-    tokens = f"{gpt.num_tokens} ({rows} x {columns}) of {gpt.vocab_size:,} codes"
-    return {"tokens per image": tokens, "classes": f"{gpt.num_classes or 'none, unconditional'}"}
-
-
 def pictures(module: Any) -> dict[str, Any]:
     """Of a VIM, after a validation: at each the same images, of the same numbers, seed and classes."""
     shown: dict[str, Any] = {"bits per token by position": bits_figure(module.bits_by_position)}
     if module.tokenizer is not None:
-        shown["samples, classes in turn"] = sample_grid(module, NUM_SHOWN)
+        shown["samples, classes in turn"] = sample_grid(module, prior.NUM_SHOWN)
     return shown
 
 

@@ -9,7 +9,7 @@ from lightning_modules.base import count
 from sweeps.grid import Row, load_scale, show
 from sweeps.measure import Finished, head_of, records_of
 
-SIZE = r"[- ]*(?:(?:Base|Large) )?\d+(?:\.\d+)?[MB]$"  # of "GPT-404M", "VIM-Base 650M", "Large 1697M"
+SIZE = r"(?:[- ]*(?:(?:Base|Large) )?\d+(?:\.\d+)?[MB]|-XL)$"  # of "GPT-404M", "VIM-Base 650M", "Large 1697M", "SiT-XL"
 DATA_HEADS, GRID_HEADS = ("data", "trained on"), ("latent", "tokens")
 
 

@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"left out: {run.label}: {why_left_out(run)}", flush=True)
         if not trained:
             where = f"at scale {options.scale} under {options.output_dir}/experiments"
-            raise ValueError(f"{options.file}: no trained VIM {where}; run {way}")
+            raise ValueError(f"{options.file}: no trained prior {where}; run {way}")
         data = data_name(inputs_of(trained[0].experiment).data_id)
         path = Path(options.output_dir) / "tables" / f"{grid.name}_samples_{grid.scale}_{data}.png"
         replace_file(path, draw(trained, f"{data}, scale {grid.scale}: images 0 to {NUM_IMAGES - 1} of seed 0"))

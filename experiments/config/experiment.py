@@ -16,6 +16,8 @@ from experiments.config.values import select
 from lightning_modules.base import Module, ModuleConfig
 from lightning_modules.checks import at_least_one, one_of, require
 from lightning_modules.execution import COMPILE, MEMORY_FORMATS
+from lightning_modules.flow_matching import SiT, SiTConfig
+from lightning_modules.latent_diffusion import LDM, DiTDiffusion, DiTDiffusionConfig, LDMConfig
 from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.networks import BACKBONES, DISCRIMINATORS
 from lightning_modules.options import no_identity
@@ -35,6 +37,9 @@ MODULES: dict[str, tuple[type[Module], type[ModuleConfig]]] = {
     "vqgan_lc": (VQGANLC, VQGANLCConfig),
     "vit_vqgan": (ViTVQGAN, ViTVQGANConfig),
     "vim": (VIM, VIMConfig),
+    "ldm": (LDM, LDMConfig),
+    "dit": (DiTDiffusion, DiTDiffusionConfig),
+    "sit": (SiT, SiTConfig),
     "linear_probe": (LinearProbe, LinearProbeConfig),
 }
 
@@ -116,14 +121,15 @@ class Experiment:
             size, below = self.data.image_size, self.upstream.data.image_size
             require(size == below, f"data.image_size={size}, but upstream.data.image_size={below}: they must agree")
         require(
-            not (self.reads_kept_tokens and getattr(self.data, "random_crop", False)),
-            "data.random_crop needs model.encode_on_the_fly=true: tokens that are made once are of whole images",
+            not (self.is_encoded_once and getattr(self.data, "random_crop", False)),
+            f"data.random_crop needs model.encode_on_the_fly=true: {self.model.inputs} that are made once are of whole "
+            "images",
         )
 
     @property
-    def reads_kept_tokens(self) -> bool:
-        """Whether the model reads tokens that were made once, before the training."""
-        return self.model.inputs == "tokens" and not self.model.encode_on_the_fly
+    def is_encoded_once(self) -> bool:
+        """Whether the model reads tokens or latents that were made once, before the training."""
+        return self.model.inputs != "images" and not self.model.encode_on_the_fly
 
     @property
     def bottom(self) -> "Experiment":

@@ -42,7 +42,7 @@ def setting_of(experiment: Experiment) -> Setting:
         return Setting(size, classes)
     with torch.device("meta"):
         grid = BACKBONES[tokenizer.backbone.name][0](tokenizer.backbone, size).grid_size
-    return Setting(size, classes, tokenizer.codebook_size, (grid, grid))
+    return Setting(size, classes, tokenizer.codebook_size, (grid, grid), code_dim=tokenizer.code_dim)
 
 
 def parts_of(experiment: Experiment) -> list[Part]:
@@ -61,7 +61,7 @@ def count_cost(experiment: Experiment, attention: bool = True) -> Cost:
     totals = {f"{name} parameters": number for name, number in parameters.items()}
     totals["model parameters"] = sum(parameters[part.name] for part in parts if not part.is_apart)
     totals["model MACs"] = sum(macs[part.name] for part in parts if part.is_counted)
-    if experiment.model.inputs == "tokens" and experiment.model.encode_on_the_fly:
+    if experiment.model.inputs != "images" and experiment.model.encode_on_the_fly:
         macs["tokenizer"] = sum(macs_of(part, attention) for part in parts_of(experiment.bottom) if part.encodes)
     return Cost(rows, parameters, macs, totals)
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from experiments.config.experiment import Experiment
 from lightning_modules.networks import VIT_SIZES, CNNConfig, ViTConfig
+from lightning_modules.networks.dit import DiTConfig
 from lightning_modules.networks.gpt import GPTConfig
 
 A_TABLE_2 = {"small": 32.0, "base": 91.0, "large": 599.0}  # millions of parameters
 A_TABLE_2_VIM = {"base": 650.0, "large": 1697.0}  # the same, of stage 2
 B_GPT = 404.0  # the same, of B's transformer (appendix A)
+B_DIT = 675.0  # the same, of its DiT-XL and SiT-XL
 B_TABLE_8 = {16_384: (195.08, 71.71), 100_000: (195.70, 71.72)}  # codebook size: 10^9 MACs, millions of parameters
 
 # Why the count here differs from the paper's by more than TOLERANCE, where it does.
@@ -69,4 +71,6 @@ def paper_counts(experiment: Experiment) -> list[PaperCount]:
             counts.append(PaperCount(source, "model parameters", value * 1e6, VIM_REASON))
         if size == "gpt-404m" and codes == 100_000:
             counts.append(PaperCount("B, appendix A", "model parameters", B_GPT * 1e6, GPT_REASON))
+    if isinstance(dit := getattr(model, "dit", None), DiTConfig) and dit.size == "xl" and not dit.dims:
+        counts.append(PaperCount("B, appendix A", "model parameters", B_DIT * 1e6))
     return counts

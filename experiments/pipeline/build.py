@@ -48,8 +48,8 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
     """Applies the word DATA=auto|cifar10|shapes|image_folder to a recipe.
 
     auto keeps the recipe's own data set; where that is CIFAR-10 and it is neither in `data_dir` nor to be downloaded,
-    it falls back, loudly, to the rendered shapes. The others replace the data set; sizes and batch stay, and tokens
-    that are made once stay those of whole images. What the experiment stands on gets the same.
+    it falls back, loudly, to the rendered shapes. The others replace the data set; sizes and batch stay, and what is
+    encoded once stays that of whole images. What the experiment stands on gets the same.
     """
     if experiment.upstream is not None:
         upstream = replace(experiment.upstream, runtime=experiment.runtime)
@@ -70,7 +70,7 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
     config = DATAMODULES[name][1]()
     values = {key: getattr(experiment.data, key, None) for key in vars(config)}
     shared = {key: value for key, value in values.items() if value is not None}  # "all images" means another number
-    if experiment.reads_kept_tokens and hasattr(config, "random_crop"):
+    if experiment.is_encoded_once and hasattr(config, "random_crop"):
         shared["random_crop"] = False
     return replace(experiment, data=replace(config, **(shared | {"name": name})))
 

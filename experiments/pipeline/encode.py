@@ -1,6 +1,7 @@
-"""From images to tokens by a frozen tokenizer, once (`experiments.tokenize`) or at every step (`EncodedImages`).
+"""From images to tokens or latents by a frozen tokenizer, once (`experiments.tokenize`) or at every step
+(`EncodedImages`).
 
-Shapes: B images a batch, T = h * w tokens.
+Shapes: B images a batch, T = h * w tokens, d dimensions of a latent.
 """
 
 import hashlib
@@ -31,8 +32,9 @@ def tokenizer_digest(path: str | Path) -> str:
 
 
 @torch.no_grad()  # not inference_mode: an embedding could not save such ids for its backward pass
-def encode_batch(tokenizer: Tokenizer, batch: Batch, precision: str = "32-true") -> Batch:
-    """{"image": (B, 3, H, W) in [-1, 1], ...} to {"tokens": (B, T) int64 in raster order, ...}.
+def encode_batch(tokenizer: Tokenizer, batch: Batch, precision: str = "32-true", kind: str = "tokens") -> Batch:
+    """{"image": (B, 3, H, W) in [-1, 1], ...} to {"tokens": (B, T) int64 in raster order, ...}, or to {"latents":
+    (B, d, h, w) float32, ...}, the encoder's output before quantization.
 
     The tokenizer is frozen; `precision` is its encoder's, as `trainer.precision`: the code search is float32 in all.
     """
@@ -40,20 +42,24 @@ def encode_batch(tokenizer: Tokenizer, batch: Batch, precision: str = "32-true")
     image = batch["image"]
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
     with torch.autocast(image.device.type, dtype, enabled=precision != "32-true"):
-        indices = tokenizer.encode(image).indices  # (B, h, w)
-    return {"tokens": indices.flatten(1)} | {key: value for key, value in batch.items() if key != "image"}
+        if kind == "latents":
+            encoded = tokenizer.latents(image).movedim(-1, 1).float()  # (B, d, h, w)
+        else:
+            encoded = tokenizer.encode(image).indices.flatten(1)  # (B, T)
+    return {kind: encoded} | {key: value for key, value in batch.items() if key != "image"}
 
 
 class EncodedImages(LightningDataModule):
-    """The papers' way: images that are set up, flips and crops included, become tokens on the device at every step.
+    """The papers' way: images that are set up, flips and crops included, become tokens or latents on the device at
+    every step.
 
-    Serves what `TokensDataModule` serves, so that a module that trains on tokens need not know which of the two it has.
+    Serves what `TokensDataModule` or `LatentsDataModule` serves, so that a module need not know which of them it has.
     The tokenizer, frozen here, is no part of the trained module: no optimizer, checkpoint or `train()` reaches it.
     """
 
-    def __init__(self, images: ImageDataModule, tokenizer: Tokenizer, precision: str = "32-true"):
+    def __init__(self, images: ImageDataModule, tokenizer: Tokenizer, precision: str = "32-true", kind: str = "tokens"):
         super().__init__()
-        self.images, self.tokenizer, self.precision = images, freeze(tokenizer), precision
+        self.images, self.tokenizer, self.precision, self.kind = images, freeze(tokenizer), precision, kind
 
     def train_dataloader(self) -> Any:
         self.images.trainer = self.trainer  # its number of devices and rank
@@ -66,4 +72,4 @@ class EncodedImages(LightningDataModule):
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Batch:
         if self.tokenizer.device != batch["image"].device:
             self.tokenizer.to(batch["image"].device)
-        return encode_batch(self.tokenizer, batch, self.precision)
+        return encode_batch(self.tokenizer, batch, self.precision, self.kind)

@@ -1,4 +1,4 @@
-"""What a run needs before it can start: its images, tokens, codebook, classifier and its module.
+"""What a run needs before it can start: its images, tokens or latents, codebook, classifier and its module.
 
 Only what is missing is made, once. What it stands on has been trained before; see `training.train`.
 """
@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 import lightning as L
 from torch.utils.data import Subset
 
-from datamodules import HeldOutDataModule, ImageDataModule, TokensConfig, TokensDataModule
+from datamodules import HeldOutDataModule, ImageDataModule, LatentsDataModule, TokensConfig, TokensDataModule
 from datamodules.base import require_full_batch
 from datamodules.tokens import TokenDataset
 from experiments.config.experiment import Experiment
+from experiments.costs.counts import parts_of
 from experiments.pipeline.build import build_data, build_model, plain
 from experiments.pipeline.classifier import classifier_for
 from experiments.pipeline.codebooks.build import codebook_for
 from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.encode import EncodedImages
-from experiments.pipeline.token_writer import Job, is_finished, make_job, write_tokens
+from experiments.pipeline.token_writer import Job, is_finished, make_job, write_encoded
 from experiments.pipeline.tokens import view_names, views_of
 from experiments.pipeline.upstream import Below, restore_below, use_tokenizer
 from experiments.runtime.ranks import main_first
@@ -36,13 +37,15 @@ class Prepared(NamedTuple):
 
 def gather(experiment: Experiment, trains: bool = True) -> tuple[ImageDataModule, Any]:
     """The images that metrics compare with, and the classifier: what may fail early. Raises ValueError or OSError;
-    with `trains` also where the training images fill no batch."""
+    with `trains` also where the training images fill no batch, or the network does not fit the tokens."""
     model = experiment.model
     with main_first():  # caches, the classifier's head
         images = build_data(plain(experiment) if experiment.upstream else experiment)
         if trains:
-            views = len(view_names(None, experiment.data.flip)) if experiment.reads_kept_tokens else 1
+            views = len(view_names(None, experiment.data.flip)) if experiment.is_encoded_once else 1
             require_full_batch(views * len(images.train_set), experiment.data.batch_size)  # type: ignore[arg-type]
+            if experiment.upstream:
+                parts_of(experiment)  # without memory: its network fits what is encoded
         if model.heldout:
             check_heldout(model, images)
         classifier = classifier_for(model.classifier, experiment, images) if model.classifier else None
@@ -65,7 +68,7 @@ def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = 
     """Data and module, on the trained models below; `needs` is what `gather` gave. Raises ValueError or OSError."""
     images, classifier = needs or gather(experiment)
     below = restore_below(experiment)
-    with main_first():  # tokens, codebook
+    with main_first():  # tokens or latents, codebook
         data: Any = images if below is None else data_for(experiment, below, images)
         codebook = codebook_for(experiment, images.data_id) if experiment.model.needs_codebook else None
     setting = Setting(experiment.data.image_size, images.num_classes, codebook=codebook)
@@ -75,6 +78,7 @@ def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = 
             setting,
             codebook_size=below.tokenizer.config.codebook_size,
             grid_size=(grid, grid),
+            code_dim=below.tokenizer.config.code_dim,
             upstream=below.upstream,
             tokenizer=below.tokenizer,
             tokenizer_digest=below.tokenizer_digest,
@@ -87,19 +91,18 @@ def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = 
 
 
 def data_for(experiment: Experiment, below: Below, images: ImageDataModule) -> L.LightningDataModule:
-    """Set up: images, their tokens made at every step, or tokens made once; with `heldout` a second validation set."""
+    """Set up: images, encoded at every step or once, or as they are; with `heldout` a second validation set."""
     model = experiment.model
-    if model.inputs == "tokens" and model.encode_on_the_fly:
-        precision = below.experiment.trainer.precision
-        return EncodedImages(build_data(experiment), below.tokenizer, precision)
+    if model.inputs != "images" and model.encode_on_the_fly:
+        return encoded(experiment, below, build_data(experiment))
     data: Any
     if model.inputs == "images":
         data = build_data(experiment)
     else:
-        job = token_job(experiment, below, images)
+        job = encoding_job(experiment, below, images)
         job.tokenizer.to(build_device(experiment))
-        write_tokens(job, job.folder, waits=True)
-        data = read_tokens(experiment, job.folder)
+        write_encoded(job, job.folder, waits=True)
+        data = read_encoded(experiment, job.folder)
         data.setup("fit")
     if not model.heldout:
         return data
@@ -113,7 +116,8 @@ def data_for(experiment: Experiment, below: Below, images: ImageDataModule) -> L
 def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | None = None) -> Prepared:
     """Data for a restored module, and the tokenizer below it (of the checkpoint `tokenizer`, or its upstream run's).
 
-    Tokens are those of its training where they still are, else the validation images are encoded now. Trains nothing.
+    Tokens or latents are those of its training where they still are, else the validation images are encoded now. Trains
+    nothing.
     """
     below = lend(experiment, module, tokenizer)  # may not be there; the classifier takes longer
     images, classifier = gather(experiment, trains=False)
@@ -121,11 +125,10 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
         module.use_classifier(classifier)
     if below is None or experiment.model.inputs == "images":
         return Prepared(module, images, images)
-    job = token_job(experiment, below, images)
-    if experiment.reads_kept_tokens and is_finished(job.folder, job.meta):
-        return Prepared(module, read_tokens(experiment, job.folder), images)
-    data = EncodedImages(images, below.tokenizer, below.experiment.trainer.precision)
-    return Prepared(module, data, images)
+    job = encoding_job(experiment, below, images)
+    if experiment.is_encoded_once and is_finished(job.folder, job.meta):
+        return Prepared(module, read_encoded(experiment, job.folder), images)
+    return Prepared(module, encoded(experiment, below, images), images)
 
 
 def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below | None:
@@ -135,16 +138,23 @@ def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below 
     return below
 
 
-# ---- tokens that are made once
+# ---- what images are encoded to
 
 
-def token_job(experiment: Experiment, below: Below, images: ImageDataModule) -> Job:
-    """Encoding `images`, those of training plain and, where the experiment flips, mirrored."""
+def encoded(experiment: Experiment, below: Below, images: ImageDataModule) -> EncodedImages:
+    """At every step."""
+    return EncodedImages(images, below.tokenizer, below.experiment.trainer.precision, experiment.model.inputs)
+
+
+def encoding_job(experiment: Experiment, below: Below, images: ImageDataModule) -> Job:
+    """Encoding `images` once, those of training plain and, where the experiment flips, mirrored."""
     tokenizer_experiment = replace(below.experiment, data=images.config)
     sources = views_of(images, view_names(None, experiment.data.flip))
-    return make_job(tokenizer_experiment, below.tokenizer, below.tokenizer_digest, images, sources)
+    latents = experiment.model.latents_stored if experiment.model.inputs == "latents" else ""
+    return make_job(tokenizer_experiment, below.tokenizer, below.tokenizer_digest, images, sources, latents=latents)
 
 
-def read_tokens(experiment: Experiment, folder: Path) -> TokensDataModule:
+def read_encoded(experiment: Experiment, folder: Path) -> TokensDataModule:
+    cls = LatentsDataModule if experiment.model.inputs == "latents" else TokensDataModule
     sizes = {key: getattr(experiment.data, key) for key in ("batch_size", "val_batch_size", "data_seed")}
-    return TokensDataModule(TokensConfig(path=str(folder), **sizes), experiment.runtime.num_workers, experiment.seed)
+    return cls(TokensConfig(path=str(folder), **sizes), experiment.runtime.num_workers, experiment.seed)

@@ -1,4 +1,4 @@
-"""Samples images of a trained VIM. Image i of a seed is the same at any batch size and number of images."""
+"""Samples images of any trained prior. Image i of a seed is the same at any batch size and number of images."""
 
 import argparse
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from lightning_modules.checks import require
 from lightning_modules.metrics.classifier import LabelClassifier
 from lightning_modules.metrics.extractors import to_uint8
 from lightning_modules.metrics.generation import best_of_each_class
-from lightning_modules.networks.sampling import SEED_STRIDE, SamplingConfig
+from lightning_modules.networks.sampling import SEED_STRIDE
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Job:
     """All that decides the images, checked, and where they go."""
 
     module: Any  # a trained one that generates, with its tokenizer, on its device
-    sampling: SamplingConfig
+    sampling: Any  # the options of its kind of sampling
     classes: list[int]  # in turn; [] = unconditional
     num: int
     seed: int
@@ -121,15 +121,20 @@ def check_numbers(arguments: argparse.Namespace) -> None:
     require(is_enough, f"--num {num}: a seed has {SEED_STRIDE:,} images, candidates included: take several")
 
 
-def sampling_of(module: Any, arguments: argparse.Namespace) -> SamplingConfig:
+OPTIONS = {name: name for name in ("temperature", "top_k", "top_p", "steps", "sampler", "eta")}
+OPTIONS["guidance"] = "guidance_scale"
+
+
+def sampling_of(module: Any, arguments: argparse.Namespace) -> Any:
     """The checkpoint's options with the given ones. Raises ValueError."""
-    names = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "guidance": "guidance_scale"}
-    given = {key: getattr(arguments, name) for name, key in names.items() if getattr(arguments, name) is not None}
-    sampling = replace(module.config.sampling, **given)
+    config = module.config
+    given = {key: getattr(arguments, name) for name, key in OPTIONS.items() if getattr(arguments, name) is not None}
+    if unknown := given.keys() - vars(config.sampling).keys():
+        known = ", ".join(vars(config.sampling))
+        raise ValueError(f"--{min(unknown).replace('_', '-')}: a '{config.name}' is not sampled so; it has {known}")
+    sampling = replace(config.sampling, **given)
     sampling.check()
-    if sampling.guidance_scale != 1 and not module.config.label_dropout:
-        scale, reason = f"{sampling.guidance_scale:g}", "the model was not trained without its label now and then"
-        raise ValueError(f"--guidance {scale}: {reason}; that takes model.label_dropout=0.1, say, in training")
+    config.check_sampling(sampling)
     return sampling
 
 

@@ -16,7 +16,7 @@ def print_summary(experiment: Experiment, module: Any, name: str, data_id: str, 
     data = experiment.data
     rows = experiment.model.describe()
     rows["data"] = f"{data_id}, {data.image_size} x {data.image_size} pixels, batch {data.batch_size}"
-    if placing and not experiment.reads_kept_tokens:
+    if placing and not experiment.is_encoded_once:
         rows["images"] = placing
     if experiment.upstream is not None:
         rows["stands on"] = f"{experiment.recipe}, {experiment.upstream.digest()}"

@@ -71,4 +71,5 @@ def prepare(arguments: argparse.Namespace) -> Job:
     crop = crop_transform(experiment, arguments.flip) if "crop" in views else None
     data = build_data(experiment)
     module.to(L.Fabric(accelerator=experiment.runtime.accelerator, devices=1).device)
-    return make_job(experiment, module, tokenizer_digest(path), data, views_of(data, views, crop), batch_size)
+    sources = views_of(data, views, crop)
+    return make_job(experiment, module, tokenizer_digest(path), data, sources, batch_size, arguments.latents)

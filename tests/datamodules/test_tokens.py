@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from datamodules import DATAMODULES, TokensConfig, TokensDataModule
 from datamodules.base import Batch, BatchDataModule, DataConfig, ImageDataModule
-from datamodules.token_files import DTYPE, SPLITS, TokenMeta, check_ids, labels_path, tokens_path
+from datamodules.token_files import DTYPE, SPLITS, TokenMeta, check_values, labels_path, values_path
 
 NUM_IMAGES, NUM_CODES = 50, 100_000
 
@@ -51,7 +51,7 @@ def write(folder: Path, views: int = 1, **changes: Any) -> Path:
     folder.mkdir(exist_ok=True)
     for split in SPLITS:
         n, v, t = np.ogrid[:NUM_IMAGES, : len(meta.views[split]), :6]
-        tokens_path(folder, split).write_bytes((1000 * n + 10 * v + t).astype(DTYPE).tobytes())
+        values_path(folder, split).write_bytes((1000 * n + 10 * v + t).astype(DTYPE).tobytes())
         np.save(labels_path(folder, split), np.arange(NUM_IMAGES) % 10)
     (folder / "meta.json").write_text(json.dumps(asdict(meta)))
     return folder
@@ -203,7 +203,7 @@ def change_meta(folder: Path, **changes: Any) -> None:
 
 
 def change_id(folder: Path, image: int, value: int) -> None:
-    with open(tokens_path(folder, "train"), "r+b") as file:
+    with open(values_path(folder, "train"), "r+b") as file:
         file.seek(image * 6 * 4 + 8)
         file.write(np.array(value, DTYPE).tobytes())
 
@@ -216,9 +216,9 @@ def change_id(folder: Path, image: int, value: int) -> None:
         (lambda f: (f / "meta.json").write_text("{"), r"meta\.json: not readable"),
         (lambda f: change_meta(f, format=2), r"meta\.json: format version 2, this version reads 1"),
         (lambda f: change_meta(f, more=2), r"meta\.json: entries missing or unknown: more"),
-        (lambda f: tokens_path(f, "val").unlink(), r"val\.bin: missing"),
-        (lambda f: tokens_path(f, "val").write_bytes(b"1" * 1196), r"val\.bin: 1,196 bytes.*1,200: it is cut off"),
-        (lambda f: tokens_path(f, "val").write_bytes(b"1" * 1204), r"val\.bin: 1,204 bytes.*1,200: it is too long"),
+        (lambda f: values_path(f, "val").unlink(), r"val\.bin: missing"),
+        (lambda f: values_path(f, "val").write_bytes(b"1" * 1196), r"val\.bin: 1,196 bytes.*1,200: it is cut off"),
+        (lambda f: values_path(f, "val").write_bytes(b"1" * 1204), r"val\.bin: 1,204 bytes.*1,200: it is too long"),
         (lambda f: change_id(f, 7, NUM_CODES), r"train\.bin: id 100000 in image 7 is outside the codebook of 100000"),
         (lambda f: change_id(f, 49, -1), r"train\.bin: id -1 in image 49 is outside"),
         (lambda f: labels_path(f, "train").unlink(), r"train_labels\.npy: not readable"),
@@ -243,7 +243,7 @@ def test_every_block_of_a_long_file_is_checked(tmp_path: Path, monkeypatch: pyte
         write(tmp_path)
         change_id(folder, image, NUM_CODES)
         with pytest.raises(ValueError, match=f"in image {image} is"):
-            check_ids(folder, meta, "train")
+            check_values(folder, meta, "train")
 
 
 def test_files_are_checked_once_and_not_for_every_stage(tmp_path: Path) -> None:

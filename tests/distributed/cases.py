@@ -5,6 +5,7 @@
 Every case trains through the real trainer and leaves FOLDER/CASE.RANK.pt.
 """
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 sys.path += [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "helpers")]
 from conftest import ENCODER_USERS, load_once, tiny_experiment
+from latent_cases import tiny_latents
 from vim_cases import tiny_vim
 
 import experiments.pipeline.training as train_module
@@ -29,10 +31,10 @@ from experiments.pipeline.upstream import run_dir
 from experiments.runtime.ranks import join, main_first
 from experiments.runtime.trainer import build_trainer, quiet
 from lightning_modules.distributed import all_reduce_sum, rank, world_size
+from lightning_modules.prior import Prior
 from lightning_modules.quantizers.ema import EMAQuantizer
 from lightning_modules.sharding import full
 from lightning_modules.tokenizer import Tokenizer
-from lightning_modules.vim import VIM
 
 Result = dict[str, Any]
 
@@ -131,19 +133,26 @@ def result(notes: Notes, module: Any) -> Result:
 
 
 def chain(folder: Path, name: str) -> Result:
-    """A tokenizer, its tokens, and a VIM on them, by `train` itself; what was made on this rank, and how often."""
+    """A tokenizer, its tokens or latents, and a prior on them, by `train`; what was made on this rank, how often."""
     downstream = {
         "vim": ("model.label_dropout=0.5", "model.keep_tokens=0.8", "data.flip=true", "data.val_size=13"),
         "vim_fsdp": ("runtime.strategy=fsdp", "data.val_size=13", "trainer.validate_every=2"),
+        "sit": (
+            "model.optimizer.eps=1e-3",
+            "model.label_dropout=0.5",
+            "model.scale_latents=true",
+            "data.flip=true",
+            "data.val_size=13",
+        ),
         "vim_adafactor": ("runtime.strategy=fsdp", "data.val_size=13", "model.optimizer.name=adafactor"),
     }
-    experiment = tiny_vim(
-        lambda *arguments: tiny_experiment(folder / "chain", *arguments),
-        "model.gpt={dims: [2, 2, 16, 32], dropout: 0.0}",
-        *downstream[name],
-        f"runtime.strategy={'fsdp' if world_size() > 1 and 'vim_' in name else 'auto'}",
-    )
-    notes, calls = Notes(VIM), []
+    strategy = f"runtime.strategy={'fsdp' if world_size() > 1 and 'vim_' in name else 'auto'}"
+    tiny = functools.partial(tiny_experiment, folder / "chain")
+    if name == "sit":
+        experiment = tiny_latents(tiny, name, *downstream[name])
+    else:
+        experiment = tiny_vim(tiny, "model.gpt={dims: [2, 2, 16, 32], dropout: 0.0}", *downstream[name], strategy)
+    notes, calls = Notes(Prior), []
     write, make = token_writer.encode_split, train_module.build_trainer
     token_writer.encode_split = lambda *a: (calls.append("tokens"), write(*a))  # type: ignore[assignment,func-returns-value]
     train_module.build_trainer = lambda *a, **options: make(*a, notes, **options)  # type: ignore[assignment]
@@ -202,7 +211,7 @@ def lead(folder: Path, name: str) -> Result:
 
 CASES: dict[str, Callable[[Path, str], Result]] = {
     **dict.fromkeys(TOKENIZERS, tokenizer),
-    **dict.fromkeys(("vim", "vim_fsdp", "vim_adafactor"), chain),
+    **dict.fromkeys(("vim", "vim_fsdp", "vim_adafactor", "sit"), chain),
     "failure": failure,
     "lead": lead,
 }

@@ -198,6 +198,8 @@ def test_memory_of_a_vim(tiny: TinyExperiment) -> None:
         ("vim_imagenet", "model.gpt.size=large", "A-Table 2, VIM-Large"),
         ("vim_imagenet", "model.gpt.size=base", "A-Table 2, VIM-Base"),
         ("gpt_vim_imagenet", "seed=0", "B, appendix A"),
+        ("dit_imagenet", "seed=0", "B, appendix A"),
+        ("sit_imagenet", "seed=0", "B, appendix A"),
     ],
 )
 def test_transformers_of_the_papers(recipe: str, override: str, source: str) -> None:
@@ -205,6 +207,17 @@ def test_transformers_of_the_papers(recipe: str, override: str, source: str) -> 
     (printed,) = paper_counts(experiment)
     counted = sum(count_cost(experiment).parameters.values())
     assert printed.source == source and printed.is_explained(counted) and abs(printed.difference(counted)) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "millions", "macs"),
+    [("dit_imagenet", 674.890, 29.04e9), ("ldm_imagenet", 270.266, 22.65e9), ("ldm_f8_imagenet", 394.984, 57.04e9)],
+)
+def test_generators_of_paper_b(recipe: str, millions: float, macs: float) -> None:
+    """Counted of the original code on latents of one image; LDM's without its class table."""
+    cost = count_cost(load_experiment(FOLDER / f"{recipe}.yaml"))
+    assert cost.parameters["network"] / 1e6 == pytest.approx(millions, rel=1e-3)
+    assert cost.macs["network"] == pytest.approx(macs, rel=2e-2)
 
 
 # ---- the command

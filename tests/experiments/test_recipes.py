@@ -15,8 +15,9 @@ from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
 from experiments.pipeline.build import build_model, resolve_data
 from experiments.pipeline.training import train
-from lightning_modules import tokenizer, vim
+from lightning_modules import prior, tokenizer, vim
 from lightning_modules.base import Setting
+from lightning_modules.latent_prior import LatentPrior
 from lightning_modules.tokenizer import TokenizerConfig
 from sweeps.grid import load_grid
 
@@ -24,7 +25,9 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 ALL = sorted(FOLDER.glob("*.yaml"))
 RECIPES = [path for path in ALL if "upstream:" not in path.read_text()]  # of tokenizers
 DOWNSTREAM = [path for path in ALL if path not in RECIPES]
-TRAINED = [path for path in RECIPES if path.stem.endswith("_cifar10")]  # stage 2's are in tests/experiments/pipeline
+TRAINED = [
+    path for path in RECIPES if path.stem.endswith("_cifar10")
+]  # those of stage 2 are in tests/experiments/pipeline
 PAPER_SCALE = [path for path in ALL if path.stem.endswith(("_imagenet", "_ffhq", "_celebahq"))]
 BUILT = [path for path in PAPER_SCALE if path in RECIPES]
 
@@ -59,7 +62,8 @@ def test_a_paper_scale_recipe_names_row_hardware_and_time(path: Path) -> None:
     of_tokenizers = ("FID", " h by experiments.preview") if path in BUILT else ()
     for text in ("Table", "row", "Not run here", *of_tokenizers):
         assert text in comment
-    assert ("32 V100" in comment) == ("Paper B" in comment) and ("128 TPUv4" in comment) == ("Paper A" in comment)
+    gpus = "8 V100" if path.stem.startswith(("ldm_", "dit_", "sit_")) else "32 V100"
+    assert (gpus in comment) == ("Paper B" in comment) and ("128 TPUv4" in comment) == ("Paper A" in comment)
 
 
 KEY = r"(?:upstream[.])*(?:(?:model|data|trainer)[.][\w.]+|recipe)=(?:[\w.+-]*\w|\[\d*\])"
@@ -161,7 +165,7 @@ def test_a_paper_scale_recipe_builds(path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("path", DOWNSTREAM, ids=lambda path: path.stem)
 def test_a_recipe_of_stage_two_builds_on_what_it_stands_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device: the tokens of the tokenizer are those of the transformer, whose width is the probe's."""
-    for module, name in (tokenizer, "TokenizerMetrics"), (tokenizer, "build_perceptual"), (vim, "GenerationMetrics"):
+    for module, name in (tokenizer, "TokenizerMetrics"), (tokenizer, "build_perceptual"), (prior, "GenerationMetrics"):
         monkeypatch.setattr(module, name, lambda *_: nn.Identity())
     experiment = load_experiment(path)
     with torch.device("meta"):
@@ -170,6 +174,11 @@ def test_a_recipe_of_stage_two_builds_on_what_it_stands_on(path: Path, monkeypat
         tokens = 64 if path.stem.endswith("_cifar10") else 256 if path.stem.startswith("gpt_") else 1024
         assert module.gpt.num_tokens == tokens
         assert module.gpt.head.weight.shape[0] == experiment.upstream.model.codebook_size
+    elif isinstance(module, LatentPrior):
+        side = 8 if path.stem.endswith("_cifar10") else 32 if "_f8_" in path.stem else 16
+        dims = 4 if "_f8_" in path.stem else 8
+        assert (module.network.channels, *module.network.grid_size) == (dims, side, side)
+        assert module.network.num_classes == (0 if path.stem == "ldm_ffhq" else 10 if side == 8 else 1000)
     else:
         of_vim = {"probe_vim_imagenet": (36, 2048, 1000), "probe_vim_cifar10": (4, 128, 10)}
         assert module.weight.shape == of_vim.get(path.stem, (1, 128, 10))
@@ -181,7 +190,9 @@ def build_downstream(experiment: Experiment) -> Any:
     bottom, upstream = build_model(experiment.bottom), experiment.upstream
     below = bottom if upstream is experiment.bottom else build_downstream(upstream)
     grid, size = (bottom.encoder.grid_size,) * 2, experiment.data.image_size
-    return build_model(experiment, Setting(size, classes, experiment.tokenizer.codebook_size, grid, below, bottom, "x"))
+    tokenizer = experiment.tokenizer
+    setting = Setting(size, classes, tokenizer.codebook_size, grid, below, bottom, "x", code_dim=tokenizer.code_dim)
+    return build_model(experiment, setting)
 
 
 @pytest.mark.parametrize("scale", ["quick", "reduced", "paper"])

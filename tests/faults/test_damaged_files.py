@@ -16,7 +16,7 @@ from PIL import Image
 
 from datamodules import ImageFolderConfig, ImageFolderDataModule, TokensConfig, TokensDataModule
 from datamodules.folders import read_image
-from datamodules.token_files import SPLITS, TokenMeta, read_labels, tokens_path
+from datamodules.token_files import SPLITS, TokenMeta, read_labels, values_path
 from experiments.pipeline.build import build_model, restore
 from experiments.pipeline.codebooks.build import read_codebook, save_codebook
 from experiments.pipeline.token_writer import finish
@@ -131,10 +131,21 @@ def test_a_record_of_other_kinds(tmp_path: Path, change: dict[str, Any], message
 def tokens(tmp_path: Path) -> Path:
     """A finished folder with checksums: 40 images of six tokens each in the training split, 20 in the other."""
     rng, sizes = np.random.default_rng(0), {"train": 40, "val": 20}
-    meta = TokenMeta("digest", "vqgan", "32-true", 500, [2, 3], "shapes", {"data_seed": 0}, 10, sizes,
-                     {split: ["plain"] for split in SPLITS}, dict.fromkeys(SPLITS, ""))  # fmt: skip
+    meta = TokenMeta(
+        tokenizer_digest="digest",
+        model="vqgan",
+        precision="32-true",
+        codebook_size=500,
+        grid_size=[2, 3],
+        data_id="shapes",
+        data={"data_seed": 0},
+        num_classes=10,
+        num_images=sizes,
+        views={split: ["plain"] for split in SPLITS},
+        labels_sha256=dict.fromkeys(SPLITS, ""),
+    )
     for split in SPLITS:
-        tokens_path(tmp_path, split).write_bytes(rng.integers(0, 500, (sizes[split], 6)).astype("<i4").tobytes())
+        values_path(tmp_path, split).write_bytes(rng.integers(0, 500, (sizes[split], 6)).astype("<i4").tobytes())
 
     class Source:  # finish() saves the labels of its sources
         def __init__(self, size: int) -> None:

@@ -32,6 +32,7 @@ from experiments.config.compose import parse
 from experiments.config.experiment import MODULES
 from experiments.pipeline.training import train
 from experiments.runtime import code_version
+from lightning_modules.base import Setting
 from lightning_modules.linear_probe import BlockFeatures, LinearProbe, LinearProbeConfig
 from lightning_modules.losses import (
     LossConfig,
@@ -123,7 +124,7 @@ def module_numbers() -> Numbers:
     torch.manual_seed(0)
     gpt = GPTConfig(dims=[2, 2, 16, 32])
     optimizer = OptimizerConfig(lr=1e-3, min_lr=1e-5, betas=[0.9, 0.96], eps=1e-3, decay="exponential")
-    vim = VIM(VIMConfig(gpt=gpt, optimizer=optimizer), 32, (4, 4), 10, 16)
+    vim = VIM(VIMConfig(gpt=gpt, optimizer=optimizer), Setting(16, 10, 32, (4, 4)))
     batches = [{"tokens": torch.randint(32, (4, 16)), "label": torch.arange(4)} for _ in range(STEPS)]
     numbers["vim"] = fit(vim, batches)
     tokens = generate(vim.gpt.eval(), [0, 1], torch.tensor([0, 1]), SamplingConfig(top_k=1), 0)

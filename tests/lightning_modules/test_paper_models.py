@@ -9,7 +9,8 @@ from torch import nn
 
 from experiments.config.compose import parse
 from experiments.config.experiment import MODULES
-from lightning_modules import tokenizer, vim
+from lightning_modules import prior, tokenizer
+from lightning_modules.base import Setting
 from lightning_modules.losses import pixels
 from lightning_modules.networks import PatchGAN, StyleGANDiscriminator
 from lightning_modules.optimizer import OptimizerConfig, build_schedule
@@ -33,7 +34,7 @@ def no_downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(tokenizer, "build_perceptual", build_perceptual)
     monkeypatch.setattr(tokenizer, "TokenizerMetrics", lambda *_: nn.Identity())
-    monkeypatch.setattr(vim, "GenerationMetrics", lambda *_: nn.Identity())
+    monkeypatch.setattr(prior, "GenerationMetrics", lambda *_: nn.Identity())
     return names
 
 
@@ -127,7 +128,7 @@ def test_the_large_codebook_and_its_baselines() -> None:
 
 def test_vim() -> None:
     """A 3.4 and A-Table 2's VIM-Large."""
-    module = on_meta(lambda: VIM(VIMConfig(), 8192, (32, 32), num_classes=1000, image_size=256))
+    module = on_meta(lambda: VIM(VIMConfig(), Setting(256, 1000, 8192, (32, 32))))
     assert (len(module.gpt.blocks), module.gpt.num_tokens, tuple(module.gpt.head.weight.shape)) == (
         36,
         1024,

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from vim_cases import build, tiny_vim
 
 from lightning_modules import vim as vim_module
+from lightning_modules.base import Setting
 from lightning_modules.optimizer import build_optimizer, decay_of_matrices
 from lightning_modules.vim import VIM
 from lightning_modules.vim_parts import keep_tokens
@@ -223,7 +224,7 @@ def test_what_is_lent_stays_out_of_the_module(tiny: TinyExperiment) -> None:
         module.use_tokenizer(tokenizer, "other")
     checkpoint: dict[str, Any] = {}
     module.on_save_checkpoint(checkpoint)
-    again = VIM(module.config, **checkpoint["sizes"])
+    again = VIM(module.config, Setting(**checkpoint["sizes"]))
     again.load_state_dict(module.state_dict())
     again.on_load_checkpoint(checkpoint)
     with pytest.raises(ValueError, match="trained on tokens of tokenizer untrained"):

@@ -60,7 +60,7 @@ def test_rows_without_weights_are_named_with_the_way_to_have_them(
         samples.main(command)
     way = "`python -m sweeps.run x.yaml --scale quick --no-published`"
     printed = capsys.readouterr()
-    assert stopped.value.code == 1 and f"no trained VIM at scale quick under {tmp_path}/runs" in printed.err
+    assert stopped.value.code == 1 and f"no trained prior at scale quick under {tmp_path}/runs" in printed.err
     assert way in printed.err and printed.out.count("left out: ") == 4
 
     train(trained, "vim", run_dir(trained, "vim"))

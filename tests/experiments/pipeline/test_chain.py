@@ -309,7 +309,7 @@ def test_evaluation_repeats_the_record(
     with pytest.raises(SystemExit):
         run_evaluate(monkeypatch, capsys, str(checkpoint), "--tokenizer", str(tmp_path / "other.ckpt"))
     message = capsys.readouterr().err
-    assert "other.ckpt: the transformer was trained on tokens of tokenizer" in message and message.count("\n") == 1
+    assert "other.ckpt: the model was trained on tokens of tokenizer" in message and message.count("\n") == 1
 
 
 def test_commands_that_read_train_nothing_and_name_the_one_that_does(

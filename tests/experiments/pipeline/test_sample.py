@@ -19,6 +19,7 @@ import experiments.sample
 from experiments.pipeline.build import restore_tokenizer
 from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.samples import in_turn, parse_classes
+from lightning_modules.base import Setting
 from lightning_modules.metrics.extractors import to_uint8
 from lightning_modules.vim import VIM
 
@@ -33,7 +34,7 @@ def run(tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         experiment = tiny_vim(tiny, *options)
         path, tokenizer = tmp_path / "vim.ckpt", save(experiment.upstream, tmp_path / "tokenizer.ckpt")
         torch.manual_seed(0)
-        module = VIM(experiment.model, 32, (8, 8), 10, 16)
+        module = VIM(experiment.model, Setting(16, 10, 32, (8, 8)))
         for layer in (module.gpt.start, module.gpt.head):
             torch.nn.init.normal_(layer.weight)
         module.use_tokenizer(restore_tokenizer(tokenizer)[1], tokenizer_digest(tokenizer))
@@ -145,7 +146,10 @@ def test_in_turn() -> None:
         (["--num", "2000000"], "--num 2000000: a seed has 1,000,003 images"),
         (["--classes", "0,10"], "--classes 0,10: must be different numbers from 0 to 9"),
         (["--classes", "a"], "--classes a: expected numbers such as 0,3 or the word all"),
-        (["--guidance", "2"], "--guidance 2: the model was not trained without its label now and then"),
+        (
+            ["--guidance", "2"],
+            "sampling.guidance_scale=2.0 needs a model that was trained without its label now and then",
+        ),
         (["--temperature", "0"], "temperature=0.0 must be above 0"),
         (["--top-p", "1.5"], "top_p=1.5 must be in (0, 1]"),
         (["--format", "npz", "--out", "x.png"], "--out x.png: the name of a npz ends in .npz"),

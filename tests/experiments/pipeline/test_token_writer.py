@@ -12,7 +12,7 @@ import pytest
 from conftest import TinyExperiment
 from token_cases import contents, run, served, write_all
 
-from datamodules.token_files import SPLITS, tokens_path
+from datamodules.token_files import SPLITS, values_path
 from experiments.pipeline import token_writer
 from experiments.pipeline.encode import encode_batch
 from experiments.runtime import appending, files, progress
@@ -47,7 +47,7 @@ def test_a_stopped_command_goes_on(
             "val": expected - min(expected, 20),
         }
         for split in SPLITS:
-            with open(tokens_path(out, split), "ab") as file:
+            with open(values_path(out, split), "ab") as file:
                 file.write(b"half a batch")  # what a kill may leave after the state
         calls.clear()
         patch.setattr(token_writer, "encode_batch", lambda *a: calls.append(1) or encode_batch(*a))
@@ -96,7 +96,7 @@ def test_what_is_lost_on_disk_is_made_again(
     meta = json.loads((whole / "meta.json").read_text()) | {"sha256": {}}
     (whole / "meta.json").unlink()
     (whole / "state.json").write_text(json.dumps({"meta": meta, "done": {"train": 20, "val": 10}}))
-    os.truncate(tokens_path(whole, "train"), 10 * 2 * 64 * 4 + 7)
+    os.truncate(values_path(whole, "train"), 10 * 2 * 64 * 4 + 7)
     run(monkeypatch, *command, "--out", str(whole))
     assert contents(whole) == expected
 
@@ -157,7 +157,7 @@ def test_a_folder_of_something_else_is_left_alone(
     refused(whole, "holds a half of other tokens (data {")
     (whole / "state.json").unlink()
     refused(whole, "train.bin: not made by this command")
-    assert tokens_path(whole, "train").read_bytes() == before["train.bin"]
+    assert values_path(whole, "train").read_bytes() == before["train.bin"]
 
     other = tmp_path / "other"
     other.mkdir()

@@ -1,0 +1,212 @@
+"""Stage 2's contract: what every model that generates images through a tokenizer shares, whatever it is a model of.
+
+A prior turns random numbers into tokens (`draw`); the tokenizer turns tokens into images, and the metrics compare those
+with real ones. GPT and VIM draw tokens; LDM, DiT and SiT draw latents, which are quantized once, at the end.
+
+Shapes: B images, T tokens of an image, H x W pixels.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from lightning_modules.base import Layout, Module, ModuleConfig, Setting
+from lightning_modules.checks import require
+from lightning_modules.distributed import draw_rows
+from lightning_modules.frozen import freeze
+from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
+from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.tokenizer_config import TokenizerConfig
+
+NUM_SHOWN = 64  # images in TensorBoard
+LAYOUT: Layout = {
+    "generation": {
+        "FID": ["Multiline", ["fid"]],
+        "IS": ["Multiline", ["is"]],
+        "utilisation, % of codes": ["Multiline", ["usage/generated"]],
+    }
+}
+
+
+@dataclass
+class PriorConfig(ModuleConfig):
+    """`label_dropout`: share of training labels replaced by "no class", for classifier-free guidance.
+
+    `encode_on_the_fly`: encode augmented images at every step, instead of reading what was encoded once.
+    """
+
+    class_conditional: bool = True
+    label_dropout: float = 0.0
+    encode_on_the_fly: bool = True
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    generates: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Raises ValueError for values that do not go together."""
+        dropout = self.label_dropout
+        require(0 <= dropout <= 1, f"label_dropout={dropout} must be in [0, 1]")
+        require(self.class_conditional or not dropout, "label_dropout needs model.class_conditional=true")
+        require(
+            self.class_conditional or not self.generation.acceptance,
+            "generation.acceptance needs model.class_conditional=true: a class to look like",
+        )
+
+    def check_sampling(self, sampling: Any) -> None:
+        """Raises ValueError where images of this model cannot be drawn by these options."""
+        require(
+            sampling.guidance_scale == 1 or self.label_dropout > 0,
+            f"sampling.guidance_scale={sampling.guidance_scale} needs a model that was trained without its label "
+            "now and then: set model.label_dropout, for example to 0.1",
+        )
+
+    def check_upstream(self, upstream: ModuleConfig | None) -> None:
+        """Raises ValueError when `upstream` makes no tokens."""
+        if not isinstance(upstream := self.required(upstream), TokenizerConfig):
+            raise ValueError(f"model '{self.name}' needs a tokenizer's recipe upstream, not {upstream.name}'s")
+        upstream.check_tokens()
+
+    @property
+    def classifier(self) -> str:
+        return self.generation.classifier if self.generation.acceptance else ""
+
+    @property
+    def reference(self) -> str:
+        return self.generation.reference if self.generation.num_samples else ""
+
+    @property
+    def num_generated(self) -> int:
+        return self.generation.num_samples
+
+
+class Prior(Module):
+    """What is drawn, shown and measured of any prior.
+
+    The tokenizer, needed only to turn what is drawn into images, and the classifier of acceptance rates are set by
+    `use_tokenizer` and `use_classifier` and are not part of the module's weights.
+
+    Build the trained network before calling this `__init__`: the metrics' networks draw random numbers, too.
+    """
+
+    grid_size: tuple[int, int]  # of the tokens: rows, columns
+
+    def __init__(self, config: PriorConfig, setting: Setting) -> None:
+        super().__init__()
+        self.config = config
+        self.grid_size, self.codebook_size = setting.grid_size, setting.codebook_size
+        self.num_classes, self.image_size = setting.num_classes, setting.image_size
+        self.num_conditions = setting.num_classes if config.class_conditional else 0  # 0 = unconditional
+        self.generation = GenerationMetrics(config.generation, setting.codebook_size, setting.image_size)
+        self.tokenizer: Tokenizer | None = None
+        self.classifier: Classifier | None = None
+        self.tokenizer_digest = ""  # of the tokenizer whose tokens or latents it models; "" until it is set
+        self.metric_protocols: dict[str, str] = {}
+
+    @classmethod
+    def build(cls, config: Any, setting: Setting) -> Self:
+        module = cls(config, setting)
+        if setting.tokenizer is not None:
+            module.use_tokenizer(setting.tokenizer, setting.tokenizer_digest)
+        return module
+
+    def use_tokenizer(self, tokenizer: Tokenizer, digest: str) -> None:
+        """Sets the tokenizer, for generated images. ValueError: `digest` is not that of the training."""
+        self.expect_tokenizer(digest)
+        object.__setattr__(self, "tokenizer", freeze(tokenizer))  # not a submodule
+
+    def use_classifier(self, classifier: Classifier) -> None:
+        """Sets the classifier that acceptance rates go by."""
+        object.__setattr__(self, "classifier", classifier)
+
+    def expect_tokenizer(self, digest: str) -> None:
+        if self.tokenizer_digest not in ("", digest):
+            raise ValueError(
+                f"the model was trained on {self.config.inputs} of tokenizer {self.tokenizer_digest}, this one is "
+                f"{digest}: name the right checkpoint, or train the model again in a new run"
+            )
+        self.tokenizer_digest = digest
+
+    def labels_of(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """The labels (B,) that it is told; None of an unconditional model."""
+        return batch["label"] if self.config.class_conditional else None
+
+    # ---- generation
+
+    @abstractmethod
+    def draw(self, ids: list[int], labels: Tensor | None, sampling: Any, seed: int) -> Tensor:
+        """Tokens (B, T) of the images `ids` of `seed`, each a function of its number, whatever else is in the batch."""
+
+    def sample(
+        self, ids: list[int], seed: int, labels: Tensor | None = None, sampling: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images `ids` of `seed`: (B, 3, H, W) in [-1, 1], tokens (B, T), labels (B,), by default classes in turn."""
+        if labels is None:
+            labels = torch.tensor(ids) % max(1, self.num_classes)
+        labels = labels.to(self.device)
+        given = labels if self.config.class_conditional else None
+        tokens = self.draw(ids, given, sampling or self.config.sampling, seed)
+        return self.decode(tokens), tokens, labels
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T) -> images (B, 3, H, W) in [-1, 1]."""
+        assert self.tokenizer is not None, "use_tokenizer comes first"
+        self.tokenizer.to(self.device)
+        images = self.tokenizer.decode_indices(tokens.to(self.device).view(len(tokens), *self.grid_size))
+        return images.clamp(-1, 1).float()
+
+    def sample_images(self) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+        """This rank's share of the candidates, classes in turn, in batches for `GenerationMetrics.measure`."""
+        config = self.config.generation
+        numbers = range(self.global_rank, config.num_candidates, self.trainer.world_size)
+        for first in range(0, len(numbers), config.batch_size):
+            ids = list(numbers[first : first + config.batch_size])
+            yield ids, *self.sample(ids, config.seed)
+
+    def measure_generation(self) -> dict[str, Tensor]:
+        """Metrics of generated images, at the end of a validation; {} where there is nothing to compare them with."""
+        if self.tokenizer is None or not self.config.generation.num_samples or not self.generation.has_reference:
+            return {}
+        values = self.generation.measure(self.sample_images(), self.classifier)
+        self.metric_protocols |= self.generation.protocols(self.config.sampling.id)
+        return values
+
+    def use_reference(self, folder: Path, batches: Iterable[Tensor], key: str, device: torch.device) -> None:
+        self.generation.fidelity.to(device)
+        self.generation.use_reference(folder, batches, key)
+
+    # ---- what is shown, and what a record and a checkpoint need
+
+    def start_screen(self) -> dict[str, str]:
+        rows, columns = self.grid_size
+        tokens = f"{rows * columns} ({rows} x {columns}) of {self.codebook_size:,} codes"
+        classes = f"{self.num_conditions or 'none, unconditional'}"
+        return {"tokens per image": tokens, "classes": classes} | super().start_screen()
+
+    def protocols(self) -> dict[str, str]:
+        return dict(self.metric_protocols)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("codebook_size", "grid_size", "num_classes", "image_size")}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["tokenizer_digest"] = self.tokenizer_digest
+
+    def on_restore(self, checkpoint: dict[str, Any], path: str) -> None:
+        self.tokenizer_digest = checkpoint["tokenizer_digest"]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError when the tokens are now those of another tokenizer."""
+        self.expect_tokenizer(checkpoint["tokenizer_digest"])
+
+
+def drop_labels(labels: Tensor, share: float, no_class: int) -> Tensor:
+    """Replaces a share of the labels (B,) by "no class", for classifier-free guidance."""
+    uniform = draw_rows(lambda n: torch.rand(n, device=labels.device), len(labels))
+    return labels.masked_fill(uniform < share, no_class)
