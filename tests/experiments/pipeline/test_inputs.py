@@ -71,6 +71,27 @@ def test_a_ready_codebook_counts_by_its_values(tiny: TinyExperiment, tmp_path: P
     assert inputs_of(tiny("vqgan_lc")).data_id == "shapes"
 
 
+@pytest.mark.parametrize(
+    ("split", "key", "message"),
+    [
+        ("val", "model.metrics.precision_recall=false", "val: 1 validation image.s., the metrics take 2"),
+        ("val", "model.metrics.precision_recall=true", "val: 1 validation image.s., the metrics take 4"),
+        ("train", "data.batch_size=5", "train: 1 training images do not fill one batch"),
+    ],
+)
+def test_too_few_images_are_named_with_their_folder_before_any_work(
+    on_images: Make, images: Path, tmp_path: Path, split: str, key: str, message: str
+) -> None:
+    for path in list((images / split).rglob("*.png"))[1:]:
+        path.unlink()
+    for folder in (images / split).iterdir():
+        if not any(folder.iterdir()) and split == "train":
+            shutil.rmtree(folder)
+            shutil.rmtree(images / "val" / folder.name)
+    with pytest.raises(ValueError, match=f"{images}/{message}"):
+        train(on_images(images, key), "x", tmp_path / "run")
+
+
 def test_the_images_below_count(tiny: TinyExperiment, on_images: Make, images: Path) -> None:
     def vim(below: Experiment) -> Experiment:
         upstream = {"recipe": "vqgan_cifar10.yaml", **below.identity()}
