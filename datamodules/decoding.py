@@ -84,7 +84,10 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def notes_on(path: str) -> list[str]:
-    """What the policy does to an image file beyond plain decoding, in words; looks at its header, not its pixels."""
+    """What the policy does to an image file beyond plain decoding, in words; looks at its header, not its pixels.
+
+    Raises one of many kinds of errors for EXIF or later frames that are damaged; `read_image` reads the first frame.
+    """
     suffix = os.path.splitext(path)[1].lower()
     with Image.open(path) as image:
         kind = "JPEG" if image.format == "MPO" else image.format  # several views, as some phones save them

@@ -44,8 +44,12 @@ def look(path: str, image_size: int) -> Look:
         f"shorter side below {image_size} pixels, enlarged": min(size) < image_size,
         f"more than {LONG} times as long as wide, mostly cut off": max(width, height) > LONG * min(width, height),
     }
-    notes = (*notes_on(path), *(text for text, holds in shapes.items() if holds))
-    return Look(path, "", notes, size, digest_of_file(path))
+    try:
+        notes = notes_on(path)
+    except Exception:  # by format, see there
+        notes = ["EXIF or later frames are damaged, the first is read upright"]
+    notes += [text for text, holds in shapes.items() if holds]
+    return Look(path, "", tuple(notes), size, digest_of_file(path))
 
 
 def looks(data: FolderDataModule) -> Iterator[Look]:

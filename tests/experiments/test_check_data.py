@@ -51,6 +51,7 @@ def test_each_finding_is_a_line(
     (train / "dog/copy.png").write_bytes((train / "dog/1.png").read_bytes())
     (train / "dog/leak.png").write_bytes((folder / "val/cat/1.png").read_bytes())
     photo(53).save(train / "stray.png")
+    photo(54).save(train / "dog/odd.png", exif=b"Exif\x00\x00garbage")
     (train / "dog/notes.TXT").touch()
     (train / "cat/.ipynb_checkpoints").mkdir()
     assert checked(folder, monkeypatch) == 1
@@ -65,7 +66,8 @@ def test_each_finding_is_a_line(
         "  1 not read: images beside the class folders: train/stray.png\n",
         "  1 not read: files of other kinds (.txt): train/dog/notes.TXT\n",
         "  1 not read: hidden folders and caches: train/cat/.ipynb_checkpoints\n",
-        f"cannot be read: 1 of 15\n  {train}/cat/0.png: cannot be decoded",
+        "  1 EXIF or later frames are damaged, the first is read upright: train/dog/odd.png\n",
+        f"cannot be read: 1 of 16\n  {train}/cat/0.png: cannot be decoded",
     ):
         assert line in out
 

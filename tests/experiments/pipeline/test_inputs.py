@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from experiments.config.compose import parse
 from experiments.config.experiment import Experiment
+from experiments.pipeline.build import restore
 from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
@@ -125,6 +126,7 @@ def test_a_moved_folder_is_the_same_run_and_an_exchanged_image_another(on_images
     assert record["images"] == checkpoint["images"] and record["data_id"] == checkpoint["data_id"]
     assert record["images"]["name"] == "images" and record["images"]["num_images"] == {"train": 6, "val": 6}
     assert set(record["images"]["fingerprint"]) == {"train", "val"}
+    assert record["images"]["classes"] == restore(first_run / "checkpoints/final.ckpt")[1].class_names == ["cat", "dog"]
 
     picture(99).save(moved / "train/cat/0.png")
     other = train(again, "x", run_dir(again, "x"))
