@@ -14,6 +14,7 @@ SEARCH   ?= sweeps/search_vqgan_lc.yaml
 TRIALS   ?=
 FILE     ?= experiments/vqgan_lc_imagenet.yaml
 DEVICES  ?=
+ARGS     ?=
 
 PY    := .venv/bin/python
 READY := .venv/.ready
@@ -36,7 +37,7 @@ $(SAMPLES) $(1)
 
 endef
 
-.PHONY: help setup preview ablation-codebook factorized-codes generate probe search tables claims dashboard bench gpu-check check format \
+.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims dashboard bench gpu-check check format \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
@@ -61,6 +62,9 @@ $(READY): pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --editable '.[dev]'
 	touch $(READY)
+
+check-data: $(READY) ## every image of DATA_DIR=photos decoded once: what is damaged, unusual, doubled or not read (ARGS=data.image_size=128)
+	$(PY) -m experiments.check_data --data-dir "$(DATA_DIR)" $(ARGS)
 
 preview: $(READY) ## what FILE=experiments/....yaml costs (DEVICES=32): sizes, MACs, memory, hours; seconds, no data
 	$(PY) -m experiments.preview "$(FILE)" $(if $(DEVICES),--devices $(DEVICES))
@@ -97,7 +101,7 @@ claims: $(READY) ## which of the papers' conclusions hold: verdicts from finishe
 	$(PY) -m sweeps.claims --output-dir "$(OUT)"
 
 dashboard: $(READY) ## TensorBoard over all runs
-	$(PY) -m tensorboard.main --logdir "$(OUT)/experiments" --port $(PORT)
+	$(PY) -m tensorboard.main --logdir "$(OUT:~/%=$(HOME)/%)/experiments" --port $(PORT)
 
 bench: $(READY) ## benchmarks, each against its alternative in the same run, about ten minutes; writes docs/benchmarks.md
 	@$(PY) -m pip install --quiet --editable '.[dev,bench]'
@@ -119,7 +123,7 @@ format: $(READY) ## let ruff fix what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-PYTEST = DATA_DIR="$(if $(wildcard $(DATA_DIR)),$(abspath $(DATA_DIR)))" OMP_NUM_THREADS=1 $(PY) -m pytest \
+PYTEST = DATA_DIR="$(abspath $(wildcard $(DATA_DIR)))" OMP_NUM_THREADS=1 $(PY) -m pytest \
            -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## all tests, WORKERS files at a time

@@ -3,6 +3,8 @@
 Shapes: B images a batch, N images in all, H = W = image_size.
 """
 
+import functools
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +13,21 @@ from typing import Any, Protocol
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.placing import fits_device, loader_processes, on_device, placing_text
 from datamodules.resumable import Batch, ResumableLoader, ResumableSampler, SeededBatches
-from lightning_modules.checks import at_least_one, require
+from lightning_modules.checks import at_least_one, home_expanded, require
 from lightning_modules.options import no_identity
+
+
+@functools.cache
+@rank_zero_only
+def say_once(text: str) -> None:
+    """Prints a line on the terminal, beside what the command prints, the first time that a run has it to say."""
+    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -72,11 +82,11 @@ def stratified_subset(labels: Tensor, size: int | None, seed: int = 0) -> Tensor
     return order[rank.argsort(stable=True)[:size]]
 
 
-def require_full_batch(num_images: int, batch_size: int) -> None:
-    """Raises ValueError when there is not one full batch."""
+def require_full_batch(num_images: int, batch_size: int, origin: str) -> None:
+    """Raises ValueError, which begins with `origin`, when there is not one full batch."""
     require(
         num_images >= batch_size,
-        f"{num_images} training images do not fill one batch of data.batch_size={batch_size}: "
+        f"{origin}: {num_images} training images do not fill one batch of data.batch_size={batch_size}: "
         "raise data.train_size or lower data.batch_size",
     )
 
@@ -134,6 +144,10 @@ class BatchDataModule(LightningDataModule, ABC):
     def data_id(self) -> str:
         """Names the images by their contents, for result records: numbers of different ids are never compared."""
 
+    def origin(self, split: str) -> str:
+        """Where the images of a split are, for errors."""
+        return self.data_id
+
     @abstractmethod
     def load(self, split: str) -> Dataset[Batch]:
         """The images of split "train" or "val", already cut down to the subset."""
@@ -141,6 +155,9 @@ class BatchDataModule(LightningDataModule, ABC):
     def subset(self, labels: Tensor, split: str) -> Tensor:
         """Indices (n,) int64 of the images that ``train_size`` or ``val_size`` keeps, out of those with labels (N,)."""
         size = self.config.train_size if split == "train" else self.config.val_size
+        if size is not None and size > len(labels):
+            say_once(f"data.{split}_size={size}: there are {len(labels)} images, all of them are used")
+            size = None
         return stratified_subset(labels, size, self.config.data_seed)
 
     def setup(self, stage: str | None = None) -> None:
@@ -213,7 +230,7 @@ class BatchDataModule(LightningDataModule, ABC):
         # calls set_epoch, and leaves a DistributedSampler (here also of one process) as it is.
         sampler = self.train_sampler(self.world_size, self.rank, self.seed << 20)
         size = len(sampler.dataset)  # type: ignore[arg-type]
-        require_full_batch(size, self.config.batch_size)
+        require_full_batch(size, self.config.batch_size, self.origin("train"))
         return self._loader(self.train_set, sampler)
 
     def ordered_train_dataloader(self, first: int = 0) -> DataLoader[Batch]:
@@ -259,12 +276,22 @@ class ImageDataModule(BatchDataModule):
         if config.image_size < 1:
             raise ValueError(f"data.image_size={config.image_size}: must be at least 1")
         super().__init__(config, num_workers, seed)
-        self.data_dir = Path(data_dir).expanduser()
+        self.data_dir = Path(home_expanded(data_dir))
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a record says of its images: name, number of images a split before subsets, fingerprints."""
-        return {"name": self.config.name}
+        """What a record says of its images: name, number of images a split before subsets, fingerprints, classes."""
+        return {"name": self.config.name} | self.named_classes
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes in the order of the labels; [] where they have none."""
+        return []
+
+    @property
+    def named_classes(self) -> dict[str, list[str]]:
+        """The entry of `facts` that tells what the labels mean."""
+        return {"classes": self.classes} if self.classes else {}
 
     def images_key(self, split: str) -> str:
         """Names the images of split "train" or "val", not augmented, for files of their features."""

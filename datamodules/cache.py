@@ -17,11 +17,12 @@ Arrays = dict[str, np.ndarray]
 
 
 def _candidates(folder: Path, name: str) -> list[Path]:
-    """Where a cache file may be, best first: ``folder``, the user's cache, the temporary folder."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # these two serve several folders
-    shared = Path("vq-image-modeling") / place / name
-    return [folder / name, user_cache / shared, Path(tempfile.gettempdir()) / shared]
+    """Where a cache file may be, best first: ``folder``, the user's cache, the user's part of the temporary folder."""
+    bases = [Path(tempfile.gettempdir()) / f"vq-image-modeling-{os.getuid()}"]
+    with suppress(RuntimeError):  # no HOME, and a user without a name: containers, batch systems
+        bases.insert(0, Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vq-image-modeling")
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # these serve several folders
+    return [folder / name, *(base / place / name for base in bases)]
 
 
 def _read(path: Path) -> Arrays | None:

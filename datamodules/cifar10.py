@@ -23,7 +23,9 @@ from torchvision.transforms.v2.functional import resize
 from datamodules.arrays import ArrayDataset
 from datamodules.base import DataConfig
 from datamodules.cache import cached
-from datamodules.folders import FolderDataModule, ImageList, class_names, list_images, read_image
+from datamodules.decoding import VERSION, read_image
+from datamodules.folders import FolderDataModule, ImageList, class_names, list_images
+from lightning_modules.checks import home_expanded
 from lightning_modules.options import no_identity
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -45,7 +47,7 @@ class CIFAR10Config(DataConfig):
 
 def find_cifar10(data_dir: str | Path) -> str | None:
     """Which form of CIFAR-10 is in ``data_dir``: "binary", "export" or None. Looks at names only."""
-    data_dir = Path(data_dir).expanduser()
+    data_dir = Path(home_expanded(data_dir))
     files = [name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]] + [CIFAR10.meta["filename"]]
     if all((data_dir / CIFAR10.base_folder / name).is_file() for name in files):
         return "binary"
@@ -61,6 +63,7 @@ class CIFAR10DataModule(FolderDataModule):
     """
 
     num_classes = len(CLASSES)
+    classes = CLASSES
     config: CIFAR10Config
 
     @property
@@ -75,6 +78,9 @@ class CIFAR10DataModule(FolderDataModule):
     def folder(self, split: str) -> Path:
         return self.data_dir / "cifar10" / ("train" if split == "train" else "test")
 
+    def origin(self, split: str) -> str:
+        return str(self.data_dir)
+
     @property
     def is_export(self) -> bool:
         return find_cifar10(self.data_dir) == "export"
@@ -86,7 +92,9 @@ class CIFAR10DataModule(FolderDataModule):
 
     @property
     def facts(self) -> dict[str, Any]:
-        return super().facts | {"name": "cifar10-export"} if self.is_export else {"name": "cifar10"}
+        return (
+            super().facts | {"name": "cifar10-export"} if self.is_export else {"name": "cifar10"} | self.named_classes
+        )
 
     def prepare_data(self) -> None:
         """Download or decode, on one process a machine.
@@ -149,7 +157,7 @@ class CIFAR10DataModule(FolderDataModule):
         arrays = cached(
             self.cache_dir,
             f"{self.folder(split).name}.npz",
-            self.fingerprints[split],
+            f"{self.fingerprints[split]} decoding {VERSION}",
             lambda: {"images": decode(files.paths), "labels": files.labels.numpy()},
         )
         return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])

@@ -17,15 +17,28 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from datamodules.arrays import to_unit_range
-from datamodules.base import Batch, DataConfig
-from datamodules.folders import FolderDataModule, ImageList, class_names, list_images, read_image
+from datamodules.base import Batch, DataConfig, say_once
+from datamodules.decoding import VERSION, read_image
+from datamodules.folders import (
+    SPLITS,
+    FolderDataModule,
+    ImageList,
+    class_names,
+    image_files,
+    is_image,
+    list_images,
+    split_off,
+)
+from lightning_modules.checks import require
 from lightning_modules.distributed import own_random_numbers
-from lightning_modules.options import no_identity, place
+from lightning_modules.options import neutral, no_identity, place
 
 
 @dataclass
 class ImageFolderConfig(DataConfig):
     """Images in ``<data_dir>/<train_folder>`` and ``<data_dir>/<val_folder>``, in class folders or not.
+
+    Where there is neither of these, the images of ``data_dir`` itself are split, see `val_share`.
 
     Defaults are VQGAN-LC's: shorter side to 256, random crop in training, centre crop in validation, no flip.
     """
@@ -35,11 +48,17 @@ class ImageFolderConfig(DataConfig):
     image_size: int = 256
     train_folder: str = no_identity("train")  # a place, like val_folder: the contents of the images count
     val_folder: str = no_identity("val")
+    val_share: float = neutral(0.1)  # for validation, of images that are in no folders of training and validation
     class_folders: bool = True  # False: no labels (all 0), subfolders are only folders
     resize: str = (
         "shorter"  # "shorter" side to image_size, or "squash" to a square, as enhancing-transformers' validation
     )
     random_crop: bool = True  # training; False = centre crop
+
+    def check(self) -> None:
+        """Raises ValueError, with the key relative to this section, for a value that cannot be."""
+        super().check()
+        require(0 < self.val_share < 1, f"val_share={self.val_share} must be between 0 and 1")
 
 
 class FileDataset(Dataset[Batch]):
@@ -70,7 +89,7 @@ class FileDataset(Dataset[Batch]):
 
 
 class ImageFolderDataModule(FolderDataModule):
-    """Images in folders; labels are the class folders of the training images in sorted order."""
+    """Images in folders; labels are the class folders of the training images, in the order of `class_names`."""
 
     config: ImageFolderConfig
 
@@ -99,32 +118,75 @@ class ImageFolderDataModule(FolderDataModule):
         return "image_folder" + "-squash" * (config.resize == "squash") + "-flat" * (not config.class_folders)
 
     @property
+    def reading(self) -> list[str]:
+        return [f"decoding {VERSION}"]
+
+    @property
     def cache_dir(self) -> Path:
         return self.data_dir / ".fingerprints"
 
+    @cached_property
+    def is_unsplit(self) -> bool:
+        """Whether images are in `data_dir` itself, and folders of training and validation neither there nor named."""
+        names, root = (self.config.train_folder, self.config.val_folder), self.data_dir
+        is_plain = names == SPLITS and root.is_dir() and not any((root / name).is_dir() for name in names)
+        return is_plain and any(image_files(root))
+
     def folder(self, split: str) -> Path:
+        if self.is_unsplit:
+            return self.data_dir
         return self.data_dir / (self.config.train_folder if split == "train" else self.config.val_folder)
 
     def kept_name(self, split: str) -> str:
         """One of its own for train/images and for val/images."""
+        if self.is_unsplit:
+            return f"split-{split}.files.npz"
         return os.path.relpath(self.folder(split), self.data_dir).replace(os.sep, "--") + ".files.npz"
 
+    @cached_property
+    def files(self) -> dict[str, ImageList]:
+        if not self.is_unsplit:
+            return super().files
+        for name in class_names(self.data_dir):
+            if any((self.data_dir / name / split).is_dir() for split in SPLITS):
+                raise ValueError(f"{self.data_dir}: holds data sets, such as {name}: choose one by data.dataset={name}")
+        images = list_images(self.data_dir, self.config.class_folders)
+        require(len(images.paths) >= 3, f"{self.data_dir}: {len(images.paths)} images are too few to split")
+        return split_off(images, self.data_dir, self.config.val_share)
+
     def list_files(self, split: str) -> ImageList:
-        return list_images(self.folder(split), self.config.class_folders)
+        return list_images(self.folder(split), self.config.class_folders, self.classes if split == "val" else None)
 
     def prepare_data(self) -> None:
-        """Check that the folders are there and have the same classes.
+        """Check that the folders are there, that validation has no other classes, and say what is unusual.
 
         Raises:
             FileNotFoundError: a folder is missing.
-            ValueError: the classes of the two differ.
+            ValueError: validation images of classes that training has not, or folders of several data sets.
         """
-        val_classes = class_names(self.folder("val"))
-        if self.config.class_folders and val_classes != self.classes:
-            differ = sorted(set(val_classes) ^ set(self.classes))
+        if not self.is_unsplit:
+            self.check_classes(self.folder("val"))
+        sizes = {split: len(self.files[split].paths) for split in SPLITS}
+        if self.is_unsplit:
+            text = f"of its images, in {self.num_classes} class(es), {sizes['train']} train and {sizes['val']} validate"
+            say_once(f"{self.data_dir}: has no folders {' and '.join(SPLITS)}: {text}")
+        for folder in sorted({self.folder(split) for split in SPLITS} if self.classes else ()):
+            if number := sum(1 for path in folder.iterdir() if is_image(path.name) and path.is_file()):
+                advice = "data.class_folders=false reads all, without labels"
+                say_once(f"{folder}: {number} images beside the class folders are not read; {advice}")
+        counts = self.files["val"].labels.bincount(minlength=len(self.classes)).tolist()
+        if bare := [name for name, count in zip(self.classes, counts, strict=False) if not count]:
+            named, total = ", ".join(bare[:5]), len(self.classes)
+            say_once(f"{self.folder('val')}: no images of {len(bare)} of {total} classes ({named}) to validate")
+
+    def check_classes(self, folder: Path) -> None:
+        """Raises ValueError for validation images of classes that training has not, FileNotFoundError for no folder."""
+        names, classes = class_names(folder), self.classes
+        others = [name for name in names if self.config.class_folders and name not in classes]
+        if others := [name for name in others if any(image_files(folder / name))]:
             raise ValueError(
-                f"{self.data_dir}: {self.config.train_folder} and {self.config.val_folder} differ in class folders "
-                f"{differ[:5]} ({len(differ)} in all): sort both into the same classes, or set data.class_folders=false"
+                f"{folder}: class folders {others[:5]} ({len(others)} in all) are not among those of training: sort "
+                "both into the same classes, or set data.class_folders=false"
             )
 
     def load(self, split: str) -> FileDataset:

@@ -96,6 +96,8 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hexagon": polygon(6, 0.9),
 }
 
+CLASSES = list(SHAPES)
+
 
 def uniform(key: np.ndarray, count: int, start: int = 0) -> Tensor:
     """Random numbers ``start`` to ``start + count`` of each key: (n,) uint64 -> (n, count) float32 in [0, 1).
@@ -229,6 +231,7 @@ class ShapesDataModule(ImageDataModule):
     """Ten classes of rendered shapes, rendered once and held in memory; ``data_dir`` is not used."""
 
     num_classes = len(SHAPES)
+    classes = CLASSES
     data_id = "shapes"
     config: ShapesConfig
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from datamodules.base import Batch, BatchDataModule
 from datamodules.resumable import ResumableSampler
 from datamodules.token_files import EncodedMeta, TokenMeta, check_files, open_values, read_labels, read_meta
+from lightning_modules.checks import home_expanded
 
 
 @dataclass
@@ -108,7 +109,7 @@ class TokensDataModule(BatchDataModule):
 
     def __init__(self, config: TokensConfig, num_workers: int = 0, seed: int = 0):
         super().__init__(config, num_workers, seed)
-        self.folder = Path(config.path).expanduser()
+        self.folder = Path(home_expanded(config.path))
 
     @cached_property
     def meta(self) -> Any:

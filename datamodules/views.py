@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from datamodules.arrays import to_unit_range
 from datamodules.base import Batch
-from datamodules.folders import read_image
+from datamodules.decoding import read_image
 from datamodules.image_folder import FileDataset
 
 

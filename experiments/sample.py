@@ -9,6 +9,8 @@ its candidates are sampled again. Keys may say where it runs (runtime.accelerato
 them.
 """
 
+import sys
+
 from experiments.pipeline.sample_files import FORMATS, start, write
 from experiments.pipeline.samples import images_of, prepare
 from experiments.runtime import arguments
@@ -18,7 +20,7 @@ from experiments.runtime.errors import user_errors
 def main() -> None:
     parser = arguments.of_checkpoint("sample", __doc__)
     parser.add_argument("--num", type=int, default=64, help="images (default: 64)")
-    parser.add_argument("--classes", help="such as 0,3, in turn; or all (default)")
+    parser.add_argument("--classes", help="numbers or names, such as 0,3 or cat,dog, in turn; or all (default)")
     parser.add_argument("--temperature", type=float, help="this and the six below: default as the recipe says")
     parser.add_argument("--top-k", type=int, help="only the k most likely tokens; 0 = all")
     parser.add_argument("--top-p", type=float, help="only the fewest tokens of this probability together; 1 = all")
@@ -37,6 +39,8 @@ def main() -> None:
         if (prepared := prepare(given)) is None:
             return
         job, out, description = prepared
+        if words := job.legend():
+            print(words, file=sys.stderr)
         done = start(out, given.format, description)
         write(out, given.format, images_of(job, done), job.num, len(job.classes), job.module.image_size)
         print(out)

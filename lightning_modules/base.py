@@ -4,7 +4,7 @@ A new model is one file here, with a `ModuleConfig` and a `Module`; one line in 
 recipe. Every method and property has a default, which says "nothing special".
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -82,6 +82,11 @@ class ModuleConfig:
         return ""
 
     @property
+    def fewest_images(self) -> int:
+        """Validation images that the metrics take at least: two have a covariance."""
+        return 2
+
+    @property
     def num_generated(self) -> int:
         """Images that the evaluation generates, on all devices together."""
         return 0
@@ -116,6 +121,7 @@ class Module(L.LightningModule):
 
     config: Any
     upstream_data_id: str = ""  # of a restored module: what the model below it was trained on
+    class_names: Sequence[str] = ()  # of a restored module: of its training images, in the order of the labels
     layout: ClassVar[Layout] = {}  # TensorBoard's custom scalars
     progress_metric: ClassVar[str] = "loss/generator"  # in progress lines
 

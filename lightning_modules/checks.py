@@ -3,6 +3,7 @@
 The walker of experiments/config puts the path of the section before the message.
 """
 
+from pathlib import Path
 from typing import Any
 
 
@@ -39,3 +40,14 @@ def check_sizes(config: Any) -> None:
             require(not is_size or item >= 1, f"{name}={value} must be at least 1")
         require(name != "channel_multipliers" or value, f"{name}={value} must hold a number for each resolution")
         require(name != "dropout" or 0 <= value < 1, f"{name}={value} must be in [0, 1)")
+
+
+def home_expanded(path: str | Path) -> str:
+    """The path with a leading ~ replaced by the home folder. Raises ValueError where that is not known."""
+    first, _, rest = str(path).partition("/")
+    if first != "~":
+        return str(path)
+    try:
+        return str(Path.home() / rest)
+    except RuntimeError:
+        raise ValueError(f"{path}: no home folder is known here (HOME is not set): write the whole path") from None

@@ -41,6 +41,10 @@ class TokenizerConfig(ModuleConfig):
         return "val"
 
     @property
+    def fewest_images(self) -> int:
+        return self.metrics.fewest
+
+    @property
     def needs_codebook(self) -> bool:
         return isinstance(self.quantizer, LargeCodebookConfig)
 

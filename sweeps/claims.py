@@ -6,7 +6,6 @@ python -m sweeps.claims
 verdicts, the first pictures and the list of tables between marks, which are filled anew, too.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.values import flatten, read_yaml
+from experiments.runtime.arguments import Parser
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, data_name, read_record
 from sweeps.claims_page import Claim, Verdict, brief, index, page, pictures, quote, write
@@ -268,7 +268,7 @@ def verdicts_of(claims_file: Path, scales: Iterable[str], output_dir: Path) -> l
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sweeps.claims", description="Verdicts on the papers' conclusions.")
+    parser = Parser(prog="python -m sweeps.claims", description="Verdicts on the papers' conclusions.")
     parser.add_argument("file", nargs="?", type=Path, default=SWEEPS / "claims.yaml")
     parser.add_argument("--scale", default="", help="one scale, instead of the one with most records for each claim")
     parser.add_argument(

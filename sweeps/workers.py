@@ -17,6 +17,7 @@ import torch
 
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import data_module, resolve_data
+from experiments.runtime.arguments import Parser
 from experiments.runtime.signals import Stopped, follow_parent, stopping_at, wait_for
 from sweeps.grid import Grid, load_grid
 from sweeps.storage import database_url
@@ -127,7 +128,7 @@ def parser_of(command: str, file: str, has_seeds: bool = True, **texts: str) -> 
 
     The options name the runs: taken by all commands of `sweeps`, so that one set of words names one set of cells.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m sweeps.{command}", **texts)  # type: ignore[arg-type]
+    parser = Parser(prog=f"python -m sweeps.{command}", **texts)  # type: ignore[arg-type]
     parser.add_argument("file", help=file)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
     parser.add_argument("--scale", default="quick", help="quick | reduced | cifar | paper (default: quick)")

@@ -14,7 +14,7 @@ from datamodules import DATAMODULES, DataConfig
 from experiments.config.identity import differences, digest
 from experiments.config.values import select
 from lightning_modules.base import Module, ModuleConfig
-from lightning_modules.checks import at_least_one, one_of, require
+from lightning_modules.checks import at_least_one, home_expanded, one_of, require
 from lightning_modules.execution import COMPILE, MEMORY_FORMATS
 from lightning_modules.flow_matching import SiT, SiTConfig
 from lightning_modules.latent_diffusion import LDM, DiTDiffusion, DiTDiffusionConfig, LDMConfig
@@ -79,7 +79,7 @@ class TrainerConfig:
 
 @dataclass
 class RuntimeConfig:
-    """Where and on what to run. Not part of an experiment's identity."""
+    """Where and on what to run. Not part of an experiment's identity. In paths ~ is the home folder."""
 
     data_dir: str = "data"
     output_dir: str = "runs"
@@ -90,6 +90,9 @@ class RuntimeConfig:
     num_workers: int = -1  # processes that load images; -1: some for image files while a GPU trains, else none
     evaluate_later: bool = False  # keep the weights; the same run without this measures them, on any machine
     keep_weights: bool = False  # keep them, without what is needed to go on training, beside the record
+
+    def __post_init__(self) -> None:
+        self.data_dir, self.output_dir = home_expanded(self.data_dir), home_expanded(self.output_dir)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from experiments.config.compose import parse
 from experiments.config.experiment import Experiment
 from experiments.config.values import merge, select
 from experiments.importers import FAMILIES, Options, Source
-from experiments.importers.family import Tensors
+from experiments.importers.family import COMPILED, Tensors, below, uncompiled
 from experiments.importers.files import read_state_dict
 from experiments.pipeline.build import build_model
 from experiments.runtime.checkpoints import CHECKPOINT_FORMAT
@@ -43,7 +43,7 @@ def convert(
         raise ValueError("data.image_size: use --image-size, where attention sits depends on it")
     if not family.fits(tensors):
         for other, candidate in FAMILIES.items():
-            if candidate.fits(tensors):
+            if candidate.prefixes(tensors):
                 raise ValueError(f"{origin}: not a {name} checkpoint, its keys look like {other}: use --from {other}")
     values = family.infer(Source(tensors, origin, name), options or Options())
     experiment = parse(merge(NO_LOSSES, values, overrides or {}), origin)
@@ -74,6 +74,26 @@ def convert(
     return experiment, state
 
 
+def unwrapped(name: str, tensors: Tensors, origin: str) -> tuple[Tensors, str]:
+    """The entries of family `name` alone, and what has been taken off their keys, in words ("" = nothing).
+
+    Raises ValueError where several tokenizers are in the file.
+    """
+    plain = uncompiled(tensors)
+    prefixes = FAMILIES[name].prefixes(plain)
+    if len(prefixes) > 1 and "" not in prefixes:
+        raise ValueError(
+            f"{origin}: holds {name} tokenizers under the prefixes {some(prefixes)}: save one of them alone"
+        )
+    prefix = "" if "" in prefixes or not prefixes else prefixes[0]
+    own, words = below(plain, prefix), []
+    if plain.keys() != tensors.keys():
+        words.append(f"taken off the keys: '{COMPILED}', of torch.compile")
+    if prefix:
+        words.append(f"taken off the keys: '{prefix}'; {len(plain) - len(own)} keys without it are not imported")
+    return own, "\n".join(f"  {line}" for line in words)
+
+
 def some(keys: list[str]) -> str:
     """At most four keys, quoted, and how many more there are."""
     return ", ".join(f"'{key}'" for key in keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
@@ -93,6 +113,7 @@ def import_checkpoint(
     require(out.resolve() != path.resolve(), f"{out}: is the file to import; choose another name")
     family = FAMILIES[name]
     tensors, wrapper = read_state_dict(path, family)
+    tensors, taken_off = unwrapped(name, tensors, str(path))
     experiment, state = convert(name, tensors, options, overrides, str(path))
     dropped = Counter(prefix for key in tensors for prefix in family.dropped if key.startswith(prefix))
     with path.open("rb") as file:
@@ -115,7 +136,7 @@ def import_checkpoint(
         f"{experiment.data.image_size} pixels; imported {len(tensors) - dropped.total()} keys of {wrapper or 'its top'}"
     ]
     lines += [f"  left out: {count} keys {prefix}* ({family.dropped[prefix]})" for prefix, count in dropped.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, taken_off] if taken_off else lines)
 
 
 def own(tensor: torch.Tensor) -> torch.Tensor:

@@ -81,3 +81,22 @@ class Family:
 
     def fits(self, tensors: Tensors) -> bool:
         return all(any(key.startswith(prefix) for key in tensors) for prefix in self.signature)
+
+    def prefixes(self, tensors: Tensors) -> list[str]:
+        """What stands before the keys of this family, as DDP ("module.") and models that hold a tokenizer put it there:
+        [""] in a plain file, [] in one of another family, several in one that holds several tokenizers."""
+        first = re.compile(rf"(.*?\.|){re.escape(self.signature[0])}")
+        found = {match[1] for key in tensors if (match := first.match(key))}
+        return [prefix for prefix in sorted(found) if self.fits(below(tensors, prefix))]
+
+
+COMPILED = "_orig_mod."  # torch.compile puts it anywhere into a key
+
+
+def below(tensors: Tensors, prefix: str) -> Tensors:
+    """The entries whose keys begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def uncompiled(tensors: Tensors) -> Tensors:
+    return {key.replace(COMPILED, ""): tensor for key, tensor in tensors.items()}

@@ -98,6 +98,7 @@ def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[
         problem = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise ValueError(f"{path}: the weights do not fit model '{experiment.model.name}': {problem}") from None
     module.upstream_data_id = upstream_data_id(checkpoint)
+    module.class_names = checkpoint.get("images", {}).get("classes", [])
     module.on_restore(checkpoint, str(path))
     return experiment, module
 

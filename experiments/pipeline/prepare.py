@@ -25,6 +25,7 @@ from experiments.pipeline.tokens import view_names, views_of
 from experiments.pipeline.upstream import Below, restore_below, use_tokenizer
 from experiments.runtime.ranks import main_first
 from lightning_modules.base import Setting
+from lightning_modules.checks import require
 
 
 class Prepared(NamedTuple):
@@ -43,9 +44,12 @@ def gather(experiment: Experiment, trains: bool = True) -> tuple[ImageDataModule
         images = build_data(plain(experiment) if experiment.upstream else experiment)
         if trains:
             views = len(view_names(None, experiment.data.flip)) if experiment.is_encoded_once else 1
-            require_full_batch(views * len(images.train_set), experiment.data.batch_size)  # type: ignore[arg-type]
+            size = views * len(images.train_set)  # type: ignore[arg-type]
+            require_full_batch(size, experiment.data.batch_size, images.origin("train"))
             if experiment.upstream:
                 parts_of(experiment)  # without memory: its network fits what is encoded
+        found, needed = len(images.val_set), model.fewest_images  # type: ignore[arg-type]
+        require(found >= needed, f"{images.origin('val')}: {found} validation image(s), the metrics take {needed}")
         if model.heldout:
             check_heldout(model, images)
         classifier = classifier_for(model.classifier, experiment, images) if model.classifier else None

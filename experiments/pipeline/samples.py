@@ -1,7 +1,7 @@
 """Samples images of any trained prior. Image i of a seed is the same at any batch size and number of images."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -43,6 +43,12 @@ class Job:
         """(B,); zeros of an unconditional model."""
         classes = torch.tensor(self.classes or [0])
         return classes[torch.tensor(ids) % len(classes)]
+
+    def legend(self) -> str:
+        """Numbers and names of the classes, where the model has names."""
+        names = self.module.class_names
+        words = [f"{number} {names[number]}" for number in self.classes[:20]] if names else []
+        return f"classes: {', '.join(words)}{', ...' * (len(self.classes) > 20)}" if words else ""
 
     def sample(self, ids: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1], tokens (B, T) and labels (B,) of the numbers `ids`."""
@@ -95,17 +101,19 @@ def in_turn(kept: Tensor, labels: Tensor) -> list[int]:
 # ---- from arguments to a checked job
 
 
-def parse_classes(text: str | None, num_classes: int) -> list[int]:
-    """ "0,3" -> [0, 3]; "all" and None: every class. Raises ValueError."""
+def parse_classes(text: str | None, num_classes: int, names: Sequence[str] = ()) -> list[int]:
+    """ "0,3" -> [0, 3]; "all" and None: every class. A word that is one of `names` is that class, whatever number it
+    may be. Raises ValueError."""
     if not num_classes:
         require(text is None, f"--classes {text}: the model was trained without classes")
         return []
     if text is None or text == "all":
         return list(range(num_classes))
     try:
-        classes = [int(part) for part in text.split(",")]
+        classes = [names.index(part) if part in names else int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--classes {text}: expected numbers such as 0,3 or the word all") from None
+        known = f", or names: {', '.join(names[:20])}{', ...' * (len(names) > 20)}" if names else ""
+        raise ValueError(f"--classes {text}: expected numbers such as 0,3 or the word all{known}") from None
     if min(classes) < 0 or max(classes) >= num_classes or len(set(classes)) < len(classes):
         raise ValueError(f"--classes {text}: must be different numbers from 0 to {num_classes - 1}")
     return classes
@@ -147,7 +155,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
     experiment, module = restore_for(arguments, "the model")
     if not experiment.model.generates:
         raise ValueError(f"{arguments.checkpoint}: holds a '{experiment.model.name}', which generates no images")
-    classes = parse_classes(arguments.classes, module.num_conditions)
+    names = list(module.class_names)
+    classes = parse_classes(arguments.classes, module.num_conditions, names)
     job = Job(module, sampling_of(module, arguments), classes, arguments.num, arguments.seed, arguments.batch_size)
     if arguments.accept < 1 and not classes:
         raise ValueError(f"--accept {arguments.accept}: the model was trained without classes to be accepted as")
@@ -161,6 +170,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
         "classifier": module.config.generation.classifier if arguments.accept < 1 else "",
         "format": arguments.format,
     }
+    if names and classes:
+        description["class_names"] = [names[number] for number in classes]
     if arguments.format != "png" or arguments.accept < 1:  # a folder may grow
         description["num"] = job.num
     name = f"{digest_of(description)[:8]}{FORMATS[arguments.format]}"

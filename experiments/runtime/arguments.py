@@ -1,6 +1,26 @@
 """What commands have in common on the command line. Options may stand between keys: `parse_intermixed_args`."""
 
 import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_modules.checks import home_expanded
+
+PATH = re.compile(r"((?:--[\w-]+=)?)(~(?:/.*)?)", re.DOTALL)
+
+
+class Parser(argparse.ArgumentParser):
+    """Where an argument, or the value after an option's "=", begins with ~, the home folder is meant."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        words = [PATH.fullmatch(word) or word for word in (sys.argv[1:] if args is None else args)]
+        try:
+            expanded = [word if isinstance(word, str) else word[1] + home_expanded(word[2]) for word in words]
+        except ValueError as error:
+            self.error(str(error))
+        return super().parse_known_args(expanded, namespace)
 
 
 def of_recipe(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -19,7 +39,7 @@ def of_checkpoint(name: str, doc: str | None) -> argparse.ArgumentParser:
 def parser(name: str, doc: str | None, **positional: str) -> argparse.ArgumentParser:
     """With the arguments `positional`, each with its meaning, before the keys."""
     form = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=doc, formatter_class=form)
+    made = Parser(prog=f"python -m experiments.{name}", description=doc, formatter_class=form)
     for argument, meaning in positional.items():
         made.add_argument(argument, help=meaning)
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.val_size=1000")

@@ -11,13 +11,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from experiments.runtime.errors import is_main
 
 GB = 1e9
 PARTIAL = ".partial"  # what is written, until it is whole
 LOCK = ".lock"  # of a folder
+UNREADABLE = "may not be read: ask its owner for the permission (chmod g+r)"
 HELD: dict[Path, int] = {}  # lock file -> the process that holds it; a fork has its parent's entries
 INHERITED = "VQ_LOCK_HELD"  # environment variable: the lock file that the process which started this one holds for it
 
@@ -53,10 +54,15 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def readable(path: str | Path, advice: str = "", problem: str = "not readable") -> Iterator[None]:
-    """A damaged or foreign file, of which libraries raise many kinds, is a ValueError: what is wrong, then `advice`."""
+    """A damaged or foreign file, of which libraries raise many kinds, is a ValueError: what is wrong, then `advice`.
+
+    One that may not be read, as of another user in a shared folder, is a PermissionError.
+    """
     try:
         yield
     except Exception as error:
+        if Path(path).exists() and not os.access(path, os.R_OK):
+            raise PermissionError(f"{path}: {UNREADABLE}") from None
         reason = repr(error) if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise ValueError(f"{path}: {problem} ({reason.splitlines()[0]}){advice}") from None
 
@@ -107,7 +113,7 @@ def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for i
         yield  # not opened again: any close of a record lock's file frees it
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    with open_lock(path) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # POSIX allows either
@@ -125,6 +131,15 @@ def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for i
             yield
         finally:
             del HELD[path]
+
+
+def open_lock(path: Path) -> IO[str]:
+    """The file, to read and append. Raises PermissionError that says what to do where it is another user's."""
+    try:
+        return open(path, "a+")
+    except PermissionError:
+        advice = "a folder that a group shares takes umask 002, and `chmod -R g+rwX` by the owner of what is there"
+        raise PermissionError(f"{path}: may not be written: {advice}; or choose another runtime.output_dir") from None
 
 
 def inherited(path: Path) -> dict[str, str]:

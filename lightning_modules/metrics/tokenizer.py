@@ -40,15 +40,19 @@ class MetricsConfig:
     code_ranks: list[int] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raises ValueError for what would fail at the evaluation: FID takes two images, precision and recall four."""
+        """Raises ValueError for what would fail at the evaluation."""
         not_negative(self)
         one_of(self, "extractor", EXTRACTORS)
         one_of(self, "lpips", ("auto", *LPIPS_URLS, "none"))
-        fewest = 4 if self.precision_recall else 2
         require(
-            self.num_images == 0 or self.num_images >= fewest,
-            f"num_images={self.num_images} must be 0 (all) or at least {fewest}",
+            self.num_images == 0 or self.num_images >= self.fewest,
+            f"num_images={self.num_images} must be 0 (all) or at least {self.fewest}",
         )
+
+    @property
+    def fewest(self) -> int:
+        """Images that FID takes at least, or precision and recall."""
+        return 4 if self.precision_recall else 2
 
 
 class TokenizerMetrics(nn.Module):

@@ -1,6 +1,8 @@
 """Images from folders, on small gradients whose place in the picture can be read off."""
 
+import os
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -153,10 +155,30 @@ def test_empty_class_folder_is_named(folder: Path):
         loaded(folder)
 
 
-def test_different_classes_are_an_error(folder: Path):
+def test_validation_images_of_other_classes_are_an_error(folder: Path):
     (folder / "val" / "pear").rename(folder / "val" / "plum")
-    with pytest.raises(ValueError, match=r"\['pear', 'plum'\].*class_folders=false"):
+    with pytest.raises(ValueError, match=r"val: class folders \['plum'\].*class_folders=false"):
         loaded(folder)
+    for path in (folder / "val" / "plum").iterdir():
+        path.unlink()
+    assert loaded(folder).classes == ["apple", "pear"], "an empty folder is no class"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_class_without_validation_images(folder: Path, is_there: bool, capsys: pytest.CaptureFixture[str]):
+    for path in (folder / "val" / "apple").iterdir():
+        path.unlink()
+    if not is_there:
+        (folder / "val" / "apple").rmdir()
+    data = loaded(folder)
+    assert data.val_set.labels.tolist() == [1] * 4
+    assert "no images of 1 of 2 classes (apple) to validate" in capsys.readouterr().err
+
+
+def test_a_subset_larger_than_the_folder_is_all_of_it(folder: Path, capsys: pytest.CaptureFixture[str]):
+    data = loaded(folder, train_size=5000, val_size=5000)
+    assert len(data.train_set) == len(data.val_set) == 8  # type: ignore[arg-type]
+    assert "data.train_size=5000: there are 8 images, all of them are used" in capsys.readouterr().err
 
 
 def test_damaged_image_is_named(folder: Path):
@@ -166,7 +188,110 @@ def test_damaged_image_is_named(folder: Path):
         list(data.val_dataloader())
 
 
-def test_hidden_files_and_folders_are_no_images(folder: Path):
-    (folder / "train" / ".thumbnails").mkdir()
+def test_hidden_files_and_caches_are_no_images_at_any_depth(folder: Path):
+    for name in ("train/.thumbnails", "train/__MACOSX", "train/pear/.ipynb_checkpoints", "train/pear/a/b/@eaDir"):
+        (folder / name).mkdir(parents=True)
+        ramp(16, 16).save(folder / name / "0.png")
     (folder / "train" / "pear" / "._0.png").write_bytes(b"resource fork")
-    assert len(loaded(folder).train_set) == 8  # type: ignore[arg-type]
+    data = loaded(folder)
+    assert data.classes == ["apple", "pear"] and len(data.train_set) == 8  # type: ignore[arg-type]
+
+
+# ---- links
+
+
+def test_links_are_followed(folder: Path, tmp_path: Path):
+    (store := tmp_path / "store/deep").mkdir(parents=True)
+    ramp(16, 16).save(store / "9.png")
+    (folder / "train/apple/part2").symlink_to(store.parent, target_is_directory=True)
+    (folder / "train/quince").symlink_to(store, target_is_directory=True)
+    (folder / "train/pear/one.png").symlink_to(store / "9.png")
+    data = loaded(folder)
+    assert data.classes == ["apple", "pear", "quince"]
+    assert data.train_set.labels.bincount().tolist() == [5, 5, 1]
+    assert len(loaded(folder, class_folders=False).train_set) == 11  # type: ignore[arg-type]
+
+
+def test_circles_of_links_end(folder: Path):
+    for name, target in {"up": "..", "self": ".", "over": "../pear"}.items():
+        (folder / "train/apple" / name).symlink_to(target, target_is_directory=True)
+    (folder / "train/pear/back").symlink_to("../apple", target_is_directory=True)
+    (folder / "train/pear/nowhere").symlink_to("nowhere")
+    paths = [os.path.relpath(path, folder / "train") for path in loaded(folder).train_set.paths]
+    assert len(set(paths)) == len(paths) and max(path.count("/") for path in paths) == 2
+    assert {f"{name}/{i}.png" for name in ("apple", "pear") for i in range(4)} < set(paths)
+
+
+# ---- classes
+
+
+def test_numbered_classes_are_in_the_order_of_their_numbers(tmp_path: Path):
+    for split in ("train", "val"):
+        for number in range(12):
+            (tmp_path / split / str(number)).mkdir(parents=True)
+            ramp(16, 16).save(tmp_path / split / str(number) / "0.png")
+    data = loaded(tmp_path)
+    assert data.classes == data.facts["classes"] == [str(number) for number in range(12)]
+    assert [Path(path).parent.name for path in data.files["train"].paths] == data.classes
+    (tmp_path / "train/x").mkdir()
+    ramp(16, 16).save(tmp_path / "train/x/0.png")
+    assert loaded(tmp_path).classes[:4] == ["0", "1", "10", "11"]
+
+
+# ---- images in one folder
+
+
+def unsplit(root: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            ramp(16, 16).save(root / name / f"{i}.png")
+    return root
+
+
+def test_a_flat_folder_is_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = loaded(unsplit(tmp_path, {"": 30}))
+    assert data.num_classes == 1 and [len(s) for s in (data.train_set, data.val_set)] == [27, 3]  # type: ignore[arg-type]
+    assert not {*data.train_set.paths} & {*data.val_set.paths}
+    assert "no folders train and val: of its images, in 1 class(es), 27 train and 3 val" in capsys.readouterr().err
+    assert [len(loaded(tmp_path, val_share=share).val_set) for share in (0.01, 0.5)] == [2, 15]  # type: ignore[arg-type]
+
+
+def test_class_folders_are_split_in_proportion(tmp_path: Path):
+    data = loaded(unsplit(tmp_path, {"many": 60, "some": 20, "one": 1}))
+    assert data.classes == ["many", "one", "some"]
+    assert data.val_set.labels.bincount(minlength=3).tolist() == [6, 0, 2]
+    assert data.train_set.labels.bincount(minlength=3).tolist() == [54, 1, 18]
+
+
+def test_images_beside_class_folders_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    unsplit(tmp_path, {"": 7, "edited": 10})
+    assert len(loaded(tmp_path).files["train"].paths) == 8
+    assert "7 images beside the class folders are not read; data.class_folders=false" in capsys.readouterr().err
+    data = loaded(tmp_path, class_folders=False)
+    assert len(data.train_set) + len(data.val_set) == 17  # type: ignore[arg-type]
+    assert "are not read" not in capsys.readouterr().err
+
+
+def test_the_split_is_of_names_alone(tmp_path: Path):
+    """Elsewhere it is the same, and another image changes little of it."""
+    data = loaded(unsplit(tmp_path / "a", {"": 40}))
+    names = {Path(path).name for path in data.val_set.paths}
+    other = loaded(unsplit(tmp_path / "b", {"": 40}))
+    assert {Path(path).name for path in other.val_set.paths} == names and other.data_id == data.data_id
+    ramp(16, 16).save(tmp_path / "b/new.png")
+    assert len(names - {Path(path).name for path in loaded(tmp_path / "b").val_set.paths}) <= 1
+    assert loaded(tmp_path / "a", val_share=0.2).data_id != data.data_id
+
+
+def test_folders_that_are_not_to_be_split(folder: Path, tmp_path: Path):
+    (tmp_path / "sets").mkdir()
+    shutil.copytree(folder / "train", tmp_path / "sets/fruit/train")
+    with pytest.raises(ValueError, match=r"sets: holds data sets, such as fruit: .* data\.dataset=fruit"):
+        loaded(tmp_path / "sets")
+    with pytest.raises(FileNotFoundError, match=r"flat.val: no such folder"):
+        loaded(unsplit(tmp_path / "flat", {"": 9}), train_folder="mine")
+    with pytest.raises(ValueError, match="2 images are too few to split"):
+        loaded(unsplit(tmp_path / "two", {"": 2}))
+    with pytest.raises(FileNotFoundError, match=r"nowhere.val: no such folder"):
+        loaded(tmp_path / "nowhere")

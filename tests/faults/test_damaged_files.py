@@ -15,7 +15,7 @@ from damage import damaged, refusals
 from PIL import Image
 
 from datamodules import ImageFolderConfig, ImageFolderDataModule, TokensConfig, TokensDataModule
-from datamodules.folders import read_image
+from datamodules.decoding import read_image
 from datamodules.token_files import SPLITS, TokenMeta, read_labels, values_path
 from experiments.pipeline.build import build_model, restore
 from experiments.pipeline.codebooks.build import read_codebook, save_codebook

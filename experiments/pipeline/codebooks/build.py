@@ -22,7 +22,7 @@ from experiments.pipeline.codebooks.features import FEWER
 from experiments.pipeline.codebooks.kmeans import StateFile, load_state, make_table, new_state, split
 from experiments.runtime.files import readable, replacing, require_space
 from experiments.runtime.signals import StopRequest
-from lightning_modules.checks import require
+from lightning_modules.checks import home_expanded, require
 
 
 def codebook_for(experiment: Experiment, data_id: str) -> Tensor:
@@ -83,6 +83,7 @@ def read_codebook(path: Path, shape: tuple[int, int]) -> Tensor:
 
 def open_codebook(path: Path) -> tuple[Tensor, dict[str, str]]:
     """The table and the metadata beside it. Raises ValueError that names the file when it is missing or broken."""
+    path = Path(home_expanded(path))
     require(path.is_file(), f"{path}: no such codebook; build it with `python -m experiments.build_codebook`")
     with readable(path, "; delete it and build it again", "not a codebook file"), safe_open(path, "pt") as file:
         content = file.get_tensor("codebook"), file.metadata() or {}

@@ -77,6 +77,43 @@ def test_the_file_says_where_it_is_from(taming: Tensors, tmp_path: Path) -> None
     assert (tmp_path / "out").stat().st_size < 4 * numbers + 100_000, "no weight is written twice"
 
 
+PREFIXES = {
+    "module.": "module.",
+    "_orig_mod.": "_orig_mod.",
+    "module._orig_mod.": "module.",
+    "first_stage_model.": "first",
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_wrappers_put_before_the_keys_is_taken_off(taming: Tensors, tmp_path: Path, prefix: str) -> None:
+    wrapped = {prefix + key: tensor for key, tensor in taming.items()}
+    if prefix == "first_stage_model.":
+        wrapped |= {"model.diffusion_model.out.weight": torch.zeros(1), "cond_stage_model.x": torch.zeros(1)}
+    torch.save({"state_dict": wrapped}, tmp_path / "a.ckpt")
+    report = import_checkpoint("taming", tmp_path / "a.ckpt", tmp_path / "out", SIZE)
+    assert f"taken off the keys: '{PREFIXES[prefix]}" in report
+    assert ("2 keys without it are not imported" in report) == (prefix == "first_stage_model.")
+    assert torch.equal(restore(tmp_path / "out")[1].quantizer.codes, taming["quantize.embedding.weight"])
+    with pytest.raises(ValueError, match=r"not a llamagen checkpoint, its keys look like taming: use --from taming"):
+        import_checkpoint("llamagen", tmp_path / "a.ckpt", tmp_path / "other", SIZE)
+
+
+def test_a_part_that_was_compiled(taming: Tensors, tmp_path: Path) -> None:
+    torch.save(
+        {key.replace("encoder.", "encoder._orig_mod."): value for key, value in taming.items()}, tmp_path / "a.pt"
+    )
+    report = import_checkpoint("taming", tmp_path / "a.pt", tmp_path / "out", SIZE)
+    assert "taken off the keys: '_orig_mod.', of torch.compile" in report
+
+
+def test_of_several_tokenizers_none_is_guessed(taming: Tensors, tmp_path: Path) -> None:
+    state = {f"{prefix}.{key}": tensor for prefix in ("model", "ema_model") for key, tensor in taming.items()}
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt: holds taming tokenizers under the prefixes 'ema_model\.', 'model\.'"):
+        import_checkpoint("taming", tmp_path / "a.pt", tmp_path / "out", SIZE)
+
+
 def test_llamagen_is_the_same_network_under_other_names(taming: Tensors) -> None:
     """Taming's map is checked against its own outputs (test_import_parity), so this checks LlamaGen's."""
     one, state = convert("taming", taming, SIZE)

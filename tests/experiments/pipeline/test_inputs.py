@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from experiments.config.compose import parse
 from experiments.config.experiment import Experiment
+from experiments.pipeline.build import restore
 from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
@@ -71,6 +72,27 @@ def test_a_ready_codebook_counts_by_its_values(tiny: TinyExperiment, tmp_path: P
     assert inputs_of(tiny("vqgan_lc")).data_id == "shapes"
 
 
+@pytest.mark.parametrize(
+    ("split", "key", "message"),
+    [
+        ("val", "model.metrics.precision_recall=false", "val: 1 validation image.s., the metrics take 2"),
+        ("val", "model.metrics.precision_recall=true", "val: 1 validation image.s., the metrics take 4"),
+        ("train", "data.batch_size=5", "train: 1 training images do not fill one batch"),
+    ],
+)
+def test_too_few_images_are_named_with_their_folder_before_any_work(
+    on_images: Make, images: Path, tmp_path: Path, split: str, key: str, message: str
+) -> None:
+    for path in list((images / split).rglob("*.png"))[1:]:
+        path.unlink()
+    for folder in (images / split).iterdir():
+        if not any(folder.iterdir()) and split == "train":
+            shutil.rmtree(folder)
+            shutil.rmtree(images / "val" / folder.name)
+    with pytest.raises(ValueError, match=f"{images}/{message}"):
+        train(on_images(images, key), "x", tmp_path / "run")
+
+
 def test_the_images_below_count(tiny: TinyExperiment, on_images: Make, images: Path) -> None:
     def vim(below: Experiment) -> Experiment:
         upstream = {"recipe": "vqgan_cifar10.yaml", **below.identity()}
@@ -104,6 +126,7 @@ def test_a_moved_folder_is_the_same_run_and_an_exchanged_image_another(on_images
     assert record["images"] == checkpoint["images"] and record["data_id"] == checkpoint["data_id"]
     assert record["images"]["name"] == "images" and record["images"]["num_images"] == {"train": 6, "val": 6}
     assert set(record["images"]["fingerprint"]) == {"train", "val"}
+    assert record["images"]["classes"] == restore(first_run / "checkpoints/final.ckpt")[1].class_names == ["cat", "dog"]
 
     picture(99).save(moved / "train/cat/0.png")
     other = train(again, "x", run_dir(again, "x"))

@@ -212,3 +212,29 @@ def test_classes() -> None:
         parse_classes("1", 0)
     with pytest.raises(ValueError, match="must be different numbers"):
         parse_classes("1,1", 3)
+
+
+def test_classes_by_name() -> None:
+    names = ["cat", "dog", "3"]
+    assert parse_classes("dog,0", 3, names) == [1, 0]
+    assert parse_classes("3", 3, names) == [2], "the folder of that name, not a number beyond the last"
+    with pytest.raises(ValueError, match="expected numbers such as 0,3 or the word all, or names: cat, dog, 3"):
+        parse_classes("cow", 3, names)
+    with pytest.raises(ValueError, match="must be different numbers"):
+        parse_classes("cat,0", 3, names)
+
+
+def test_names_of_classes_are_kept_with_the_model_and_said(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = VIM.on_save_checkpoint
+
+    def with_names(module: VIM, content: dict[str, Any]) -> None:
+        own(module, content)
+        content["images"] = {"classes": [f"kind{number}" for number in range(10)]}
+
+    monkeypatch.setattr(VIM, "on_save_checkpoint", with_names)
+    run("--num", "2", "--classes", "kind7,2", "--format", "npz", "--out", str(tmp_path / "a.npz"))
+    assert "classes: 7 kind7, 2 kind2\n" in capsys.readouterr().err
+    note = json.loads((tmp_path / "a.npz.json").read_text())
+    assert note["classes"] == [7, 2] and note["class_names"] == ["kind7", "kind2"]
