@@ -156,7 +156,8 @@ def sampling(bench: Bench) -> None:
         vocab_size=vocabulary, n_positions=num_tokens + 1, n_embd=size.width, n_layer=size.blocks, n_head=size.heads,
         n_inner=size.mlp_width, bos_token_id=0, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    gpt2 = GPT2LMHeadModel(config).to(bench.device).eval()
+    gpt2: Any = GPT2LMHeadModel(config)
+    gpt2 = gpt2.to(bench.device).eval()
     start = torch.zeros(batch, 1, dtype=torch.long, device=bench.device)
     options = {"do_sample": True, "top_k": 0, "max_new_tokens": num_tokens, "use_cache": True}
 
