@@ -18,6 +18,7 @@ from lightning_modules.base import Setting
 from lightning_modules.checks import require
 from lightning_modules.distributed import mean_over_ranks, own_random_numbers
 from lightning_modules.finite import check_finite
+from lightning_modules.lightning_fixes import logs_now
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.metrics.tokens import NATS_PER_BIT, BitsPerToken
 from lightning_modules.networks.gpt import GPT, GPTConfig
@@ -118,8 +119,8 @@ class VIM(Prior):
         loss = token_loss(hidden, self.gpt.head.weight, tokens).mean
         mean = mean_over_ranks(loss.detach())
         check_finite(self.global_step, {"token": mean}, module=self)
-        self.log("loss/generator", mean, prog_bar=True)
-        self.log("bits_per_token/train", mean / NATS_PER_BIT)
+        if logs_now(self):
+            self.log_dict({"loss/generator": mean, "bits_per_token/train": mean / NATS_PER_BIT}, prog_bar=True)
         return loss * share_of_step(self, batch_idx)
 
     def configure_model(self) -> None:
