@@ -51,16 +51,6 @@ def write_json(path: Path, content: Any) -> None:
         file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
-@contextmanager
-def readable(path: str | Path, advice: str = "", problem: str = "not readable") -> Iterator[None]:
-    """A damaged or foreign file, of which libraries raise many kinds, is a ValueError: what is wrong, then `advice`."""
-    try:
-        yield
-    except Exception as error:
-        reason = repr(error) if isinstance(error, KeyError) else str(error) or type(error).__name__
-        raise ValueError(f"{path}: {problem} ({reason.splitlines()[0]}){advice}") from None
-
-
 def os_error(error: BaseException | None) -> OSError | None:
     """The system's error that caused `error`: torch.save covers it with a RuntimeError of its own."""
     while error is not None and not (isinstance(error, OSError) and error.errno):

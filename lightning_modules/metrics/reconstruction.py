@@ -88,12 +88,12 @@ class ReconstructionMetrics(Metric):
     def update(self, reconstruction: Tensor, image: Tensor) -> None:
         """Adds B pairs, (B, 3, H, W) in [-1, 1] each; values outside are clamped."""
         with torch.autocast(image.device.type, enabled=False):  # a metric is fp32 however the model ran
-            values = self._values(reconstruction.float().clamp(-1, 1), image.float().clamp(-1, 1))
+            values = self.of_each(reconstruction.float().clamp(-1, 1), image.float().clamp(-1, 1))
         self.totals = self.totals + torch.stack([values[key].sum() for key in self.protocols])
         self.num_images = self.num_images + len(image)
 
-    def _values(self, reconstruction: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """The metrics of each pair, (B,) each."""
+    def of_each(self, reconstruction: Tensor, image: Tensor) -> dict[str, Tensor]:
+        """The metrics of each of B pairs, (B,) each; both are (B, 3, H, W) in [-1, 1], float32."""
         x, y = to_unit(reconstruction), to_unit(image)
         difference = (x - y).flatten(1)  # (B, 3 H W)
         values: dict[str, Any] = {
