@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lightning_modules.archives import DISCRIMINATOR
+
 CARD = """---
 library_name: vq-image-modeling
 tags: [{tags}]
@@ -38,8 +40,9 @@ def model_card(module: Any, content: dict[str, Any]) -> str:
     words = dict(module.config.describe())
     title, kind = words.pop("model"), "Tokenizer" if hasattr(module, "encode") else "VIM"
     experiment = content["experiment"]
+    sizes = [value.numel() for name, value in module.named_parameters() if not name.startswith(DISCRIMINATOR)]
     facts = words | {
-        "parameters": f"{module.num_parameters / 1e6:.2f} M",
+        "parameters": f"{sum(sizes) / 1e6:.2f} M",
         "image size": f"{module.image_size} pixels",
         "trained on": content.get("data_id", "not recorded"),
         "training steps": str(experiment.get("trainer", {}).get("max_steps", "not recorded")),

@@ -11,6 +11,7 @@ An exported folder holds what is needed to use a model and to know what it is:
 import json
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -95,6 +96,7 @@ class Pretrained(L.LightningModule):
         os.replace(folder / f"{WEIGHTS}.partial", folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         (folder / CARD).write_text(model_card(self, content))
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read
 
 
 def load(cls: type[Any], path: str | Path, for_use: bool) -> Any:

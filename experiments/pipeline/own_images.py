@@ -28,7 +28,6 @@ from lightning_modules.metrics.reconstruction import ReconstructionMetrics
 from lightning_modules.tokenizer import Tokenizer
 
 NUM_ON_SHEET = 32  # images on the contact sheet, the first ones
-SMALLEST = 11  # pixels: SSIM's window
 FORMAT = 1
 HOW = {
     "crop": "shorter side resized, centre cropped",
@@ -84,7 +83,8 @@ def reconstruct(
 ) -> dict[str, Any]:
     """Writes pairs/, sheet.png, images.npz, metrics.csv and summary.json to `out`; returns what the last holds.
 
-    Raises ValueError: an image cannot be decoded, or is too narrow to be measured.
+    SSIM is left out of the CSV and its mean where it cannot be had, of images of less than 11 pixels at a side.
+    Raises ValueError: an image cannot be decoded.
     """
     measure = ReconstructionMetrics(tokenizer.image_size, lpips=lpips, feature_distance=False).to(tokenizer.device)
     names = png_names([file.name for file in files])
@@ -95,7 +95,6 @@ def reconstruct(
         made = to_uint8(batch.reconstruction)  # (B, 3, S, S)
         kept.append((batch.pixels.numpy(), made.numpy(), batch.indices.numpy().astype(np.int32)))
         for index, (file, box) in enumerate(zip(batch.files, batch.boxes, strict=True)):
-            require(min(box[2:]) >= SMALLEST, f"{file.path}: too narrow, --fit crop takes its middle")
             pair = [cut(image[index], box) for image in (batch.reconstruction, to_unit_range(batch.pixels))]
             values = measure.of_each(*(part[None].to(tokenizer.device) for part in pair))
             rows.append({"file": file.name, **{name: float(value) for name, value in values.items()}})
@@ -105,22 +104,23 @@ def reconstruct(
                 shown += triple
     originals, reconstructions, indices = (np.concatenate(part) for part in zip(*kept, strict=True))
     write_png(out / "sheet.png", make_grid(torch.stack(shown), nrow=12, padding=2, pad_value=255))
-    with replacing(out / "images.npz") as file:
+    with replacing(out / "images.npz") as archive:
         np.savez(
-            file,
+            archive,
             originals=originals.transpose(0, 2, 3, 1),
             reconstructions=reconstructions.transpose(0, 2, 3, 1),
             indices=indices,
             names=np.array([file.name for file in files]),
         )
     write_csv(out / "metrics.csv", rows)
-    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name != "file"}
+    measured = {name: np.array([row[name] for row in rows]) for name in measure.protocols}
+    counts = {name: np.isfinite(values).sum() for name, values in measured.items()}
     summary = {
         "images": len(rows),
         "fit": f"{fit}: {HOW[fit]}",
         "image_size": tokenizer.image_size,
-        "metrics": means,
-        "protocols": {name: f"{protocol}/{fit}/n{len(rows)}" for name, protocol in measure.protocols.items()},
+        "metrics": {name: float(np.nanmean(measured[name])) for name in measured if counts[name]},
+        "protocols": {name: f"{protocol}/{fit}/n{counts[name]}" for name, protocol in measure.protocols.items()},
         "weights": hash_of(tokenizer),
     }
     write_json(out / "summary.json", summary)
@@ -142,7 +142,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: "" if value != value else value for key, value in row.items()} for row in rows)  # NaN
     with replacing(path) as file:
         file.write(text.getvalue().encode("utf-8", "surrogateescape"))
 

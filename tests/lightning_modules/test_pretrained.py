@@ -63,6 +63,8 @@ def test_a_run_a_checkpoint_and_an_exported_folder_are_the_same_model(run_dir: P
     assert restore(exported)[0].identity() == restore(run_dir)[0].identity()
     assert restore(exported)[1].discriminator is not None, "to be measured or trained further"
     card = (exported / "README.md").read_text()
+    assert "| parameters | 0.0" in card and "| parameters | 0.00 M" not in card, "counted though frozen"
+    assert (exported / "model.safetensors").stat().st_mode == (exported / "config.json").stat().st_mode
     assert "| psnr | 21.5 | `psnr/rgb/n12` |" in card and "| trained on | shapes |" in card
 
     Tokenizer.from_pretrained(exported).save_pretrained(tmp_path / "twice")
