@@ -27,7 +27,6 @@ THEN = (
     "model.loss={adaptive_every: 1, discriminator_start: 200, adversarial_start: 200}",
 )
 THEN_CNN = ("model.backbone={stem: 1, channels: 16, channel_multipliers: [1, 2, 4]}",)
-NOW: tuple[str, ...] = ()
 RECIPES = {  # name -> file, overrides of both sides, those of 0.1.0's alone
     "recipe_step_lc": ("experiments/vqgan_lc_cifar10.yaml", ("model.codebook_size=16384",), THEN_CNN),
     "recipe_step_vit": ("experiments/vit_vqgan_cifar10.yaml", (), ()),
@@ -66,7 +65,7 @@ class Training:
 
 def compare(name: str, now: tuple[str, ...], runs: int) -> float:
     recipe, both, then = RECIPES[name]
-    sides = Training.of(recipe, both + NOW + now), Training.of(recipe, both + THEN + then)
+    sides = Training.of(recipe, both + now), Training.of(recipe, both + THEN + then)
     times = in_turn([step for side in sides for step in side.steps], runs, warmup=2)
     count = len(sides[0].steps)
     print(f"{recipe}, an image of a training, mean of its kinds of steps")

@@ -11,6 +11,7 @@ from experiments.config.compose import load_experiment
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_model
 from experiments.runtime.trainer import quiet
+from lightning_modules.execution import run_as
 from lightning_modules.quantizers import LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
 
@@ -28,6 +29,7 @@ def made(experiment: Experiment) -> tuple[Tokenizer, dict[str, Tensor]]:
     module = build_model(experiment).train()
     if isinstance(module.quantizer, LargeCodebook):
         module.quantizer.fill(torch.randn_like(module.quantizer.table))
+    run_as(module, experiment.trainer.memory_format, experiment.trainer.compile)
     size = experiment.data.image_size
     return module, {"image": torch.rand(experiment.data.batch_size, 3, size, size) * 2 - 1}
 

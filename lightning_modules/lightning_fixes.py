@@ -87,9 +87,9 @@ def loss_scale(module: L.LightningModule) -> Tensor | None:
     return plugin.scaler.scale(torch.ones((), device=module.device)) if isinstance(plugin, ScalerEach) else None
 
 
-def logs_now(trainer: L.Trainer) -> bool:
+def logs_now(module: L.LightningModule) -> bool:
     """Whether what this batch logs reaches a logger: Lightning gathers every value, at 0.1 ms each, and drops most."""
-    return trainer._logger_connector.should_update_logs
+    return module._trainer is None or module._trainer._logger_connector.should_update_logs
 
 
 def true_epochs(loop: dict[str, Any]) -> int:

@@ -147,7 +147,7 @@ class Tokenizer(Codec):
     def report(self, terms: Terms, image: Tensor) -> None:
         """Logs what a pass returns, of the global batch, if a logger takes it; stops at a value that is not finite."""
         means = mean_values(terms)
-        for name, mean in means.items() if logs_now(self.trainer) else ():
+        for name, mean in means.items() if logs_now(self) else ():
             self.log(LOGGED.get(name, f"loss/{name}"), mean, prog_bar=name == "generator")
         check_finite(self.step, means, image, self)
 

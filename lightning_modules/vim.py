@@ -21,6 +21,7 @@ from lightning_modules.checks import require
 from lightning_modules.distributed import mean_over_ranks, own_random_numbers
 from lightning_modules.finite import check_finite
 from lightning_modules.generator import Generator
+from lightning_modules.lightning_fixes import logs_now
 from lightning_modules.losses.tokens import token_loss
 from lightning_modules.metrics.generation import GenerationConfig, GenerationMetrics
 from lightning_modules.metrics.tokens import NATS_PER_BIT, BitsPerToken
@@ -44,8 +45,7 @@ class VIMConfig(ModuleConfig):
     """`label_dropout`: share of training labels replaced by "no class", for classifier-free guidance.
 
     `keep_tokens`: share of input tokens left as they are, the others become random ones (taming's and B's pkeep,
-    0.8 in B's code; A has none). `encode_on_the_fly`: encode augmented images at every step, A's way, instead of
-    reading tokens made once.
+    0.8 in B's code; A has none). `encode_on_the_fly`: encode images anew at every step, as A; else read tokens.
     """
 
     name: str = "vim"
@@ -178,8 +178,8 @@ class VIM(Generator):
         loss = token_loss(hidden, self.gpt.head.weight, tokens).mean
         mean = mean_over_ranks(loss.detach())
         check_finite(self.global_step, {"token": mean}, module=self)
-        self.log("loss/generator", mean, prog_bar=True)
-        self.log("bits_per_token/train", mean / NATS_PER_BIT)
+        if logs_now(self):
+            self.log_dict({"loss/generator": mean, "bits_per_token/train": mean / NATS_PER_BIT}, prog_bar=True)
         return loss * share_of_step(self, batch_idx)
 
     def configure_model(self) -> None:

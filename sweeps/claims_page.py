@@ -59,13 +59,18 @@ def page(verdicts: Sequence[Verdict]) -> str:
 
 
 def brief(verdicts: Sequence[Verdict], link: str) -> str:
-    """For other pages, which name the page of the sections by `link`."""
-    lines = [tally(verdicts), "", "| claim | statement | verdict | scale |", "|---|---|---|---|"]
+    """For other pages, which name the page of the sections by `link`; claims that were not run share a line."""
+    lines = [tally(verdicts), "", "| claim | statement | verdict | because |", "|---|---|---|---|"]
+    missing = []
     for each in verdicts:
         claim = each.claim
         at = f"[{claim.id}]({link}#{claim.id.lower()})"
-        lines.append(row(at, f"{claim.statement} ({claim.where})", f"**{each.verdict}**", each.scale))
-    return "\n".join(lines) + "\n"
+        if each.verdict == NOT_RUN:
+            missing.append(at)
+        else:
+            verdict = f"**{each.verdict}** at {each.scale}"
+            lines.append(row(at, f"{claim.statement} ({claim.where})", verdict, because(each)))
+    return "\n".join(lines) + (f"\n\nNot run: {', '.join(missing)}.\n" if missing else "\n")
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:

@@ -193,6 +193,7 @@ def measured(
     metrics = evaluate(trainer, module, data, images, output_dir)
     return {
         "metrics": metrics | record["metrics"],
+        "history": record["history"] | {name: values for name, values in module.history.items() if values},
         "protocols": record["protocols"] | module.protocols(),
         "evaluated_on": {"device": health.device_name(trainer.strategy.root_device)},
     }

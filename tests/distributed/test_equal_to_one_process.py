@@ -78,7 +78,7 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 def test_every_quantizer_is_among_the_cases() -> None:
-    assert QUANTIZERS.keys() <= {*cases.TOKENIZERS, "vq"}
+    assert QUANTIZERS.keys() <= {*cases.TOKENIZERS, "vq", "none"}
 
 
 @pytest.mark.parametrize("name", cases.TOKENIZERS)
@@ -183,5 +183,5 @@ def test_a_loss_that_is_not_a_number_on_one_rank_stops_all(results: Results) -> 
     """At the same step and term; only the rank that had the images can blame them."""
     _, second, alone = results["failure"]
     for result in results["failure"]:
-        assert result["error"].startswith("step 1: the quantizer loss is nan")
+        assert result["error"].startswith("step 1: the l2 loss is nan")
     assert "look at the data" in second["error"] and "look at the data" in alone["error"]

@@ -69,7 +69,18 @@ def work(
     Throughput.on_train_batch_end = after_step(  # type: ignore[method-assign]
         Throughput.on_train_batch_end, sweep.parent / "steps", settings
     )
-    arguments = [str(sweep), "--scale", "reduced", "--data", "shapes", "--output-dir", str(output_dir), *extra]
+    arguments = [
+        str(sweep),
+        "--scale",
+        "reduced",
+        "--seeds",
+        "1",
+        "--data",
+        "shapes",
+        "--output-dir",
+        str(output_dir),
+        *extra,
+    ]
     raise SystemExit(run.main(arguments))
 
 

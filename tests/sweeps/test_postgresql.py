@@ -241,7 +241,7 @@ def test_records_are_found_by_what_they_are_of(machines: Machines, monkeypatch: 
     """A record in the database that is of another configuration is not taken."""
     sweep = write_sweep(machines.folder, [8])
     monkeypatch.setattr(grid_module, "EXPERIMENTS", machines.folder)
-    grid = load_grid(sweep, "reduced", "", ["data.name=shapes", f"runtime.output_dir={machines.out}"])
+    grid = load_grid(sweep, "reduced", "1", ["data.name=shapes", f"runtime.output_dir={machines.out}"])
     (run,), mine = grid.runs, run_module.Sweep(grid, machines.out)
     mine.queue = queue = Queue(mine.study_name, machines.url, machines.out)
     queue.fill({run.digest: mine.job(run)})
