@@ -1,19 +1,28 @@
 """Encodes a data set once with a trained tokenizer; stage 2 then reads the token ids and never runs the encoder.
 
     python -m experiments.tokenize runs/experiments/RUN/checkpoints/final.ckpt --data-dir data [key=value ...]
+    python -m experiments.tokenize runs/experiments/RUN --images photo.jpg folder/ --out tokens
 
 The same command continues where it was stopped, with the same result (given the same --batch-size), and does nothing
 when all is finished. Validation images are encoded plain; the views of training images are fixed here, once. Keys may
 change the data (data.train_size=1000; default: the whole set) or where it runs (runtime.accelerator=cpu).
+
+With --images it encodes the files and folders named there, of any size, instead: OUT/tokens.npy holds their ids
+(N, h, w) int32, and OUT/tokens.json their names; `python -m experiments.detokenize` turns them back into images.
 """
 
+import argparse
 from pathlib import Path
 
+from datamodules.files import FITS, image_files
 from datamodules.token_files import SPLITS
+from experiments.config.values import flatten, from_dotlist, select
+from experiments.pipeline.own_images import require_empty, tokenize, tokenizer_for
 from experiments.pipeline.token_writer import write_tokens
 from experiments.pipeline.tokens import prepare
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
+from lightning_modules.checks import require
 
 
 def main() -> None:
@@ -23,8 +32,13 @@ def main() -> None:
     parser.add_argument("--flip", action="store_true", help="the second view is the mirrored image")
     parser.add_argument("--out", help="folder to write (default: OUTPUT_DIR/tokens/DIGEST)")
     parser.add_argument("--batch-size", type=int, default=64, help="images encoded at a time, each in all its views")
+    parser.add_argument("--images", nargs="+", metavar="PATH", help="image files and folders, not a data set")
+    parser.add_argument("--fit", choices=FITS, default="crop", help="of --images: how one becomes a square")
     given = parser.parse_intermixed_args()
     with user_errors():
+        if given.images:
+            tokenize_files(given)
+            return
         job = prepare(given)
         folder = Path(given.out or job.folder)
         sizes = " and ".join(f"{job.meta.shape(split)} {split}" for split in SPLITS)
@@ -32,6 +46,20 @@ def main() -> None:
         if not write_tokens(job, folder):
             print("they are finished, nothing was done")
         print(folder)
+
+
+def tokenize_files(given: argparse.Namespace) -> None:
+    """The command with --images."""
+    overrides = from_dotlist(given.overrides)
+    keys = [key for key in flatten(overrides) if key != "runtime.accelerator"]
+    require(not keys, f"{', '.join(keys)}: with --images only runtime.accelerator can be given")
+    require(given.views is None and not given.flip, "--views, --flip: those of a data set, not of --images")
+    require(given.batch_size >= 1, f"--batch-size {given.batch_size}: must be at least 1")
+    files, out = image_files(given.images), Path(given.out or "tokens").expanduser()
+    require_empty(out)
+    tokenizer = tokenizer_for(given.checkpoint, select(overrides, "runtime.accelerator") or "auto")
+    tokens = tokenize(tokenizer, files, out, given.fit, given.batch_size)
+    print(f"{out}: tokens {tokens.shape} of {len(files)} images, --fit {given.fit}")
 
 
 if __name__ == "__main__":

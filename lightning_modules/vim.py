@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_modules.base import Module, ModuleConfig, Setting
+from lightning_modules.base import ModuleConfig, Setting
 from lightning_modules.checks import require
 from lightning_modules.distributed import mean_over_ranks, own_random_numbers
 from lightning_modules.finite import check_finite
-from lightning_modules.frozen import freeze
+from lightning_modules.generator import Generator
 from lightning_modules.lightning_fixes import logs_now
 from lightning_modules.losses.tokens import token_loss
-from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
+from lightning_modules.metrics.generation import GenerationConfig, GenerationMetrics
 from lightning_modules.metrics.tokens import NATS_PER_BIT, BitsPerToken
 from lightning_modules.networks.gpt import GPT, GPTConfig
-from lightning_modules.networks.sampling import SamplingConfig, generate
+from lightning_modules.networks.sampling import SamplingConfig
 from lightning_modules.optimizer import (
     OptimizerConfig,
     build_optimizer,
@@ -37,7 +36,6 @@ from lightning_modules.optimizer import (
 )
 from lightning_modules.parts import Part
 from lightning_modules.sharding import is_sharded, shard, whole
-from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.tokenizer_config import TokenizerConfig
 from lightning_modules.vim_parts import LAYOUT, drop_labels, gpt_parts, keep_tokens, pictures, rough_seconds, start_rows
 
@@ -123,12 +121,11 @@ class VIMConfig(ModuleConfig):
         return {"model": f"{self.name}: {self.gpt.resolved().words}"}
 
 
-class VIM(Module):
+class VIM(Generator):
     """p(tokens | class) and the images that it generates.
 
-    The tokenizer, needed only to turn sampled tokens into images, and the classifier of acceptance rates are set by
-    `use_tokenizer` and `use_classifier` and are not part of the module's weights. Under FSDP (runtime.strategy=fsdp)
-    the transformer is sharded for training, and made whole on every rank for each validation.
+    Under FSDP (runtime.strategy=fsdp) the transformer is sharded for training, and made whole on every rank for each
+    validation.
     """
 
     config: VIMConfig
@@ -136,23 +133,29 @@ class VIM(Module):
     bits: BitsPerToken  # of a validation
 
     def __init__(
-        self, config: VIMConfig, codebook_size: int, grid_size: tuple[int, int], num_classes: int, image_size: int
+        self,
+        config: VIMConfig,
+        codebook_size: int,
+        grid_size: tuple[int, int],
+        num_classes: int,
+        image_size: int,
+        for_use: bool = False,
     ) -> None:
+        """`for_use`: without metrics, which only training and evaluation need."""
         super().__init__()
         self.config = config
         self.gpt = GPT(config.gpt, codebook_size, grid_size, num_classes if config.class_conditional else 0)
         self.num_classes, self.image_size = num_classes, image_size
         self.num_conditions = self.gpt.num_classes  # that images can be asked of; 0 = unconditional
-        self.generation = GenerationMetrics(config.generation, codebook_size, image_size)
-        self.tokenizer: Tokenizer | None = None
-        self.classifier: Classifier | None = None
+        if not for_use:
+            self.generation = GenerationMetrics(config.generation, codebook_size, image_size)
         self.whole: tuple[GPT, ...] = ()  # during a validation under FSDP; in a tuple: not a submodule
-        self.tokenizer_digest = ""  # of the tokenizer that made the tokens; "" until it is set
         self.metric_protocols: dict[str, str] = {}
 
     @classmethod
     def build(cls, config: VIMConfig, setting: Setting) -> Self:
-        module = cls(config, setting.codebook_size, setting.grid_size, setting.num_classes, setting.image_size)
+        sizes = setting.codebook_size, setting.grid_size, setting.num_classes, setting.image_size
+        module = cls(config, *sizes, setting.for_use)
         if setting.tokenizer is not None:
             module.use_tokenizer(setting.tokenizer, setting.tokenizer_digest)
         return module
@@ -161,23 +164,6 @@ class VIM(Module):
     def parts(cls, config: VIMConfig, setting: Setting) -> list[Part]:
         classes = setting.num_classes if config.class_conditional else 0
         return gpt_parts(GPT(config.gpt, setting.codebook_size, setting.grid_size, classes))
-
-    def use_tokenizer(self, tokenizer: Tokenizer, digest: str) -> None:
-        """Sets the tokenizer that made the tokens, for generated images. ValueError: `digest` names another one."""
-        self.expect_tokenizer(digest)
-        object.__setattr__(self, "tokenizer", freeze(tokenizer))  # not a submodule
-
-    def use_classifier(self, classifier: Classifier) -> None:
-        """Sets the classifier that acceptance rates go by."""
-        object.__setattr__(self, "classifier", classifier)
-
-    def expect_tokenizer(self, digest: str) -> None:
-        if self.tokenizer_digest not in ("", digest):
-            raise ValueError(
-                f"the transformer was trained on tokens of tokenizer {self.tokenizer_digest}, this one is {digest}: "
-                "name the right checkpoint, or train the transformer again in a new run"
-            )
-        self.tokenizer_digest = digest
 
     # ---- training
 
@@ -244,25 +230,6 @@ class VIM(Module):
             ids = list(numbers[first : first + config.batch_size])
             yield ids, *self.sample(ids, config.seed)
 
-    def sample(
-        self, ids: list[int], seed: int, labels: Tensor | None = None, sampling: SamplingConfig | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images `ids` of `seed`: (B, 3, H, W) in [-1, 1], tokens (B, T), labels (B,), by default classes in turn."""
-        if labels is None:
-            labels = torch.tensor(ids) % max(1, self.num_classes)
-        labels = labels.to(self.device)
-        given = labels if self.config.class_conditional else None
-        tokens = generate(self.network, ids, given, sampling or self.config.sampling, seed)
-        return self.decode(tokens), tokens, labels
-
-    @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T) -> images (B, 3, H, W) in [-1, 1]."""
-        assert self.tokenizer is not None, "use_tokenizer comes first"
-        self.tokenizer.to(self.device)
-        images = self.tokenizer.decode_indices(tokens.to(self.device).view(len(tokens), *self.gpt.grid_size))
-        return images.clamp(-1, 1).float()
-
     # ---- what is shown, and what a record needs
 
     def start_screen(self) -> dict[str, str]:
@@ -271,7 +238,7 @@ class VIM(Module):
     def rough_seconds(self, batch_size: int) -> float:
         return rough_seconds(self.gpt, batch_size)
 
-    def figures(self) -> dict[str, Tensor | Figure]:
+    def figures(self) -> dict[str, Any]:
         return pictures(self)
 
     def use_reference(self, folder: Path, batches: Iterable[Tensor], key: str, device: torch.device) -> None:
