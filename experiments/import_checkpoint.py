@@ -19,8 +19,8 @@ from lightning_modules.checks import require
 
 
 def main() -> None:
-    files = {"checkpoint": "a .ckpt, .pt, .pth or .safetensors file", "out": "the checkpoint to write"}
-    parser = arguments.parser("import_checkpoint", __doc__, **files)
+    checkpoint, out = "a .ckpt, .pt, .pth or .safetensors file", "the checkpoint to write"
+    parser = arguments.parser("import_checkpoint", __doc__, checkpoint=checkpoint, out=out)
     parser.add_argument("--from", dest="family", required=True, choices=FAMILIES, help="whose code made the file")
     parser.add_argument("--image-size", type=int, help="pixels (default: 256; enhancing: as its positions say)")
     parser.add_argument("--head-dim", type=int, help="channels of an attention head of enhancing (default: 64)")

@@ -2,19 +2,28 @@
 With --latents it keeps the encoder's output before quantization instead, which LDM, DiT and SiT read.
 
     python -m experiments.tokenize runs/experiments/RUN/checkpoints/final.ckpt --data-dir data [key=value ...]
+    python -m experiments.tokenize runs/experiments/RUN --images photo.jpg folder/ --out tokens
 
 The same command continues where it was stopped, with the same result (given the same --batch-size), and does nothing
 when all is finished. Validation images are encoded plain; the views of training images are fixed here, once. Keys may
 change the data (data.train_size=1000; default: the whole set) or where it runs (runtime.accelerator=cpu).
+
+With --images it encodes the files and folders named there, of any size, instead: OUT/tokens.npy holds their ids
+(N, h, w) int32, and OUT/tokens.json their names; `python -m experiments.detokenize` turns them back into images.
 """
 
+import argparse
 from pathlib import Path
 
+from datamodules.files import FITS, image_files
 from datamodules.token_files import SPLITS, STORED
+from experiments.config.values import flatten, from_dotlist, select
+from experiments.pipeline.own_images import require_empty, tokenize, tokenizer_for
 from experiments.pipeline.token_writer import write_encoded
 from experiments.pipeline.tokens import prepare
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
+from lightning_modules.checks import require
 
 
 def main() -> None:
@@ -25,8 +34,13 @@ def main() -> None:
     parser.add_argument("--latents", choices=STORED, default="", help="keep latents as these numbers, not tokens")
     parser.add_argument("--out", help="folder to write (default: OUTPUT_DIR/tokens/DIGEST or latents/DIGEST)")
     parser.add_argument("--batch-size", type=int, default=64, help="images encoded at a time, each in all its views")
+    parser.add_argument("--images", nargs="+", metavar="PATH", help="image files and folders, not a data set")
+    parser.add_argument("--fit", choices=FITS, default="crop", help="of --images: how one becomes a square")
     given = parser.parse_intermixed_args()
     with user_errors():
+        if given.images:
+            tokenize_files(given)
+            return
         job = prepare(given)
         folder = Path(given.out or job.folder)
         sizes = " and ".join(f"{job.meta.shape(split)} {split}" for split in SPLITS)
@@ -35,6 +49,21 @@ def main() -> None:
         if not write_encoded(job, folder):
             print("they are finished, nothing was done")
         print(folder)
+
+
+def tokenize_files(given: argparse.Namespace) -> None:
+    """The command with --images."""
+    overrides = from_dotlist(given.overrides)
+    keys = [key for key in flatten(overrides) if key != "runtime.accelerator"]
+    require(not keys, f"{', '.join(keys)}: with --images only runtime.accelerator can be given")
+    is_plain = given.views is None and not given.flip and not given.latents
+    require(is_plain, "--views, --flip, --latents: those of a data set, not of --images")
+    require(given.batch_size >= 1, f"--batch-size {given.batch_size}: must be at least 1")
+    files, out = image_files(given.images), Path(given.out or "tokens").expanduser()
+    require_empty(out)
+    tokenizer = tokenizer_for(given.checkpoint, select(overrides, "runtime.accelerator") or "auto")
+    tokens = tokenize(tokenizer, files, out, given.fit, given.batch_size)
+    print(f"{out}: tokens {tokens.shape} of {len(files)} images, --fit {given.fit}")
 
 
 if __name__ == "__main__":

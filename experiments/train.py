@@ -4,12 +4,23 @@
 
 Keys are those of the YAML files, such as data.batch_size=32 trainer.precision=bf16-mixed runtime.devices=8. The same
 command continues a run that was stopped.
+
+    python -m experiments.train my_photos.yaml --from runs/imported/vqgan.ckpt --parts encoder,decoder
+    python -m experiments.train --from runs/experiments/RUN trainer.max_steps=2000
+
+begin with the weights of a run, a checkpoint (also an imported one) or an exported folder, in a run of its own, whose
+record names them (start_from). Without FILE the configuration is that of the checkpoint, and keys change it. Optimizer
+states are not taken, and the schedule, the warm-up and the game begin anew.
 """
 
+import argparse
 from pathlib import Path
 
-from experiments.config.compose import load_experiment
+from experiments.config.compose import compose, load_experiment, parse
+from experiments.config.experiment import Experiment
+from experiments.config.values import from_dotlist
 from experiments.pipeline.build import resolve_data
+from experiments.pipeline.starting import starting_from
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime import arguments
@@ -17,22 +28,46 @@ from experiments.runtime.errors import is_main, user_errors
 from experiments.runtime.ranks import from_main, join, main_first
 from experiments.runtime.signals import follow_parent
 from experiments.runtime.trainer import quiet
+from lightning_modules.checks import require
+from lightning_modules.pretrained import load_checkpoint
+
+
+def experiment_of(given: argparse.Namespace) -> Experiment:
+    """The recipe's experiment, or that of the model to begin with. Raises ValueError."""
+    if given.file:
+        experiment = load_experiment(given.file, given.overrides)
+    else:
+        values = {
+            key: value for key, value in load_checkpoint(given.start)["experiment"].items() if key != "start_from"
+        }
+        experiment = parse(compose(values, from_dotlist(given.overrides)), given.start)
+    start = experiment.start_from
+    if given.start:
+        return starting_from(experiment, given.start, given.parts)
+    require(not given.parts, f"--parts {given.parts}: of which model? Name it with --from")
+    return experiment if start.weights or not start.path else starting_from(experiment, start.path, start.parts)
 
 
 def main() -> None:
-    parser = arguments.of_recipe("train", __doc__)
+    parser = arguments.of_recipe("train", __doc__, optional=True)
     arguments.add_data(parser)
     parser.add_argument("--run-dir", help="default: OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST")
+    parser.add_argument("--from", dest="start", metavar="MODEL", help="begin with its weights, not with random ones")
+    parser.add_argument("--parts", default="", help="of --from: the networks to take, encoder,decoder (default: all)")
     given = parser.parse_intermixed_args()
+    if given.file and "=" in given.file:  # without FILE the first key comes there
+        given.file, given.overrides = None, [given.file, *given.overrides]
+    if not (given.file or given.start):
+        parser.error("name a recipe, or with --from a model whose configuration to take")
     with user_errors():
         follow_parent()
-        experiment = load_experiment(given.file, given.overrides)
+        experiment = experiment_of(given)
         quiet()
         join(experiment)
         with main_first():  # may download
             experiment = resolve_data(experiment, given.data)
         experiment = from_main(experiment)
-        name = Path(given.file).stem
+        name = Path(given.file).stem if given.file else experiment.model.name
         folder = Path(given.run_dir) if given.run_dir else run_dir(experiment, name)
         record = train(experiment, name, folder, waits=False)
         if is_main():

@@ -1,21 +1,20 @@
 """The contract of a model: pipeline, trainer, screens and costs call these methods and know no model by name.
 
-A new model is one file here, with a `ModuleConfig` and a `Module`; one line in `MODULES` of experiments/config; and a
-recipe. Every method and property has a default, which says "nothing special".
+A new model is one file here, with a `ModuleConfig` and a `Module`; one line in `MODULES` of models.py; and a recipe.
+Every method and property has a default, which says "nothing special".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import lightning as L
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_modules.optimizer import OptimizerConfig
 from lightning_modules.parts import Part
+from lightning_modules.pretrained import Pretrained
 
 Layout = dict[str, dict[str, list[Any]]]
 
@@ -114,14 +113,13 @@ class Setting:
     tokenizer_digest: str = ""
     codebook: Tensor | None = None  # (K, C), where `needs_codebook`
     code_dim: int = 0  # of the latents that it reads
+    for_use: bool = False  # built without what only training and evaluation need
 
 
-class Module(L.LightningModule):
+class Module(Pretrained):
     """A LightningModule that can be trained, measured, shown, kept and counted by this suite."""
 
     config: Any
-    upstream_data_id: str = ""  # of a restored module: what the model below it was trained on
-    class_names: Sequence[str] = ()  # of a restored module: of its training images, in the order of the labels
     layout: ClassVar[Layout] = {}  # TensorBoard's custom scalars
     progress_metric: ClassVar[str] = "loss/generator"  # in progress lines
 
@@ -148,7 +146,7 @@ class Module(L.LightningModule):
         """Seconds that forward and backward of a batch take here, roughly; 0 = not measured. Has no side effect."""
         return 0.0
 
-    def figures(self) -> dict[str, Tensor | Figure]:
+    def figures(self) -> dict[str, Any]:
         """For TensorBoard after a validation: images (3, height, width) in [0, 1], values (n,) to count, or figures."""
         return {}
 
@@ -199,6 +197,17 @@ class Module(L.LightningModule):
 
     def use_tokenizer(self, tokenizer: Any, digest: str) -> None:
         """Sets the tokenizer of a restored module. Raises ValueError when it is not the one of the training."""
+
+    @property
+    def upstream_data_id(self) -> str:
+        """Of a restored module: the data id of the run that it stands on; "" where its file does not tell."""
+        others = self.origin.get("images", {}).get("others", [])  # left out where it is the model's own
+        return others[0] if others else self.origin.get("data_id", "")
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of a restored module: of its training images, in the order of the labels; [] where its file does not tell."""
+        return self.origin.get("images", {}).get("classes", [])
 
     is_restorable: ClassVar[bool] = True  # from its checkpoint alone, with the `sizes` in it
 

@@ -3,8 +3,6 @@
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -28,16 +26,21 @@ def reconstruction_grid(images: Tensor, reconstruction: Tensor) -> Tensor:
     return make_grid((rows + 1) / 2, nrow=3, padding=2)
 
 
-def bits_figure(bits_by_position: Tensor) -> Figure:
+def bits_figure(bits_by_position: Tensor) -> Any:
     """Bits per token (T,) along the raster."""
+    from matplotlib.figure import Figure
+
     axes = (figure := Figure((6, 3), layout="constrained")).subplots()
     axes.plot(range(len(bits_by_position)), bits_by_position)
     axes.set(xlabel="token, raster order", ylabel="bits")
     return figure
 
 
-def accuracy_figure(module: Any) -> Figure:
+def accuracy_figure(module: Any) -> Any:
     """Held-out and test accuracy of a probe by block, the chosen block marked (A-Figure 3)."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     blocks, (heldout, val) = module.features.blocks, module.by_block
     axes = (figure := Figure((6, 3.5), layout="constrained")).subplots()
     axes.plot(blocks, heldout, "o--", label=f"held-out training images, {module.num_seen[0]:,}")

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_modules import prior
@@ -199,7 +198,7 @@ class LatentPrior(Prior):
         torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
         return (time.perf_counter() - start) * batch_size / few
 
-    def figures(self) -> dict[str, Tensor | Figure]:
+    def figures(self) -> dict[str, Any]:
         return {} if self.tokenizer is None else {"samples, classes in turn": sample_grid(self, prior.NUM_SHOWN)}
 
     @property

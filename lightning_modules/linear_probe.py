@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_modules.base import Layout, Module, ModuleConfig, Setting
@@ -268,7 +267,7 @@ class LinearProbe(Module):
             "parameters": f"{self.num_parameters:,} trained, {frozen:,} frozen",
         }
 
-    def figures(self) -> dict[str, Tensor | Figure]:
+    def figures(self) -> dict[str, Any]:
         return {"accuracy by block": accuracy_figure(self)}
 
     @property

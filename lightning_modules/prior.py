@@ -2,11 +2,11 @@
 
 A prior turns random numbers into tokens (`draw`); the tokenizer turns tokens into images, and the metrics compare those
 with real ones. GPT and VIM draw tokens; LDM, DiT and SiT draw latents, which are quantized once, at the end.
+How a trained one is used, generator.py says.
 
 Shapes: B images, T tokens of an image, H x W pixels.
 """
 
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +15,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from lightning_modules.base import Layout, Module, ModuleConfig, Setting
+from lightning_modules.base import Layout, ModuleConfig, Setting
 from lightning_modules.checks import require
 from lightning_modules.distributed import draw_rows
-from lightning_modules.frozen import freeze
+from lightning_modules.generator import Generator
 from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
-from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.tokenizer_config import TokenizerConfig
 
 NUM_SHOWN = 64  # images in TensorBoard
@@ -83,16 +82,15 @@ class PriorConfig(ModuleConfig):
         return self.generation.num_samples
 
 
-class Prior(Module):
-    """What is drawn, shown and measured of any prior.
+class Prior(Generator):
+    """A `Generator` with metrics: what is measured, shown and kept of any prior.
 
-    The tokenizer, needed only to turn what is drawn into images, and the classifier of acceptance rates are set by
-    `use_tokenizer` and `use_classifier` and are not part of the module's weights.
+    The classifier of acceptance rates is set by `use_classifier` and is not part of the module's weights.
 
     Build the trained network before calling this `__init__`: the metrics' networks draw random numbers, too.
     """
 
-    grid_size: tuple[int, int]  # of the tokens: rows, columns
+    classifier: Classifier | None = None
 
     def __init__(self, config: PriorConfig, setting: Setting) -> None:
         super().__init__()
@@ -100,10 +98,8 @@ class Prior(Module):
         self.grid_size, self.codebook_size = setting.grid_size, setting.codebook_size
         self.num_classes, self.image_size = setting.num_classes, setting.image_size
         self.num_conditions = setting.num_classes if config.class_conditional else 0  # 0 = unconditional
-        self.generation = GenerationMetrics(config.generation, setting.codebook_size, setting.image_size)
-        self.tokenizer: Tokenizer | None = None
-        self.classifier: Classifier | None = None
-        self.tokenizer_digest = ""  # of the tokenizer whose tokens or latents it models; "" until it is set
+        if not setting.for_use:
+            self.generation = GenerationMetrics(config.generation, setting.codebook_size, setting.image_size)
         self.metric_protocols: dict[str, str] = {}
 
     @classmethod
@@ -113,51 +109,15 @@ class Prior(Module):
             module.use_tokenizer(setting.tokenizer, setting.tokenizer_digest)
         return module
 
-    def use_tokenizer(self, tokenizer: Tokenizer, digest: str) -> None:
-        """Sets the tokenizer, for generated images. ValueError: `digest` is not that of the training."""
-        self.expect_tokenizer(digest)
-        object.__setattr__(self, "tokenizer", freeze(tokenizer))  # not a submodule
-
     def use_classifier(self, classifier: Classifier) -> None:
         """Sets the classifier that acceptance rates go by."""
         object.__setattr__(self, "classifier", classifier)
-
-    def expect_tokenizer(self, digest: str) -> None:
-        if self.tokenizer_digest not in ("", digest):
-            raise ValueError(
-                f"the model was trained on {self.config.inputs} of tokenizer {self.tokenizer_digest}, this one is "
-                f"{digest}: name the right checkpoint, or train the model again in a new run"
-            )
-        self.tokenizer_digest = digest
 
     def labels_of(self, batch: dict[str, Tensor]) -> Tensor | None:
         """The labels (B,) that it is told; None of an unconditional model."""
         return batch["label"] if self.config.class_conditional else None
 
-    # ---- generation
-
-    @abstractmethod
-    def draw(self, ids: list[int], labels: Tensor | None, sampling: Any, seed: int) -> Tensor:
-        """Tokens (B, T) of the images `ids` of `seed`, each a function of its number, whatever else is in the batch."""
-
-    def sample(
-        self, ids: list[int], seed: int, labels: Tensor | None = None, sampling: Any = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images `ids` of `seed`: (B, 3, H, W) in [-1, 1], tokens (B, T), labels (B,), by default classes in turn."""
-        if labels is None:
-            labels = torch.tensor(ids) % max(1, self.num_classes)
-        labels = labels.to(self.device)
-        given = labels if self.config.class_conditional else None
-        tokens = self.draw(ids, given, sampling or self.config.sampling, seed)
-        return self.decode(tokens), tokens, labels
-
-    @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T) -> images (B, 3, H, W) in [-1, 1]."""
-        assert self.tokenizer is not None, "use_tokenizer comes first"
-        self.tokenizer.to(self.device)
-        images = self.tokenizer.decode_indices(tokens.to(self.device).view(len(tokens), *self.grid_size))
-        return images.clamp(-1, 1).float()
+    # ---- generated images, measured
 
     def sample_images(self) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
         """This rank's share of the candidates, classes in turn, in batches for `GenerationMetrics.measure`."""

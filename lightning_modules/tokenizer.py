@@ -6,24 +6,23 @@ Shapes: B images, H x W pixels, h x w tokens, D backbone width, d code dimension
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_modules import losses
-from lightning_modules.base import Module, Setting, count
+from lightning_modules.base import Setting, count
+from lightning_modules.codec import Codec, TokenizerOutput
 from lightning_modules.distributed import all_reduce_sum, average_gradients, leave_out, mean_values, without_exchange
 from lightning_modules.finite import check_finite
 from lightning_modules.graphs import GraphedPass
 from lightning_modules.lightning_fixes import leave_out_of_global_step, logs_now, loss_scale, use_scaler
-from lightning_modules.losses import build_perceptual, logit_laplace_mean
+from lightning_modules.losses import build_perceptual
 from lightning_modules.metrics import TokenizerMetrics
 from lightning_modules.metrics.codebook import CodebookUsage
 from lightning_modules.optimizer import as_list, build_optimizer, build_schedule
 from lightning_modules.parts import Part
-from lightning_modules.quantizers import QuantizerOutput
 from lightning_modules.tokenizer_config import TokenizerConfig
 from lightning_modules.tokenizer_losses import Terms, critic_terms, detached, generator_terms
 from lightning_modules.tokenizer_parts import (
@@ -41,32 +40,20 @@ STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch")  # kept in checkpoints
 LOGGED = {"weight": "weight/adversarial", "accuracy": "discriminator/accuracy"}  # the others are losses
 
 
-class TokenizerOutput(NamedTuple):
-    reconstruction: Tensor  # (B, 3, H, W) in about [-1, 1]
-    prediction: Tensor  # what the decoder gave: the reconstruction, or (B, 6, H, W) with logit-Laplace
-    indices: Tensor  # (B, h, w)
-    quantizer_loss: Tensor  # scalar
-
-
-class Tokenizer(Module):
-    """Encoder, quantizer, decoder, discriminator, their losses and metrics.
+class Tokenizer(Codec):
+    """A `Codec` with a discriminator, losses and metrics.
 
     Optimization is manual, with one generator forward a step: its detached reconstruction feeds the discriminator
     (public code runs the autoencoder twice). DDP averages the generator's gradients, `update` the discriminator's.
     """
 
-    config: TokenizerConfig
-    encoder: Any
-    decoder: Any
-    pre_quant: nn.Linear
-    post_quant: nn.Linear
-    quantizer: Any
     discriminator: Any
     balance: Tensor
     layout = LAYOUT
     step: int  # generator updates made; drives the loss's start steps. trainer.global_step agrees with it
 
-    def __init__(self, config: TokenizerConfig, image_size: int) -> None:
+    def __init__(self, config: TokenizerConfig, image_size: int, for_use: bool = False) -> None:
+        """`for_use`: without discriminator, perceptual loss and metrics, which only training and evaluation need."""
         super().__init__()
         self.automatic_optimization = False
         self.config = config
@@ -77,20 +64,22 @@ class Tokenizer(Module):
         self.usage_by_epoch: list[float] = []  # B-Figure 3
         self.shown: Tensor | None = None  # the first validation images
         self.graphed: list[GraphedPass] = []  # of the generator and the discriminator, after `capture_steps`
-        for name, network in networks(config, image_size).items():
+        for name, network in networks(config, image_size, for_use).items():
             setattr(self, name, network)
         leave_out(self, "discriminator")
         self.register_buffer("balance", torch.ones((), device="cpu"), persistent=False)  # the adaptive weight
 
         loss = config.loss
-        self.perceptual = build_perceptual(loss.perceptual_network, image_size) if loss.perceptual else None
+        has_perceptual = loss.perceptual and not for_use
+        self.perceptual = build_perceptual(loss.perceptual_network, image_size) if has_perceptual else None
         self.discriminator_loss, self.adversarial_loss = losses.ADVERSARIAL_LOSSES[loss.adversarial_loss]
         self.train_usage = CodebookUsage(max(1, config.codebook_size))
-        self.metrics = TokenizerMetrics(config.metrics, config.codebook_size, image_size)
+        if not for_use:
+            self.metrics = TokenizerMetrics(config.metrics, config.codebook_size, image_size)
 
     @classmethod
     def build(cls, config: TokenizerConfig, setting: Setting) -> Self:
-        module = cls(config, setting.image_size)
+        module = cls(config, setting.image_size, setting.for_use)
         if setting.codebook is not None:
             module.quantizer.fill(setting.codebook)
         return module
@@ -98,40 +87,6 @@ class Tokenizer(Module):
     @classmethod
     def parts(cls, config: TokenizerConfig, setting: Setting) -> list[Part]:
         return tokenizer_parts(networks(config, setting.image_size), config, setting.image_size)
-
-    # ---- the tokenizer itself ------------------------------------------------------------------------------------
-
-    def latents(self, image: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> what is quantized (B, h, w, d)."""
-        return self.pre_quant(self.encoder(image))
-
-    def encode(self, image: Tensor) -> QuantizerOutput:
-        """Images (B, 3, H, W) in [-1, 1] -> codes (B, h, w, d), indices (B, h, w) and the quantizer's loss."""
-        return self.quantizer(self.latents(image))
-
-    def decode(self, quantized: Tensor) -> Tensor:
-        """Codes (B, h, w, d) -> images (B, 3, H, W), about [-1, 1]."""
-        return self.to_image(self.predict(quantized))
-
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """Token ids (B, h, w) -> images (B, 3, H, W); equal to the forward pass that gave the ids."""
-        return self.decode(self.quantizer.lookup(indices))
-
-    def decode_ranks(self, image: Tensor, ranks: list[int]) -> dict[int, Tensor]:
-        """For each M of `ranks`, the reconstructions (B, 3, H, W) where each token takes its M-th nearest code."""
-        indices = self.quantizer.ranked(self.latents(image), ranks)  # (B, h, w, R)
-        return {rank: self.decode_indices(ids) for rank, ids in zip(ranks, indices.unbind(-1), strict=True)}
-
-    def predict(self, quantized: Tensor) -> Tensor:
-        return self.decoder(self.post_quant(quantized)).float()  # losses and metrics are float32 in every precision
-
-    def to_image(self, prediction: Tensor) -> Tensor:
-        return logit_laplace_mean(prediction) if self.config.loss.logit_laplace else prediction
-
-    def forward(self, image: Tensor) -> TokenizerOutput:
-        codes = self.encode(image)
-        prediction = self.predict(codes.quantized)
-        return TokenizerOutput(self.to_image(prediction), prediction, codes.indices, codes.loss)
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -269,7 +224,7 @@ class Tokenizer(Module):
     def rough_seconds(self, batch_size: int) -> float:
         return rough_seconds(self, batch_size)
 
-    def figures(self) -> dict[str, Tensor | Figure]:
+    def figures(self) -> dict[str, Any]:
         assert self.shown is not None, "after a validation"
         return pictures(self, self.shown)
 

@@ -39,8 +39,8 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
 }
 
 
-def networks(config: TokenizerConfig, image_size: int) -> dict[str, nn.Module | None]:
-    """The networks of a `Tokenizer` under their names there, initialised in this order."""
+def networks(config: TokenizerConfig, image_size: int, for_use: bool = False) -> dict[str, nn.Module | None]:
+    """The networks of a `Tokenizer` under their names there, initialised in this order; `for_use`: no discriminator."""
     encoder_class, decoder_class = BACKBONES[config.backbone.name][:2]
     encoder = encoder_class(config.backbone, image_size)
     decoder = decoder_class(config.backbone, image_size, 6 if config.loss.logit_laplace else 3)
@@ -48,7 +48,7 @@ def networks(config: TokenizerConfig, image_size: int) -> dict[str, nn.Module | 
     nn.init.zeros_(pre_quant.bias)  # else it outweighs the first latents, and all of them share a code
     post_quant = nn.Linear(config.code_dim, decoder.width)
     quantizer = QUANTIZERS[config.quantizer.name][0](config.quantizer, config.codebook_size, config.code_dim)
-    is_adversarial = config.loss.adversarial > 0
+    is_adversarial = config.loss.adversarial > 0 and not for_use
     return {
         "encoder": encoder,
         "decoder": decoder,

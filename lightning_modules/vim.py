@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_modules.base import Setting
@@ -167,5 +166,5 @@ class VIM(Prior):
     def rough_seconds(self, batch_size: int) -> float:
         return rough_seconds(self.gpt, batch_size)
 
-    def figures(self) -> dict[str, Tensor | Figure]:
+    def figures(self) -> dict[str, Any]:
         return pictures(self)

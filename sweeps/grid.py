@@ -14,7 +14,18 @@ from experiments.config.compose import compose, parse, read_recipe
 from experiments.config.experiment import MODULES, Experiment, schema
 from experiments.config.values import flatten, from_dotlist, merge
 from lightning_modules.base import ModuleConfig
-from sweeps.schema import SWEEPS, CellSpec, ScaleSpec, SweepSpec, TableSpec, naming, nearest, read_spec, scale_names
+from sweeps.schema import (
+    SWEEPS,
+    CellSpec,
+    ScaleSpec,
+    SweepSpec,
+    TableSpec,
+    find_sweep,
+    naming,
+    nearest,
+    read_spec,
+    scale_names,
+)
 
 EXPERIMENTS = SWEEPS.parent / "experiments"
 
@@ -93,7 +104,7 @@ def load_grid(path: str | Path, scale: str, seeds: str = "", overrides: Sequence
 
     Raises ValueError that names the file, the row and the key at fault.
     """
-    path = Path(path)
+    path = find_sweep(path)
     sweep = read_spec(path, SweepSpec)
     scale = "paper" if sweep.counted else scale
     overlay = load_scale(scale)

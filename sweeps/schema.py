@@ -1,6 +1,7 @@
 """What a sweep, a search and a scale YAML may hold. Defaults are stated here and nowhere else."""
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -168,6 +169,17 @@ class SearchSpec:
 
 
 Spec = TypeVar("Spec", SweepSpec, ScaleSpec, SearchSpec)
+
+
+def find_sweep(path: str | Path) -> Path:
+    """The file itself or, where there is none, the sweep of this suite of that name: vit_vqgan/table6, with or without
+    sweeps/ and .yaml."""
+    given = Path(os.path.expanduser(path))
+    inside = Path(*given.parts[1:]) if given.parts[:1] == ("sweeps",) else given
+    if given.is_file() or given.is_absolute() or not inside.name:
+        return given
+    ours = SWEEPS / inside.with_suffix(".yaml")
+    return ours if ours.is_file() else given
 
 
 def read_spec(path: Path, kind: type[Spec]) -> Spec:

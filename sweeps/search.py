@@ -29,7 +29,7 @@ from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
 from sweeps.grid import load_scale, nest, recipe_values, sweep_name
 from sweeps.queue import OPEN, Lot, Queue, job_of, work
-from sweeps.schema import SearchSpec, naming, read_spec
+from sweeps.schema import SearchSpec, find_sweep, naming, read_spec
 from sweeps.trials import write_trials
 from sweeps.workers import begin, data_resolver, duration, keep_traceback, parse_training, parser_of, share
 
@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
         begin(options)
         if options.trials < 0:
             raise ValueError(f"TRIALS={options.trials} must be at least 1")
-        path, output_dir = Path(options.file), Path(options.output_dir)
+        path, output_dir = find_sweep(options.file), Path(options.output_dir)
         spec, experiment_of = load_search(path, options.scale, options.overrides)
         resolve = data_resolver(options.data, options.data_dir, options.output_dir)
         name = f"{sweep_name(path)}_{options.scale}"

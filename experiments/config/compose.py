@@ -1,6 +1,7 @@
 """From a YAML file and key=value arguments to a checked `Experiment`."""
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -26,15 +27,26 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     return parse(compose(read_recipe(path), from_dotlist(overrides)), str(path))
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The file's values over those of the file that its key `extends` names, which may extend another one in turn.
+def find_recipe(path: str | Path) -> Path:
+    """The file itself or, where there is none, the recipe of this suite that has its name, with or without .yaml."""
+    given = Path(os.path.expanduser(path))
+    if given.is_file() or not given.name or given.parent not in (Path(), Path("experiments")):
+        return given
+    ours = RECIPES / (given.name if given.suffix else f"{given.name}.yaml")
+    return ours if ours.is_file() or not list(given.parent.glob("*.yaml")) else given
 
-    `extends` is a path from the file's own folder. Raises ValueError that names the file.
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The values of `find_recipe` over those of the file that its key `extends` names, which may extend another one.
+
+    `extends` is a path from the file's own folder, or a recipe of this suite. Raises ValueError that names the file.
     """
-    files, layers = [Path(path)], [read_yaml(path)]
+    found = find_recipe(path)
+    files, layers = [found], [read_yaml(found)]
     while "extends" in layers[0]:
         base = str(layers[0].pop("extends"))
         file = files[-1].parent / base
+        file = find_recipe(base) if not file.is_file() and find_recipe(base).is_file() else file
         if file.resolve() in [known.resolve() for known in files]:
             raise ValueError(f"{files[-1]}: extends='{base}' leads back to itself")
         files.append(file)

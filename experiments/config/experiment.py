@@ -13,35 +13,12 @@ from typing import Any
 from datamodules import DATAMODULES, DataConfig
 from experiments.config.identity import differences, digest
 from experiments.config.values import select
-from lightning_modules.base import Module, ModuleConfig
+from lightning_modules.base import ModuleConfig
 from lightning_modules.checks import at_least_one, home_expanded, one_of, require
 from lightning_modules.execution import COMPILE, MEMORY_FORMATS
-from lightning_modules.flow_matching import SiT, SiTConfig
-from lightning_modules.latent_diffusion import LDM, DiTDiffusion, DiTDiffusionConfig, LDMConfig
-from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
-from lightning_modules.networks import BACKBONES, DISCRIMINATORS
-from lightning_modules.options import no_identity
-from lightning_modules.quantizers import QUANTIZERS
-from lightning_modules.tokenizer import TokenizerConfig
-from lightning_modules.vim import VIM, VIMConfig
-from lightning_modules.vit_vqgan import ViTVQGAN, ViTVQGANConfig
-from lightning_modules.vqgan import VQGAN, VQGANConfig
-from lightning_modules.vqgan_ema import VQGANEMA, VQGANEMAConfig
-from lightning_modules.vqgan_fc import VQGANFC, VQGANFCConfig
-from lightning_modules.vqgan_lc import VQGANLC, VQGANLCConfig
-
-MODULES: dict[str, tuple[type[Module], type[ModuleConfig]]] = {
-    "vqgan": (VQGAN, VQGANConfig),
-    "vqgan_ema": (VQGANEMA, VQGANEMAConfig),
-    "vqgan_fc": (VQGANFC, VQGANFCConfig),
-    "vqgan_lc": (VQGANLC, VQGANLCConfig),
-    "vit_vqgan": (ViTVQGAN, ViTVQGANConfig),
-    "vim": (VIM, VIMConfig),
-    "ldm": (LDM, LDMConfig),
-    "dit": (DiTDiffusion, DiTDiffusionConfig),
-    "sit": (SiT, SiTConfig),
-    "linear_probe": (LinearProbe, LinearProbeConfig),
-}
+from lightning_modules.models import MODULES, PARTS
+from lightning_modules.options import neutral, no_identity
+from lightning_modules.tokenizer_config import TokenizerConfig
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -78,6 +55,27 @@ class TrainerConfig:
 
 
 @dataclass
+class StartConfig:
+    """Weights that the training begins with, in place of random ones; `experiments.train --from` sets them.
+
+    Neither optimizer states nor the number of steps are taken: schedule and game begin anew.
+    """
+
+    path: str = no_identity("")  # a run's folder, a checkpoint or an exported folder
+    weights: str = neutral("")  # a hash of them, which the command fills in
+    parts: str = neutral("")  # the networks to take, such as encoder,decoder; "" = all
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parts; [] = all."""
+        return [name.strip() for name in self.parts.split(",") if name.strip()]
+
+    def check(self) -> None:
+        """Raises ValueError for parts of nothing."""
+        require(bool(self.path) or not self.parts, f"parts={self.parts}: of which checkpoint? Set start_from.path")
+
+
+@dataclass
 class RuntimeConfig:
     """Where and on what to run. Not part of an experiment's identity. In paths ~ is the home folder."""
 
@@ -109,6 +107,7 @@ class Experiment:
     model: ModuleConfig = field(default_factory=ModuleConfig)  # of the class that MODULES has for its name
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     runtime: RuntimeConfig = no_identity(RuntimeConfig)
+    start_from: StartConfig = field(default_factory=StartConfig)  # weights in place of random ones
     upstream: Any = None  # the Experiment below, or None; `parse` sets it
     recipe: str = no_identity("")  # its file, for people
 
@@ -153,6 +152,7 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """The plain nested dictionary of the configuration, without `runtime`, as records and checkpoints hold it."""
         own = {"seed": self.seed} | {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
+        own |= {"start_from": asdict(self.start_from)} if self.start_from.path else {}
         return own | ({"upstream": {"recipe": self.recipe} | self.upstream.identity()} if self.upstream else {})
 
     def digest(self) -> str:
@@ -168,9 +168,7 @@ class Experiment:
 CHOICES: dict[str, Mapping[str, tuple]] = {
     "data": DATAMODULES,
     "model": MODULES,
-    "model.backbone": BACKBONES,
-    "model.quantizer": QUANTIZERS,
-    "model.discriminator": DISCRIMINATORS,
+    **{f"model.{part}": table for part, table in PARTS.items()},
 }
 
 

@@ -16,11 +16,11 @@ from experiments.importers import FAMILIES, Options, Source
 from experiments.importers.family import COMPILED, Tensors, below, uncompiled
 from experiments.importers.files import read_state_dict
 from experiments.pipeline.build import build_model
-from experiments.runtime.checkpoints import CHECKPOINT_FORMAT
 from experiments.runtime.files import replacing
 from lightning_modules.checks import require
 from lightning_modules.losses import LossConfig
 from lightning_modules.optimizer import OptimizerConfig
+from lightning_modules.pretrained import CHECKPOINT_FORMAT
 
 # What the public code trained with is not taken over: no discriminator and no perceptual network is built.
 NO_LOSSES = {"model": {"loss": asdict(LossConfig(l2=1.0)), "optimizer": asdict(OptimizerConfig())}}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.importers.family import Family, Tensors
-from experiments.runtime.files import readable
+from lightning_modules.archives import readable
 
 
 class Inert:

@@ -10,9 +10,10 @@ from datamodules.cifar10 import find_cifar10
 from experiments.config.compose import parse
 from experiments.config.experiment import MODULES, Experiment
 from experiments.config.values import merge
-from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.errors import is_main
 from lightning_modules.base import Setting
+from lightning_modules.frozen import freeze
+from lightning_modules.pretrained import fill, load_checkpoint, sizes_of
 from lightning_modules.tokenizer import Tokenizer
 
 
@@ -75,11 +76,12 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
     return replace(experiment, data=replace(config, **(shared | {"name": name})))
 
 
-def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Experiment, Any]:
+def restore(path: str | Path, overrides: dict[str, Any] | None = None, for_use: bool = False) -> tuple[Experiment, Any]:
     """The experiment and trained module of a checkpoint; `overrides` may change data, metrics, sampling or runtime.
 
-    A module on top of another comes without it, see `prepare.lend`.
-    Raises ValueError when the file is no checkpoint of this suite or its weights do not fit its configuration.
+    `for_use`: frozen, without what only training and evaluation need. A module on top of another comes without it, see
+    `prepare.lend`. Raises ValueError when the file is no checkpoint of this suite or its weights do not fit its
+    configuration.
     """
     checkpoint = load_checkpoint(path)
     experiment = parse(merge(checkpoint["experiment"], overrides or {}), str(path))
@@ -88,30 +90,17 @@ def restore(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[
             f"{path}: of model '{experiment.model.name}', which cannot be restored without the model below it: its "
             "metrics are in its record, and `python -m experiments.train` makes them again"
         )
-    sizes = {"image_size": experiment.data.image_size} | checkpoint.get("sizes", {})
+    sizes = {"image_size": experiment.data.image_size} | sizes_of(checkpoint)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = build_model(experiment, Setting(**sizes))
-    try:
-        module.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        problem = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise ValueError(f"{path}: the weights do not fit model '{experiment.model.name}': {problem}") from None
-    module.upstream_data_id = upstream_data_id(checkpoint)
-    module.class_names = checkpoint.get("images", {}).get("classes", [])
-    module.on_restore(checkpoint, str(path))
-    return experiment, module
-
-
-def upstream_data_id(checkpoint: dict[str, Any]) -> str:
-    """The data id of the run that a checkpoint's model stands on; "" where the file does not tell."""
-    others = checkpoint.get("images", {}).get("others", [])  # left out where it is the model's own
-    return others[0] if others else checkpoint.get("data_id", "")
+        module = build_model(experiment, Setting(**sizes, for_use=for_use))
+    fill(module, checkpoint, path)
+    return experiment, freeze(module) if for_use else module
 
 
 def restore_tokenizer(path: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Experiment, Tokenizer]:
-    """`restore` of a checkpoint that must be a tokenizer's. Raises ValueError for another model."""
-    experiment, module = restore(path, overrides)
+    """`restore`, for use, of a checkpoint that must be a tokenizer's. Raises ValueError for another model."""
+    experiment, module = restore(path, overrides, for_use=True)
     if not isinstance(module, Tokenizer):
         raise ValueError(f"{path}: holds a '{experiment.model.name}', not a tokenizer")
     return experiment, module

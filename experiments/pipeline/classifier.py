@@ -15,8 +15,8 @@ from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
 from experiments.pipeline.codebooks.extraction import build_device
 from experiments.runtime.errors import is_main
-from experiments.runtime.files import locked, readable, replacing
-from lightning_modules.archives import check_sums
+from experiments.runtime.files import locked, replacing
+from lightning_modules.archives import check_sums, readable
 from lightning_modules.metrics.classifier import DECAY, LabelClassifier, TimmClassifier, fit_head
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 

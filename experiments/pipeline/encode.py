@@ -4,7 +4,6 @@
 Shapes: B images a batch, T = h * w tokens, d dimensions of a latent.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,16 @@ from torch import Tensor
 from datamodules import ImageDataModule
 from datamodules.base import Batch
 from experiments.config.compose import parse
-from experiments.runtime.checkpoints import load_checkpoint
+from lightning_modules.archives import weights_hash
 from lightning_modules.frozen import freeze
+from lightning_modules.pretrained import load_checkpoint
 from lightning_modules.tokenizer import Tokenizer
 
 
 def tokenizer_digest(path: str | Path) -> str:
     """Names a checkpoint's tokenizer: its experiment's digest and a hash of its weights, the discriminator left out."""
     checkpoint = load_checkpoint(path)
-    weights = hashlib.sha256()
-    for name, value in sorted(checkpoint["state_dict"].items()):
-        if not name.startswith("discriminator."):
-            weights.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            weights.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
-    return f"{parse(checkpoint['experiment'], str(path)).digest()}-{weights.hexdigest()[:12]}"
+    return f"{parse(checkpoint['experiment'], str(path)).digest()}-{weights_hash(checkpoint['state_dict'])}"
 
 
 @torch.no_grad()  # not inference_mode: an embedding could not save such ids for its backward pass

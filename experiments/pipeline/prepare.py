@@ -20,12 +20,14 @@ from experiments.pipeline.classifier import classifier_for
 from experiments.pipeline.codebooks.build import codebook_for
 from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.encode import EncodedImages
+from experiments.pipeline.starting import brings_codebook, load_start
 from experiments.pipeline.token_writer import Job, is_finished, make_job, write_encoded
 from experiments.pipeline.tokens import view_names, views_of
 from experiments.pipeline.upstream import Below, restore_below, use_tokenizer
 from experiments.runtime.ranks import main_first
 from lightning_modules.base import Setting
 from lightning_modules.checks import require
+from lightning_modules.pretrained import BELOW
 
 
 class Prepared(NamedTuple):
@@ -74,7 +76,8 @@ def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = 
     below = restore_below(experiment)
     with main_first():  # tokens or latents, codebook
         data: Any = images if below is None else data_for(experiment, below, images)
-        codebook = codebook_for(experiment, images.data_id) if experiment.model.needs_codebook else None
+        makes_codebook = experiment.model.needs_codebook and not brings_codebook(experiment.start_from)
+        codebook = codebook_for(experiment, images.data_id) if makes_codebook else None
     setting = Setting(experiment.data.image_size, images.num_classes, codebook=codebook)
     if below is not None:
         grid = below.tokenizer.encoder.grid_size
@@ -89,6 +92,8 @@ def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = 
         )
     L.seed_everything(experiment.seed, workers=True, verbose=False)  # whatever has been made before
     module = build_model(experiment, setting)
+    if experiment.start_from.path:
+        load_start(module, experiment.start_from)
     if classifier is not None:
         module.use_classifier(classifier)
     return Prepared(module, data, images)
@@ -136,7 +141,12 @@ def prepare_evaluation(experiment: Experiment, module: Any, tokenizer: str | Non
 
 
 def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below | None:
-    """Gives a restored module its tokenizer. Raises ValueError when it is not there, or not the one of the training."""
+    """Gives a restored module its tokenizer, by default the one that was exported with it, or of its upstream run.
+
+    Raises ValueError when it is not there, or not the one of the training.
+    """
+    if path is None and (packed := module.source / BELOW).is_dir():
+        path = str(packed)
     if (below := restore_below(experiment, path, module.upstream_data_id)) is not None:
         use_tokenizer(module, below, path or "the tokenizer below")
     return below

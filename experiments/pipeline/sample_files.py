@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from experiments.runtime.files import readable, replacing, write_json
+from experiments.runtime.files import replacing, write_json
+from lightning_modules.archives import readable
 from lightning_modules.checks import require
 from lightning_modules.figures import num_columns
 

@@ -175,7 +175,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
     if arguments.format != "png" or arguments.accept < 1:  # a folder may grow
         description["num"] = job.num
     name = f"{digest_of(description)[:8]}{FORMATS[arguments.format]}"
-    out = Path(arguments.out or Path(arguments.checkpoint).absolute().parents[1] / "samples" / name)
+    source = Path(arguments.checkpoint).absolute()
+    out = Path(arguments.out or (source if source.is_dir() else source.parents[1]) / "samples" / name)
     if check_out(out, arguments.format, description, job.num):
         print(f"they are finished, nothing was done: {out}")
         return None

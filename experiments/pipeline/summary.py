@@ -20,6 +20,8 @@ def print_summary(experiment: Experiment, module: Any, name: str, data_id: str, 
         rows["images"] = placing
     if experiment.upstream is not None:
         rows["stands on"] = f"{experiment.recipe}, {experiment.upstream.digest()}"
+    if start := experiment.start_from.path:
+        rows["starts from"] = f"{start}, {experiment.start_from.parts or 'all parts'}"
     rows |= module.start_screen()
     if needed := memory_bytes(experiment, num_devices(experiment.runtime)):
         rows["peak memory, estimate"] = f"{needed / 2**30:.2f} GiB a device"

@@ -25,7 +25,8 @@ from experiments.config.experiment import Experiment, RuntimeConfig
 from experiments.config.identity import digest_of, identity
 from experiments.pipeline.encode import encode_batch
 from experiments.runtime.appending import append
-from experiments.runtime.files import locked, readable, require_space, write_json
+from experiments.runtime.files import locked, require_space, write_json
+from lightning_modules.archives import readable
 from lightning_modules.frozen import freeze
 from lightning_modules.tokenizer import Tokenizer
 

@@ -22,7 +22,6 @@ from experiments.pipeline.upstream import checkpoint_below, upstream_of
 from experiments.pipeline.weights import can_wait, keep_weights, read_weights, restore_weights, weights_path
 from experiments.runtime import health, progress
 from experiments.runtime.callbacks import InCheckpoint
-from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.errors import is_main
 from experiments.runtime.files import LOCK, inherited, locked, require_writable, write_json
 from experiments.runtime.precision import full_float32
@@ -32,6 +31,7 @@ from experiments.runtime.records import FORMAT, Record, environment, read_record
 from experiments.runtime.signals import StopRequest, wait_for
 from experiments.runtime.trainer import build_trainer, quiet
 from lightning_modules.lightning_fixes import not_swallowed
+from lightning_modules.pretrained import load_checkpoint
 
 
 def train(

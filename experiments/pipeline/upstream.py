@@ -14,6 +14,7 @@ from experiments.config.values import flatten, from_dotlist, merge
 from experiments.pipeline.build import restore, restore_tokenizer
 from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.inputs import inputs_of
+from lightning_modules.pretrained import find
 from lightning_modules.tokenizer import Tokenizer
 
 
@@ -101,13 +102,14 @@ def training_command(experiment: Experiment, recipe: str) -> str:
 def restore_for(
     arguments: argparse.Namespace, fixed: str = "", restore: Callable[..., Any] = restore
 ) -> tuple[Experiment, Any]:
-    """The checkpoint of a command, with its --data-dir, --output-dir (default: the run's own) and keys.
+    """The model of a command, with its --data-dir, --output-dir (default: the run's own) and keys.
 
     `fixed` is what cannot be changed any more, "the model"; only data and runtime can. Raises ValueError.
     """
     overrides = from_dotlist(arguments.overrides)
     if fixed and (other := set(overrides) - {"data", "runtime"}):
         raise ValueError(f"{min(other)}: {fixed} is trained, only data.* and runtime.* can be changed")
+    arguments.checkpoint = str(find(arguments.checkpoint))
     output_dir = arguments.output_dir or output_dir_of(arguments.checkpoint)
     where = {"runtime": {"data_dir": arguments.data_dir, "output_dir": output_dir}}
     return restore(arguments.checkpoint, merge(where, overrides))

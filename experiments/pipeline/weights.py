@@ -20,10 +20,10 @@ from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_model
 from experiments.pipeline.codebooks.build import codebook_for, codebook_path, sha256_of, with_source_data
 from experiments.pipeline.inputs import Inputs
-from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.files import replacing
 from experiments.runtime.records import Record, same_experiment
 from lightning_modules.base import Setting
+from lightning_modules.pretrained import load_checkpoint
 
 DISCRIMINATOR, TABLE = "discriminator.", "quantizer.table"
 KEPT = ("format", "experiment", "data_id", "images", "sizes")

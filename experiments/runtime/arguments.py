@@ -23,25 +23,39 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(expanded, namespace)
 
 
-def of_recipe(name: str, doc: str | None) -> argparse.ArgumentParser:
+COMMAND = "vq-image-modeling"
+PROGRAM = "python -m experiments."  # before the name of a command, in its help; or COMMAND, where that was typed
+
+
+def of_recipe(name: str, doc: str | None, optional: bool = False) -> argparse.ArgumentParser:
     """Of `python -m experiments.NAME FILE [key=value ...]`; `doc`, the command's docstring, is its help."""
-    return parser(name, doc, file="a recipe, for example experiments/vqgan_lc_cifar10.yaml")
+    return parser(name, doc, optional, file="a recipe's name, such as vqgan_lc_cifar10, or the path of a YAML file")
 
 
 def of_checkpoint(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Of `python -m experiments.NAME CHECKPOINT [key=value ...]`, for `pipeline.upstream.restore_for`."""
-    made = parser(name, doc, checkpoint="a final.ckpt or last.ckpt of a run")
+    made = parser(name, doc, checkpoint="a run's folder, a checkpoint, or an exported folder")
     made.add_argument("--data-dir", default="data", help="folder of the images (default: data)")
     made.add_argument("--output-dir", help="where a run's upstream, tokens, ... are (default: the run's own)")
     return made
 
 
-def parser(name: str, doc: str | None, **positional: str) -> argparse.ArgumentParser:
-    """With the arguments `positional`, each with its meaning, before the keys."""
+def of_model(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Of `python -m experiments.NAME MODEL ...`, which uses a trained model as it is: no keys."""
     form = argparse.RawDescriptionHelpFormatter
-    made = Parser(prog=f"python -m experiments.{name}", description=doc, formatter_class=form)
+    made = Parser(prog=f"{PROGRAM}{name}", description=doc, formatter_class=form)
+    made.add_argument("model", metavar="MODEL", help="a run's folder, a checkpoint, an exported folder or a hub id")
+    made.add_argument("--batch-size", type=int, default=64, help="images at a time (default: 64)")
+    made.add_argument("--accelerator", default="auto", help="cpu, gpu, ... (default: auto)")
+    return made
+
+
+def parser(name: str, doc: str | None, optional: bool = False, **positional: str) -> argparse.ArgumentParser:
+    """With the arguments `positional`, each with its meaning, before the keys; `optional`: they may be left out."""
+    form = argparse.RawDescriptionHelpFormatter
+    made = Parser(prog=f"{PROGRAM}{name}", description=doc, formatter_class=form)
     for argument, meaning in positional.items():
-        made.add_argument(argument, help=meaning)
+        made.add_argument(argument, help=meaning, nargs="?" if optional else None)
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.val_size=1000")
     return made
 

@@ -1,7 +1,6 @@
 """When and how a run is saved, so that a run killed at any moment continues as if it had not been stopped."""
 
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +10,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
-from experiments.runtime.files import readable, replacing
+from experiments.runtime.files import replacing
 from experiments.runtime.signals import Stopped, StopRequest
-from lightning_modules.archives import check_sums
 from lightning_modules.lightning_fixes import count_last_step, resume_with_validation, true_epochs
 
-CHECKPOINT_FORMAT = 1  # of files without this entry too
-PARTS = ("experiment", "state_dict")
 SAVE_SECONDS = 60.0  # of work that a kill may cost
 SAVE_SHARE = 0.05  # of the time, at most, is spent on saving: large models are saved less often
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The checkpoint's plain content. Raises ValueError that names the file for anything but one of ours."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such checkpoint; a run keeps its own in RUN_DIR/checkpoints/")
-    with readable(path, problem="not readable as a checkpoint"):
-        if not zipfile.is_zipfile(path):
-            raise ValueError("cut off, or no checkpoint: a run keeps its own in RUN_DIR/checkpoints/")
-        check_sums(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in PARTS):
-        advice = "a public one is first turned into one by `python -m experiments.import_checkpoint`"
-        raise ValueError(f"{path}: not a checkpoint of this suite; {advice}")
-    if (found := checkpoint.get("format", 1)) != CHECKPOINT_FORMAT:
-        raise ValueError(
-            f"{path}: checkpoint format {found}, this version reads {CHECKPOINT_FORMAT}: use the version of the suite "
-            "that wrote it, or train again"
-        )
-    return checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -18,7 +18,6 @@ from experiments.runtime.errors import is_main
 GB = 1e9
 PARTIAL = ".partial"  # what is written, until it is whole
 LOCK = ".lock"  # of a folder
-UNREADABLE = "may not be read: ask its owner for the permission (chmod g+r)"
 HELD: dict[Path, int] = {}  # lock file -> the process that holds it; a fork has its parent's entries
 INHERITED = "VQ_LOCK_HELD"  # environment variable: the lock file that the process which started this one holds for it
 
@@ -50,21 +49,6 @@ def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, concurrent_writers=True) as file:
         file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-
-
-@contextmanager
-def readable(path: str | Path, advice: str = "", problem: str = "not readable") -> Iterator[None]:
-    """A damaged or foreign file, of which libraries raise many kinds, is a ValueError: what is wrong, then `advice`.
-
-    One that may not be read, as of another user in a shared folder, is a PermissionError.
-    """
-    try:
-        yield
-    except Exception as error:
-        if Path(path).exists() and not os.access(path, os.R_OK):
-            raise PermissionError(f"{path}: {UNREADABLE}") from None
-        reason = repr(error) if isinstance(error, KeyError) else str(error) or type(error).__name__
-        raise ValueError(f"{path}: {problem} ({reason.splitlines()[0]}){advice}") from None
 
 
 def os_error(error: BaseException | None) -> OSError | None:

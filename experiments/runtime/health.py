@@ -13,8 +13,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from experiments.runtime.checkpoints import load_checkpoint
 from lightning_modules.finite import ADVICE, first_not_finite, settle
+from lightning_modules.pretrained import load_checkpoint
 
 
 class FiniteWeights(Callback):

@@ -18,7 +18,7 @@ import torch
 
 from experiments.config.experiment import Experiment
 from experiments.runtime import code_version
-from experiments.runtime.files import readable
+from lightning_modules.archives import readable
 
 FORMAT = 1
 PUBLISHED = Path(__file__).resolve().parents[2] / "sweeps" / "records"

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from experiments.config.experiment import Experiment
 from experiments.runtime.callbacks import CapturedSteps, Dashboard, InCheckpoint, RandomState
-from experiments.runtime.checkpoints import CHECKPOINT_FORMAT, AtomicCheckpointIO, ResumePoints
+from experiments.runtime.checkpoints import AtomicCheckpointIO, ResumePoints
 from experiments.runtime.health import FiniteWeights
 from experiments.runtime.precision import precision_options
 from experiments.runtime.progress import ProgressLines, TimeLeft
@@ -20,6 +20,7 @@ from experiments.runtime.signals import StopRequest
 from lightning_modules.base import Module
 from lightning_modules.execution import run_as
 from lightning_modules.lightning_fixes import AveragedWeights
+from lightning_modules.pretrained import CHECKPOINT_FORMAT
 
 
 def build_trainer(

@@ -5,18 +5,19 @@ Shapes: B images, H x W pixels, C_i x h_i x w_i feature maps of stage i.
 
 import warnings
 
-import lpips
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import AlexNet_Weights, VGG16_Weights
 
 from lightning_modules.frozen import FrozenModule
 from lightning_modules.hub import fetch_hub_file
 from lightning_modules.networks.encoders import load_encoder
 
 PERCEPTUAL_NETWORKS = ("lpips-vgg", "lpips-alex", "efficientnet-lite0", "none")
-LPIPS_URLS = {"vgg": VGG16_Weights.IMAGENET1K_V1.url, "alex": AlexNet_Weights.IMAGENET1K_V1.url}
+LPIPS_URLS = {  # torchvision's IMAGENET1K_V1 weights
+    "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+}
 
 
 class PerceptualLoss(FrozenModule):
@@ -52,6 +53,8 @@ class LPIPSLoss(PerceptualLoss):
             raise ValueError(f'LPIPS: no network "{net}". Choose one of {", ".join(LPIPS_URLS)}.')
         if pretrained:
             fetch_hub_file(LPIPS_URLS[net], 'use "efficientnet-lite0", whose weights come with a Python package')
+        import lpips
+
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning)  # lpips calls torchvision the old way
             network = lpips.LPIPS(net=net, pnet_rand=not pretrained, verbose=False)

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from lightning_modules.frozen import FrozenModule
 from lightning_modules.hub import fetch_hub_file, hub_file
@@ -33,6 +32,8 @@ class InceptionExtractor(FidelityExtractor):
     """The papers' extractor, TensorFlow's 2015 Inception as torch-fidelity ports it: D = 2048, C = 1008."""
 
     def __init__(self) -> None:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
         path = fetch_hub_file(URL_INCEPTION_V3, f'use the extractor "{JUDGE}", which needs no download')
         layers = ["2048", "logits_unbiased"]  # torch-fidelity's defaults for FID and for IS
         network = FeatureExtractorInceptionV3("inception-v3-compat", layers, feature_extractor_weights_path=str(path))
@@ -64,6 +65,8 @@ def build_extractor(name: str, image_size: int, input_size: int | None = None) -
         ValueError: the name is not in `EXTRACTORS`, or Inception, whose size is fixed, got an `input_size`.
         FileNotFoundError: the weights are not on disk: Inception's cannot be downloaded, or a package is missing.
     """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
     if name == "auto":
         name = "inception-v3-compat" if hub_file(URL_INCEPTION_V3).exists() else JUDGE
         input_size = None if name == "inception-v3-compat" else input_size

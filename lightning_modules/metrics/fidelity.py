@@ -11,10 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -202,6 +198,11 @@ def fidelity_values(
     Raises:
         ValueError: fewer than two of them.
     """
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     if len(fake) < 2:
         raise ValueError(f"Fidelity: a covariance takes two images a side, got {len(fake)} to judge.")
     fid = fid_statistics_to_metric(fid_features_to_statistics(fake.double()), real.statistics, verbose=False)

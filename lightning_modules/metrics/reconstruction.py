@@ -14,14 +14,16 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from lightning_modules.hub import hub_file
 from lightning_modules.losses.perceptual import LPIPS_URLS, EncoderFeatureLoss, LPIPSLoss
 
+SSIM_WINDOW = 11  # pixels
 LPIPS_SIZE = 64  # pixels, the smallest side: those of the patches on which LPIPS was calibrated
 
 
 def enlarged(image: Tensor) -> Tensor:
-    """(B, 3, H, W), bilinear to `LPIPS_SIZE` pixels where it is smaller: AlexNet's last maps of 32 are 1 x 1."""
-    if image.shape[-1] >= LPIPS_SIZE:
+    """(B, 3, H, W), bilinear to `LPIPS_SIZE` pixels where a side is smaller: AlexNet's last maps of 32 are 1 x 1."""
+    if (smallest := min(image.shape[2:])) >= LPIPS_SIZE:
         return image
-    return F.interpolate(image, (LPIPS_SIZE, LPIPS_SIZE), mode="bilinear", align_corners=False)
+    size = [round(side * LPIPS_SIZE / smallest) for side in image.shape[2:]]
+    return F.interpolate(image, size, mode="bilinear", align_corners=False)
 
 
 def to_unit(image: Tensor) -> Tensor:
@@ -88,17 +90,22 @@ class ReconstructionMetrics(Metric):
     def update(self, reconstruction: Tensor, image: Tensor) -> None:
         """Adds B pairs, (B, 3, H, W) in [-1, 1] each; values outside are clamped."""
         with torch.autocast(image.device.type, enabled=False):  # a metric is fp32 however the model ran
-            values = self._values(reconstruction.float().clamp(-1, 1), image.float().clamp(-1, 1))
+            values = self.of_each(reconstruction.float().clamp(-1, 1), image.float().clamp(-1, 1))
         self.totals = self.totals + torch.stack([values[key].sum() for key in self.protocols])
         self.num_images = self.num_images + len(image)
 
-    def _values(self, reconstruction: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """The metrics of each pair, (B,) each."""
+    def of_each(self, reconstruction: Tensor, image: Tensor) -> dict[str, Tensor]:
+        """The metrics of each of B pairs, (B,) each; both are (B, 3, H, W) in [-1, 1], float32.
+
+        SSIM is NaN where a side is shorter than its window.
+        """
         x, y = to_unit(reconstruction), to_unit(image)
         difference = (x - y).flatten(1)  # (B, 3 H W)
         values: dict[str, Any] = {
             "psnr": per_image_psnr(x, y),
-            "ssim": structural_similarity_index_measure(x, y, data_range=1.0, reduction="none"),
+            "ssim": structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
+            if min(x.shape[2:]) >= SSIM_WINDOW
+            else x.new_full((len(x),), torch.nan),
             "l1": difference.abs().mean(dim=1),
             "l2": difference.square().mean(dim=1),
         }

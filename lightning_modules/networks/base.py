@@ -33,6 +33,24 @@ class Encoder(nn.Module):
 
     width: int
     grid_size: int
+    image_size: int
+
+    def fits(self, height: int, width: int) -> bool:
+        """Whether images of this size can be encoded."""
+        return height == width == self.image_size
+
+    @property
+    def sizes(self) -> str:
+        """The sizes that fit, in words."""
+        return f"{self.image_size} x {self.image_size} pixels"
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises ValueError unless these are (B, 3, H, W) floats of a size that fits."""
+        shape = tuple(images.shape)
+        if len(shape) != 4 or shape[1] != 3 or not self.fits(*shape[2:]):
+            raise ValueError(f"images of shape {shape} do not fit: this model takes (B, 3, H, W) of {self.sizes}")
+        if not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}: this model takes floats in [-1, 1]")
 
 
 class Decoder(nn.Module, ABC):

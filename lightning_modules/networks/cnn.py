@@ -141,7 +141,7 @@ class CNNEncoder(Encoder):
     def __init__(self, config: CNNConfig, image_size: int) -> None:
         super().__init__()
         self.grid_size = _grid_size(config, image_size)
-        self.width = config.latent_channels
+        self.width, self.image_size, self.downsampling = config.latent_channels, image_size, config.downsampling
         channels, size = config.channels, image_size // config.stem
         last = len(config.channel_multipliers) - 1
         self.fold = nn.PixelUnshuffle(config.stem) if config.stem > 1 else nn.Identity()
@@ -157,6 +157,13 @@ class CNNEncoder(Encoder):
         self.middle = _middle(channels, config.dropout)
         self.norm_out = group_norm(channels)
         self.conv_out = nn.Conv2d(channels, self.width, 3, padding=1)
+
+    def fits(self, height: int, width: int) -> bool:
+        return min(height, width) > 0 and height % self.downsampling == width % self.downsampling == 0
+
+    @property
+    def sizes(self) -> str:
+        return f"sides that {self.downsampling} divides (trained at {self.image_size})"
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.conv_in(self.fold(image))  # (B, C, H / stem, W / stem)

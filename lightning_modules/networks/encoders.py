@@ -3,6 +3,8 @@
 They give the patch features that VQGAN-LC's codebook is made of (paper B, section 3.2), the feature maps of a
 perceptual loss, and the pooled features and class logits of the fidelity metrics and of rejection sampling.
 
+Their libraries are imported where they are used: a model in use needs none of them.
+
 Shapes: B batch, H W the caller's image, h w a feature map, C channels.
 """
 
@@ -12,10 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -75,6 +75,8 @@ class EfficientNetLite(PretrainedEncoder):
     """
 
     def __init__(self, name: str, input_size: int = 224) -> None:
+        from efficientnet_lite_pytorch import EfficientNet
+
         super().__init__(name, input_size, [0.498] * 3, [0.502] * 3)
         network: Any = EfficientNet.from_name(name, image_size=input_size)
         network.load_state_dict(torch.load(lite_weights(name), weights_only=True))
@@ -140,6 +142,8 @@ class TimmEncoder(PretrainedEncoder):
     """
 
     def __init__(self, model: str, input_size: int = 224) -> None:
+        import timm
+
         cfg = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
         if cfg is None or not cfg.has_weights:
             raise ValueError(f"encoder 'timm:{model}': timm has no pretrained model of this name")

@@ -190,7 +190,7 @@ class ViTEncoder(Encoder):
         super().__init__()
         size = config.size("encoder")
         self.grid_size = _grid_size(config, image_size)
-        self.width = size.width
+        self.width, self.image_size = size.width, image_size
         self.patch_embedding = nn.Conv2d(3, size.width, config.patch_size, stride=config.patch_size)
         self.transformer = Transformer(size, config, self.grid_size)
         _initialise(self)

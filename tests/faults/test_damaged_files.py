@@ -20,11 +20,11 @@ from datamodules.token_files import SPLITS, TokenMeta, read_labels, values_path
 from experiments.pipeline.build import build_model, restore
 from experiments.pipeline.codebooks.build import read_codebook, save_codebook
 from experiments.pipeline.token_writer import finish
-from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.errors import user_errors
 from experiments.runtime.files import write_json
 from experiments.runtime.records import KINDS, find_records, read_record, record_path, same_experiment
 from lightning_modules.metrics.fidelity import RealImages, read_real
+from lightning_modules.pretrained import load_checkpoint
 
 
 class Touch:

@@ -12,9 +12,9 @@ from torch import Tensor
 from vim_cases import tiny_vim
 
 from experiments.pipeline.training import train
-from experiments.runtime.checkpoints import load_checkpoint
 from lightning_modules import finite
 from lightning_modules.finite import check_finite, first_not_finite, settle
+from lightning_modules.pretrained import load_checkpoint
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM
 

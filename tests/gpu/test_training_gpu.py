@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from experiments.pipeline.build import build_data
 from experiments.pipeline.training import train
-from experiments.runtime.checkpoints import load_checkpoint
+from lightning_modules.pretrained import load_checkpoint
 
 GAME = "model.loss={l2: 1, perceptual: 0.1, perceptual_network: efficientnet-lite0, adversarial: 0.1, r1: 1}"
 CELLS = {

@@ -20,8 +20,9 @@ from experiments.pipeline.build import data_module
 from experiments.pipeline.codebooks.extraction import build_device, features_for, large_codebook, sole_worker
 from experiments.pipeline.codebooks.features import FEWER
 from experiments.pipeline.codebooks.kmeans import StateFile, load_state, make_table, new_state, split
-from experiments.runtime.files import readable, replacing, require_space
+from experiments.runtime.files import replacing, require_space
 from experiments.runtime.signals import StopRequest
+from lightning_modules.archives import readable
 from lightning_modules.checks import home_expanded, require
 
 

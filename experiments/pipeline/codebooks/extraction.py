@@ -32,8 +32,9 @@ from experiments.config.identity import digest_of
 from experiments.pipeline.build import build_data, plain
 from experiments.pipeline.codebooks.features import FEWER, Features
 from experiments.runtime.appending import append
-from experiments.runtime.files import locked, readable, require_space, write_json
+from experiments.runtime.files import locked, require_space, write_json
 from experiments.runtime.precision import full_float32
+from lightning_modules.archives import readable
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
 

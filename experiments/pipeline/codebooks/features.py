@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.runtime.files import readable
+from lightning_modules.archives import readable
 from lightning_modules.checks import require
 
 FEWER = ", or use fewer images (model.quantizer.source.num_images)"  # advice where the disk is too small

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from experiments.pipeline.codebooks.features import Features
-from experiments.runtime.files import PARTIAL, readable, replacing
+from experiments.runtime.files import PARTIAL, replacing
 from experiments.runtime.progress import progress
 from experiments.runtime.signals import StopRequest
+from lightning_modules.archives import readable
 from lightning_modules.checks import require
 from lightning_modules.quantizers import CodebookSource, nearest_code
 

@@ -26,9 +26,9 @@ from experiments.pipeline.encode import EncodedImages
 from experiments.pipeline.prepare import prepare
 from experiments.pipeline.training import evaluate, train, train_upstream, use_reference
 from experiments.pipeline.upstream import checkpoint_below, output_dir_of, run_dir, upstream_of
-from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.records import Record
 from experiments.runtime.trainer import build_trainer
+from lightning_modules.pretrained import load_checkpoint
 from lightning_modules.vim import VIM
 
 RECIPE = Path(__file__).parents[3] / "experiments/vim_cifar10.yaml"

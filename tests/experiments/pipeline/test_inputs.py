@@ -18,8 +18,8 @@ from experiments.pipeline.build import restore
 from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
-from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.records import data_name, images_id
+from lightning_modules.pretrained import load_checkpoint
 
 SOURCE = "model.quantizer.source"
 Make = Callable[..., Experiment]

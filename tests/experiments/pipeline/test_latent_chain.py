@@ -21,8 +21,8 @@ from experiments.pipeline.encode import EncodedImages
 from experiments.pipeline.prepare import prepare
 from experiments.pipeline.training import train, train_upstream
 from experiments.pipeline.upstream import checkpoint_below, run_dir, upstream_of
-from experiments.runtime.checkpoints import load_checkpoint
 from lightning_modules.latent_prior import LatentPrior
+from lightning_modules.pretrained import load_checkpoint
 
 FOLDER = Path(__file__).parents[3] / "experiments"
 NO_IMAGES = "model.generation.num_samples=0"

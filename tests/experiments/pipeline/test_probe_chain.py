@@ -17,9 +17,9 @@ from experiments.pipeline.build import resolve_data, restore
 from experiments.pipeline.prepare import prepare
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
-from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.records import read_record, same_experiment
 from lightning_modules.linear_probe import LinearProbe
+from lightning_modules.pretrained import load_checkpoint
 
 SHAPES = {"name": "shapes", "image_size": 16, "train_size": 40, "val_size": 12, "flip": True}
 PROBES = sorted(RECIPES.glob("probe_*.yaml"))

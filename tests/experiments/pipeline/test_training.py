@@ -20,11 +20,11 @@ from datamodules.cifar10 import CIFAR10DataModule
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data, build_model, resolve_data, restore
 from experiments.pipeline.training import evaluate, train
-from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import Record, read_record
 from experiments.runtime.trainer import build_trainer
 from lightning_modules.losses import logit_laplace_loss
+from lightning_modules.pretrained import load_checkpoint
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vqgan import VQGAN
 

@@ -18,7 +18,8 @@ from experiments.config.compose import load_experiment
 from experiments.config.experiment import RuntimeConfig
 from experiments.pipeline.codebooks.build import open_codebook, save_codebook
 from experiments.runtime import arguments
-from experiments.runtime.files import locked, readable, write_json
+from experiments.runtime.files import locked, write_json
+from lightning_modules.archives import readable
 from lightning_modules.checks import home_expanded
 from sweeps.workers import parser_of
 

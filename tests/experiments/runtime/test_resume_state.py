@@ -19,9 +19,9 @@ from experiments.pipeline.build import build_data, build_model, restore
 from experiments.pipeline.training import train
 from experiments.runtime import checkpoints
 from experiments.runtime.callbacks import random_state, set_random_state
-from experiments.runtime.checkpoints import load_checkpoint
 from experiments.runtime.signals import StopRequest
 from experiments.runtime.trainer import build_trainer
+from lightning_modules.pretrained import load_checkpoint
 from lightning_modules.tokenizer import Tokenizer
 
 

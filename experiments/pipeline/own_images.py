@@ -1,0 +1,219 @@
+"""Images that a user names, through a tokenizer: reconstructions, their errors, and token ids with the files' names.
+
+Shapes: B images a batch, N in all, S x S pixels, h x w tokens.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from datamodules.arrays import to_unit_range
+from datamodules.files import ImageFile, cut, png_names, read_framed
+from experiments.pipeline.sample_files import save_png
+from experiments.runtime.files import replacing, write_json
+from experiments.runtime.progress import progress
+from lightning_modules.archives import readable, weights_hash
+from lightning_modules.checks import require
+from lightning_modules.metrics.extractors import to_uint8
+from lightning_modules.metrics.reconstruction import ReconstructionMetrics
+from lightning_modules.tokenizer import Tokenizer
+
+NUM_ON_SHEET = 32  # images on the contact sheet, the first ones
+FORMAT = 1
+HOW = {
+    "crop": "shorter side resized, centre cropped",
+    "pad": "longer side resized, border repeated, measured without it",
+}
+
+
+class Batch(NamedTuple):
+    """Images of a batch and what the tokenizer makes of them, on the CPU."""
+
+    files: list[ImageFile]
+    boxes: list[tuple[int, int, int, int]]
+    pixels: Tensor  # (B, 3, S, S) uint8
+    reconstruction: Tensor  # (B, 3, S, S) in [-1, 1]
+    indices: Tensor  # (B, h, w)
+
+
+def tokenizer_for(path: str, accelerator: str) -> Tokenizer:
+    """The tokenizer on its device. Raises ValueError."""
+    device = L.Fabric(accelerator=accelerator, devices=1).device
+    return Tokenizer.from_pretrained(path).to(device)
+
+
+def hash_of(tokenizer: Tokenizer) -> str:
+    """As `config.json` of an exported folder has it, and the second half of a tokenizer's digest."""
+    return weights_hash({name: value.cpu() for name, value in tokenizer.state_dict().items()})
+
+
+def require_empty(folder: Path) -> None:
+    """Raises ValueError unless `folder` is empty or not there: nothing is overwritten, and nothing stale is left."""
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    require(is_free, f"--out {folder}: is there already: choose another --out or delete it")
+
+
+@torch.no_grad()
+def batches_of(tokenizer: Tokenizer, files: Sequence[ImageFile], fit: str, batch_size: int) -> Iterator[Batch]:
+    with progress("image", len(files)) as show:
+        for first in range(0, len(files), batch_size):
+            part = list(files[first : first + batch_size])
+            framed = [read_framed(file, tokenizer.image_size, fit) for file in part]
+            pixels = torch.stack([one.pixels for one in framed])
+            output = tokenizer(to_unit_range(pixels).to(tokenizer.device))
+            reconstruction = output.reconstruction.clamp(-1, 1).cpu()
+            yield Batch(part, [one.box for one in framed], pixels, reconstruction, output.indices.cpu())
+            show(len(part))
+
+
+# ---- reconstructions
+
+
+def reconstruct(
+    tokenizer: Tokenizer, files: Sequence[ImageFile], out: Path, fit: str, batch_size: int, lpips: str = "auto"
+) -> dict[str, Any]:
+    """Writes pairs/, sheet.png, images.npz, metrics.csv and summary.json to `out`; returns what the last holds.
+
+    SSIM is left out of the CSV and its mean where it cannot be had, of images of less than 11 pixels at a side.
+    Raises ValueError: an image cannot be decoded.
+    """
+    measure = ReconstructionMetrics(tokenizer.image_size, lpips=lpips, feature_distance=False).to(tokenizer.device)
+    names = png_names([file.name for file in files])
+    rows: list[dict[str, Any]] = []
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    shown: list[Tensor] = []
+    for batch in batches_of(tokenizer, files, fit, batch_size):
+        made = to_uint8(batch.reconstruction)  # (B, 3, S, S)
+        kept.append((batch.pixels.numpy(), made.numpy(), batch.indices.numpy().astype(np.int32)))
+        for index, (file, box) in enumerate(zip(batch.files, batch.boxes, strict=True)):
+            pair = [cut(image[index], box) for image in (batch.reconstruction, to_unit_range(batch.pixels))]
+            values = measure.of_each(*(part[None].to(tokenizer.device) for part in pair))
+            rows.append({"file": file.name, **{name: float(value) for name, value in values.items()}})
+            triple = triptych(batch.pixels[index], made[index])
+            write_png(out / "pairs" / names[len(rows) - 1], torch.cat([cut(part, box) for part in triple], 2))
+            if len(shown) < 3 * NUM_ON_SHEET:
+                shown += triple
+    originals, reconstructions, indices = (np.concatenate(part) for part in zip(*kept, strict=True))
+    write_png(out / "sheet.png", make_grid(torch.stack(shown), nrow=12, padding=2, pad_value=255))
+    with replacing(out / "images.npz") as archive:
+        np.savez(
+            archive,
+            originals=originals.transpose(0, 2, 3, 1),
+            reconstructions=reconstructions.transpose(0, 2, 3, 1),
+            indices=indices,
+            names=np.array([file.name for file in files]),
+        )
+    write_csv(out / "metrics.csv", rows)
+    measured = {name: np.array([row[name] for row in rows]) for name in measure.protocols}
+    counts = {name: np.isfinite(values).sum() for name, values in measured.items()}
+    summary = {
+        "images": len(rows),
+        "fit": f"{fit}: {HOW[fit]}",
+        "image_size": tokenizer.image_size,
+        "metrics": {name: float(np.nanmean(measured[name])) for name in measured if counts[name]},
+        "protocols": {name: f"{protocol}/{fit}/n{counts[name]}" for name, protocol in measure.protocols.items()},
+        "weights": hash_of(tokenizer),
+    }
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def triptych(original: Tensor, reconstruction: Tensor) -> list[Tensor]:
+    """Original, reconstruction and absolute error, (3, S, S) uint8 each."""
+    return [original, reconstruction, (original.int() - reconstruction.int()).abs().to(torch.uint8)]
+
+
+def write_png(path: Path, image: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        save_png(image, file)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows({key: "" if value != value else value for key, value in row.items()} for row in rows)  # NaN
+    with replacing(path) as file:
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+# ---- tokens
+
+
+def tokenize(tokenizer: Tokenizer, files: Sequence[ImageFile], out: Path, fit: str, batch_size: int) -> np.ndarray:
+    """Writes tokens.npy, (N, h, w) int32, and tokens.json, which names the files, to `out`; returns the tokens.
+
+    Raises ValueError: a tokenizer without codes, or an image that cannot be decoded.
+    """
+    tokenizer.config.check_tokens()
+    indices, boxes = [], []
+    for batch in batches_of(tokenizer, files, fit, batch_size):
+        indices.append(batch.indices.numpy().astype("<i4"))
+        boxes += batch.boxes
+    tokens = np.concatenate(indices)
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / "tokens.npy") as file:
+        np.save(file, tokens)
+    note = {
+        "format": FORMAT,
+        "names": [file.name for file in files],
+        "boxes": boxes,  # top, left, height and width of each image in its square
+        "fit": fit,
+        "image_size": tokenizer.image_size,
+        "codebook_size": tokenizer.config.codebook_size,
+        "weights": hash_of(tokenizer),
+    }
+    write_json(out / "tokens.json", note)
+    return tokens
+
+
+def read_tokens(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Tokens (N, h, w) of a folder that `tokenize` wrote, with its tokens.json; of an .npy file alone with {}.
+
+    Raises ValueError that names the file.
+    """
+    array = path / "tokens.npy" if path.is_dir() else path
+    with readable(array, ": give a folder made by `tokenize --images`, or an .npy file of token ids"):
+        tokens = np.load(array, allow_pickle=False)
+    is_ids = tokens.ndim == 3 and np.issubdtype(tokens.dtype, np.integer)
+    require(is_ids, f"{array}: {tokens.dtype} {tokens.shape}, not whole numbers (N, h, w)")
+    note: dict[str, Any] = {}
+    if path.is_dir():
+        with readable(path / "tokens.json"):
+            note = json.loads((path / "tokens.json").read_text())
+            require(note["format"] == FORMAT, f"format {note['format']}, this version reads {FORMAT}")
+            counts = {len(note["names"]), len(note["boxes"]), len(tokens)}
+            require(len(counts) == 1, f"names {len(note['names'])} images, tokens.npy holds {len(tokens)}")
+    return tokens, note
+
+
+@torch.no_grad()
+def detokenize(tokenizer: Tokenizer, source: Path, out: Path, batch_size: int) -> int:
+    """Writes a PNG file for each image of `source` (see `read_tokens`) to `out`, and returns their number.
+
+    Raises ValueError: the tokens are another tokenizer's, or do not fit this one.
+    """
+    tokens, note = read_tokens(source)
+    if note:
+        made, ours = note["weights"], hash_of(tokenizer)
+        require(made == ours, f"{source}: made by a tokenizer of weights {made}, not {ours}")
+    names = png_names(note.get("names") or [f"{number:06d}" for number in range(len(tokens))])
+    boxes = note.get("boxes") or [(0, 0, tokenizer.image_size, tokenizer.image_size)] * len(tokens)
+    with progress("image", len(tokens)) as show:
+        for first in range(0, len(tokens), batch_size):
+            ids = torch.from_numpy(tokens[first : first + batch_size].astype(np.int64))
+            pixels = to_uint8(tokenizer.decode_indices(ids.to(tokenizer.device))).cpu()  # (B, 3, S, S)
+            for number, image in enumerate(pixels, first):
+                write_png(out / names[number], cut(image, boxes[number]))
+            show(len(ids))
+    return len(tokens)
