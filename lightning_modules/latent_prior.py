@@ -22,6 +22,7 @@ from lightning_modules.denoising import GaussianNoise, GuidanceConfig
 from lightning_modules.distributed import all_reduce_sum, draw_rows, mean_over_ranks, mean_values, rank, world_size
 from lightning_modules.figures import sample_grid
 from lightning_modules.finite import check_finite
+from lightning_modules.lightning_fixes import logs_now
 from lightning_modules.optimizer import OptimizerConfig, build_optimizer, build_schedule, share_of_step
 from lightning_modules.parts import Part
 from lightning_modules.prior import Prior, PriorConfig, drop_labels
@@ -118,9 +119,10 @@ class LatentPrior(Prior):
         means = mean_values(terms | {"mean": latents.mean(), "square": latents.square().mean()})
         mean, square = means.pop("mean"), means.pop("square")
         check_finite(self.global_step, means, latents, self)
-        self.log("loss/generator", torch.stack([*means.values()]).sum(), prog_bar=True)
-        self.log_dict({f"loss/{name}": value for name, value in means.items() if len(means) > 1})
-        self.log_dict({"latents/mean": mean, "latents/deviation": deviation(mean, square)})
+        if logs_now(self):
+            self.log("loss/generator", torch.stack([*means.values()]).sum(), prog_bar=True)
+            self.log_dict({f"loss/{name}": value for name, value in means.items() if len(means) > 1})
+            self.log_dict({"latents/mean": mean, "latents/deviation": deviation(mean, square)})
         return loss * share_of_step(self, batch_idx)
 
     def configure_optimizers(self) -> Any:

@@ -152,7 +152,7 @@ def test_worker_processes_open_the_file_themselves(tmp_path: Path) -> None:
     parallel.num_workers = 2
     assert torch.equal(torch.cat(epoch(parallel, 1)), torch.cat(epoch(data, 1)))
     train_set = data.train_set
-    assert "tokens" in vars(train_set) and b"memmap" not in pickle.dumps(train_set)
+    assert "values" in vars(train_set) and b"memmap" not in pickle.dumps(train_set)
 
 
 class Recorder(lightning.LightningModule):

@@ -64,9 +64,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def write_all(tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Path]:
+def write_all(
+    tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> tuple[list[str], Path]:
     """The command without --out, and a folder written without a stop."""
     experiment = tiny()
-    command = arguments(experiment, save(experiment, tmp_path / "final.ckpt"), "--flip")
+    command = arguments(experiment, save(experiment, tmp_path / "final.ckpt"), "--flip", *more)
     run(monkeypatch, *command, "--out", str(tmp_path / "whole"))
     return command, tmp_path / "whole"

@@ -22,12 +22,21 @@ PROJECT = Path(__file__).parents[3]
 # ---- stopping and going on
 
 
-@pytest.mark.parametrize(("stop", "saves", "expected"), [(3, True, 8), (5, False, 0), (7, True, 24)])
+@pytest.mark.parametrize(
+    ("stop", "saves", "expected", "latents"),
+    [(3, True, 8, ()), (5, False, 0, ()), (7, True, 24, ()), (7, True, 24, ("--latents", "float16"))],
+)
 def test_a_stopped_command_goes_on(
-    tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, saves: bool, expected: int
+    tiny: TinyExperiment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
+    saves: bool,
+    expected: int,
+    latents: tuple[str, ...],
 ) -> None:
     """Twenty training images in batches of four, then ten of validation; `expected` are done when it goes on."""
-    command, whole = write_all(tiny, tmp_path, monkeypatch)
+    command, whole = write_all(tiny, tmp_path, monkeypatch, *latents)
     out = tmp_path / "stopped"
     calls = []
 
