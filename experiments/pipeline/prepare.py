@@ -145,7 +145,7 @@ def lend(experiment: Experiment, module: Any, path: str | None = None) -> Below 
 
     Raises ValueError when it is not there, or not the one of the training.
     """
-    if path is None and (packed := module.source / BELOW).is_dir():
+    if path is None and module.source is not None and (packed := module.source / BELOW).is_dir():
         path = str(packed)
     if (below := restore_below(experiment, path, module.upstream_data_id)) is not None:
         use_tokenizer(module, below, path or "the tokenizer below")

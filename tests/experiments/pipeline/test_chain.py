@@ -369,7 +369,7 @@ def test_a_trained_model_is_read_whatever_has_become_of_its_images(
     with pytest.raises(SystemExit):
         experiments.sample.main()
     message = capsys.readouterr().err
-    assert message.startswith(f"error: {tokenizer}: not there; `python -m experiments.train ")
+    assert f"error: {tokenizer}: not there; `python -m experiments.train " in message
     assert message.endswith(f"trains it on the images {before['data_id']}, or name its checkpoint with --tokenizer\n")
 
 
