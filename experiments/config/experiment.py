@@ -118,6 +118,12 @@ class Experiment:
             self.trainer.compile != "networks" or isinstance(self.model, TokenizerConfig),
             f"trainer.compile={self.trainer.compile} is for tokenizers, not for {self.model.name}",
         )
+        place_at = getattr(getattr(self.model, "quantizer", None), "place_at", 0)
+        require(
+            place_at < self.trainer.max_steps,
+            f"model.quantizer.place_at={place_at}: the codes would not be placed in trainer.max_steps="
+            f"{self.trainer.max_steps}; take an earlier step",
+        )
         self.model.check_upstream(None if self.upstream is None else self.upstream.model)
         if self.upstream is not None:
             size, below = self.data.image_size, self.upstream.data.image_size
