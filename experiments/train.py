@@ -38,7 +38,9 @@ def experiment_of(given: argparse.Namespace) -> Experiment:
         experiment = load_experiment(given.file, given.overrides)
     else:
         values = {
-            key: value for key, value in load_checkpoint(given.start)["experiment"].items() if key != "start_from"
+            key: value
+            for key, value in load_checkpoint(given.start)["experiment"].items()
+            if key not in ("start_from", "plugins")
         }
         experiment = parse(compose(values, from_dotlist(given.overrides)), given.start)
     start = experiment.start_from
