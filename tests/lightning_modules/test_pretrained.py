@@ -138,6 +138,11 @@ def test_a_prior_brings_its_tokenizer(tiny: TinyExperiment, tmp_path: Path) -> N
     again = VIM.from_pretrained(tmp_path / "exported")
     assert torch.equal(again.generate(torch.tensor([3, 1, 3]), seed=5, temperature=0.9), pictures)
 
+    again.origin = {"images": {"classes": ["cat", "dog", "fox", "owl"]}}
+    assert torch.equal(again.generate(["owl", "dog", 3], seed=5, temperature=0.9), pictures)
+    with pytest.raises(ValueError, match=r"'cow' is none of the classes cat, dog, fox, owl"):
+        again.generate(["cow"])
+
     for labels in (16, [10], [-1]):
         with pytest.raises(ValueError, match="class"):
             prior.generate(labels)
@@ -232,8 +237,8 @@ def test_use_takes_few_packages_and_nothing_else_of_the_suite(run_dir: Path) -> 
     """In a process of its own, where the others are neither to be imported nor, to importlib.metadata, installed."""
     code = f"""
 import importlib.metadata as metadata, sys
-absent = ("optuna sqlalchemy matplotlib tensorboard torch_fidelity lpips timm scipy transformers efficientnet_lite_pytorch "
-          "experiments sweeps datamodules").split()
+absent = ("optuna sqlalchemy matplotlib tensorboard torch_fidelity lpips timm scipy transformers "
+          "efficientnet_lite_pytorch experiments sweeps datamodules").split()
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in absent:

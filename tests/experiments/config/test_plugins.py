@@ -53,7 +53,7 @@ def forget() -> None:
 @pytest.fixture
 def recipe(folder: Path, tiny: TinyExperiment) -> Path:
     experiment = tiny()
-    values: dict[str, Any] = experiment.identity() | {"runtime": vars(experiment.runtime) | {"data_dir": str(folder)}}
+    values: dict[str, Any] = experiment.identity() | {"runtime": vars(experiment.runtime)}
     values["model"].pop("quantizer")
     values["data"] = {"name": "arrays", "image_size": 16, "batch_size": 4}
     values = merge(values, {"model": {"quantizer": {"name": "bsq"}, "codebook_size": 256}})
@@ -69,7 +69,7 @@ def call(monkeypatch: pytest.MonkeyPatch, main: Any, *words: str) -> None:
 def test_it_works_in_every_command_and_edits_of_it_make_other_runs(
     recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call(monkeypatch, train.main, "--import", NAME, str(recipe))
+    call(monkeypatch, train.main, "--import", NAME, str(recipe), "--data-dir", str(folder))
     (run,) = (folder / "runs/experiments").iterdir()
     (record,) = (json.loads(path.read_text()) for path in (folder / "runs/records").iterdir())
     assert re.fullmatch(rf"{NAME}@[0-9a-f]{{8}}", record["config"]["plugins"]) and "arrays-" in record["data_id"]
