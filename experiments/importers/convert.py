@@ -94,24 +94,18 @@ def unwrapped(name: str, tensors: Tensors, origin: str) -> tuple[Tensors, str]:
     return own, "\n".join(f"  {line}" for line in words)
 
 
-def guess_family(path: Path) -> str:
-    """The family of a file, by its keys. Raises ValueError where they are of none, or the file cannot be read."""
-    wrappers = sorted({wrapper for family in FAMILIES.values() for wrapper in family.wrappers})  # "ema" comes first
-    tensors = read_state_dict(path, wrappers)[0]
-    name = family_of(uncompiled(tensors))
-    require(bool(name), f"{path}: keys such as {some(tensors)} are of none of {', '.join(FAMILIES)}")
-    return name
-
-
 def read_public(
     name: str, path: Path, options: Options | None = None, overrides: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], str]:
     """A checkpoint of this suite, made of the file `path` of family `name`, and a report in words.
 
-    Raises ValueError for anything but a clean import.
+    The family "" is that of the keys. Raises ValueError for anything but a clean import.
     """
+    wrappers = FAMILIES[name].wrappers if name else sorted({w for f in FAMILIES.values() for w in f.wrappers})
+    tensors, wrapper = read_state_dict(path, wrappers)
+    name = name or family_of(uncompiled(tensors))
+    require(bool(name), f"{path}: keys such as {some(tensors)} are of none of {', '.join(FAMILIES)}")
     family = FAMILIES[name]
-    tensors, wrapper = read_state_dict(path, family.wrappers)
     tensors, taken_off = unwrapped(name, tensors, str(path))
     tensors, adapted = family.adapt(tensors, str(path))
     options = replace(options or Options(), folder=path.parent)

@@ -37,7 +37,7 @@ def read_state_dict(path: Path, wrappers: Sequence[str]) -> tuple[Tensors, str]:
     Raises ValueError that names the file and says what to do: it is not there, truncated, holds code, no state dict.
     """
     content = read(path, wrappers)
-    if isinstance(content, dict) and "experiment" in content and "state_dict" in content:
+    if is_own(content):
         raise ValueError(f"{path}: a checkpoint of this suite already; give it to experiments.evaluate as it is")
     wrapper = ""
     if isinstance(content, dict):
@@ -52,6 +52,11 @@ def read_state_dict(path: Path, wrappers: Sequence[str]) -> tuple[Tensors, str]:
                 f"nor under {', '.join(wrappers)}"
             )
     return {str(key): value for key, value in content.items()}, wrapper
+
+
+def is_own(content: Any) -> bool:
+    """Whether this is what a checkpoint of this suite holds."""
+    return isinstance(content, dict) and {"experiment", "state_dict"} <= content.keys()
 
 
 def read(path: Path, wrappers: Sequence[str]) -> Any:

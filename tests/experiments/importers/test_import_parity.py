@@ -13,7 +13,7 @@ from parity_vectors import MANIFESTS, REFUSED, VECTORS, Tensors, assert_close, l
 from safetensors.torch import save_file
 
 from experiments.importers import FAMILIES, Options, family_of
-from experiments.importers.convert import convert, guess_family, import_checkpoint
+from experiments.importers.convert import convert, import_checkpoint, read_public
 from experiments.pipeline.build import build_model, restore
 from lightning_modules.networks import ViTEncoder
 from lightning_modules.quantizers import LargeCodebook, LargeCodebookConfig
@@ -202,7 +202,7 @@ def test_a_model_of_the_installed_diffusers(tmp_path: Path, middle: bool) -> Non
     }
     torch.save(old, tmp_path / "old.bin")
     for number, path in enumerate((tmp_path / "vqvae" / "diffusion_pytorch_model.safetensors", tmp_path / "old.bin")):
-        assert guess_family(path) == "diffusers"
+        assert read_public("", path, Options(image_size=32))[0]["imported"]["family"] == "diffusers"
         import_checkpoint("diffusers", path, tmp_path / f"{number}.ckpt", Options(image_size=32))
         module = restore(tmp_path / f"{number}.ckpt")[1].eval()
         assert_close(module.latents(image), public.encode(image).latents.movedim(1, -1))
