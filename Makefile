@@ -12,6 +12,7 @@ PYTHON   ?= python3
 PORT     ?= 6006
 SEARCH   ?= sweeps/search_vqgan_lc.yaml
 TRIALS   ?=
+CHECKPOINTS ?= checkpoints
 FILE     ?= experiments/vqgan_lc_imagenet.yaml
 DEVICES  ?=
 ARGS     ?=
@@ -37,7 +38,7 @@ $(SAMPLES) $(1)
 
 endef
 
-.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims dashboard bench gpu-check check format \
+.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims leaderboard dashboard bench gpu-check check format \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
@@ -99,6 +100,9 @@ tables: $(READY) ## render every table and figure from finished records; trains 
 
 claims: $(READY) ## which of the papers' conclusions hold: verdicts from finished records into docs/claims.md; trains nothing
 	$(PY) -m sweeps.claims --output-dir "$(OUT)"
+
+leaderboard: $(READY) ## every tokenizer in CHECKPOINTS=folder, public or own, by one protocol on DATA_DIR: one table, also in OUT
+	$(PY) -m experiments.leaderboard "$(CHECKPOINTS)" --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" $(ARGS)
 
 dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT:~/%=$(HOME)/%)/experiments" --port $(PORT)

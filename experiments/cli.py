@@ -23,6 +23,7 @@ COMMANDS = {
     "preview": "experiments.preview",
     "build-codebook": "experiments.build_codebook",
     "import-checkpoint": "experiments.import_checkpoint",
+    "leaderboard": "experiments.leaderboard",
     "sweep": "sweeps.run",
     "search": "sweeps.search",
     "table": "sweeps.table",

@@ -9,16 +9,13 @@ model.generation.num_samples=1000).
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from experiments.pipeline.build import resolve_data
-from experiments.pipeline.prepare import prepare_evaluation
-from experiments.pipeline.training import evaluate
+from experiments.pipeline.training import measure
 from experiments.pipeline.upstream import restore_for
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
-from experiments.runtime.precision import precision_options
-from experiments.runtime.ranks import check_accelerator, silent_trainer
+from experiments.runtime.ranks import check_accelerator
 from experiments.runtime.trainer import quiet
 
 
@@ -34,15 +31,12 @@ def main() -> None:
         check_accelerator(experiment.runtime)
         # the data of what it stands on is not needed any more
         resolved = replace(resolve_data(experiment, given.data), upstream=experiment.upstream)
-        module, data, images = prepare_evaluation(resolved, module, given.tokenizer)
-        precision = precision_options(experiment.trainer.precision, experiment.runtime)
-        trainer = silent_trainer(experiment.runtime, devices=1, **precision)
-        metrics = evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir))
+        metrics, data_id = measure(resolved, module, given.tokenizer)
         protocols = module.protocols()
         if given.json:
-            print(json.dumps({"data_id": images.data_id, "metrics": metrics, "protocols": protocols}))
+            print(json.dumps({"data_id": data_id, "metrics": metrics, "protocols": protocols}))
             return
-        print(f"{given.checkpoint}  ({images.data_id})")
+        print(f"{given.checkpoint}  ({data_id})")
         for name, value in sorted(metrics.items()):
             print(f"  {name:22} {value:12.4f}   {protocols.get(name, '')}")
 

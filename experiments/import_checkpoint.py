@@ -22,8 +22,12 @@ def main() -> None:
     checkpoint, out = "a .ckpt, .pt, .pth or .safetensors file", "the checkpoint to write"
     parser = arguments.parser("import_checkpoint", __doc__, checkpoint=checkpoint, out=out)
     parser.add_argument("--from", dest="family", required=True, choices=FAMILIES, help="whose code made the file")
-    parser.add_argument("--image-size", type=int, help="pixels (default: 256; enhancing: as its positions say)")
-    parser.add_argument("--head-dim", type=int, help="channels of an attention head of enhancing (default: 64)")
+    parser.add_argument(
+        "--image-size", type=int, help="pixels (default: 256; enhancing, titok: as their positions say)"
+    )
+    parser.add_argument(
+        "--head-dim", type=int, help="channels of an attention head of enhancing or titok (default: 64)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     given = parser.parse_intermixed_args()
     with user_errors():

@@ -24,7 +24,7 @@ from experiments.runtime import health, progress
 from experiments.runtime.callbacks import InCheckpoint
 from experiments.runtime.errors import is_main
 from experiments.runtime.files import LOCK, inherited, locked, require_writable, write_json
-from experiments.runtime.precision import full_float32
+from experiments.runtime.precision import full_float32, precision_options
 from experiments.runtime.progress import Throughput
 from experiments.runtime.ranks import check_devices, from_main, main_first, num_devices, silent_trainer
 from experiments.runtime.records import FORMAT, Record, environment, read_record, record_path, same_experiment
@@ -262,6 +262,14 @@ def evaluate(
     with full_float32():
         metrics, *_ = trainer.validate(module, data, verbose=False)  # the same for every loader
     return {name: float(value) for name, value in metrics.items()}
+
+
+def measure(experiment: Experiment, module: Any, tokenizer: str | None = None) -> tuple[dict[str, float], str]:
+    """Validation metrics of a restored module, and the id of the images: what `experiments.evaluate` prints."""
+    module, data, images = prepare_evaluation(experiment, module, tokenizer)
+    precision = precision_options(experiment.trainer.precision, experiment.runtime)
+    trainer = silent_trainer(experiment.runtime, devices=1, **precision)
+    return evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir)), images.data_id
 
 
 def use_reference(trainer: L.Trainer, module: Any, images: ImageDataModule, output_dir: Path) -> None:

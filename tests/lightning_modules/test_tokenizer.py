@@ -27,6 +27,7 @@ QUANTIZERS = {
         f"model.quantizer.feature_dim={TINY_LARGE_CODEBOOK['feature_dim']}",
     ],
     "simvq": ["model.quantizer.name=simvq"],
+    "ibq": ["model.quantizer.name=ibq"],
     "rotation": ["model.quantizer.name=rotation"],
     "fsq": ["model.quantizer.name=fsq", "model.codebook_size=240", "model.code_dim=3"],
     "lfq": ["model.quantizer.name=lfq", "model.codebook_size=256"],
