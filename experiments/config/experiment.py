@@ -118,15 +118,14 @@ class Experiment:
             self.trainer.compile != "networks" or isinstance(self.model, TokenizerConfig),
             f"trainer.compile={self.trainer.compile} is for tokenizers, not for {self.model.name}",
         )
+        self.model.check_data(self.data)
         self.model.check_upstream(None if self.upstream is None else self.upstream.model)
         if self.upstream is not None:
             size, below = self.data.image_size, self.upstream.data.image_size
             require(size == below, f"data.image_size={size}, but upstream.data.image_size={below}: they must agree")
-        require(
-            not (self.is_encoded_once and getattr(self.data, "random_crop", False)),
-            f"data.random_crop needs model.encode_on_the_fly=true: {self.model.inputs} that are made once are of whole "
-            "images",
-        )
+        for key in ("random_crop", "augment") if self.is_encoded_once else ():
+            whole = f"{self.model.inputs} that are made once are of whole images"
+            require(not getattr(self.data, key, False), f"data.{key} needs model.encode_on_the_fly=true: {whole}")
 
     @property
     def is_encoded_once(self) -> bool:
