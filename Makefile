@@ -38,7 +38,7 @@ $(SAMPLES) $(1)
 
 endef
 
-.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims leaderboard dashboard bench gpu-check check format \
+.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims leaderboard dashboard bench gpu-check check format classify \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
@@ -94,6 +94,9 @@ generate: $(READY) ## tokenizer -> tokens or latents -> VIM, GPT, LDM, DiT, SiT 
 
 probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-Table 7, A-Figure 3)
 	$(call show,sweeps/vit_vqgan/table7.yaml)
+
+classify: $(READY) ## tokenizer -> tokens -> ViT on codes or decoded images, beside untouched ones (B, section 4.2)
+	$(call show,sweeps/vqgan_lc/section4_2.yaml)
 
 tables: $(READY) ## render every table and figure from finished records; trains nothing
 	$(TABLE) $(filter-out sweeps/search_% sweeps/claims.yaml,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))

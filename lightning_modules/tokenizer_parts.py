@@ -73,7 +73,7 @@ def tokenizer_parts(networks: dict[str, Any], config: TokenizerConfig, image_siz
     search = prod(encoder.grid) * config.codebook_size * config.code_dim
     parts = [
         Part("encoder", nn.Sequential(encoder, pre_quant), (image,), encoder, kept=once, encodes=True),
-        Part("decoder", nn.Sequential(post_quant, decoder), (codes,), decoder, kept=once),
+        Part("decoder", nn.Sequential(post_quant, decoder), (codes,), decoder, kept=once, decodes=True),
         Part("maps to and from codes", weights=nn.ModuleList([pre_quant, post_quant])),
     ]
     if isinstance(getattr(quantizer, "projector", None), nn.Linear):

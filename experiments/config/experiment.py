@@ -43,6 +43,7 @@ class TrainerConfig:
     checkpoint_every: int = no_identity(1000)
     log_every: int = no_identity(10)
     weight_ema: float = 0.0
+    weight_ema_ramp: bool = neutral(False)  # at update n that decay is at most (1 + n) / (10 + n)
 
     def check(self) -> None:
         """Raises ValueError, with the key relative to this section, for a value that cannot be."""
@@ -50,6 +51,7 @@ class TrainerConfig:
         one_of(self, "memory_format", MEMORY_FORMATS)
         one_of(self, "compile", COMPILE)
         require(0 <= self.weight_ema < 1, f"weight_ema={self.weight_ema} must be in [0, 1)")
+        require(bool(self.weight_ema) or not self.weight_ema_ramp, "weight_ema_ramp needs trainer.weight_ema above 0")
         at_least_one(self, "max_steps", "checkpoint_every", "log_every")
         require(self.validate_every >= 0, f"validate_every={self.validate_every} must be 0 (off) or more")
 
@@ -118,15 +120,14 @@ class Experiment:
             self.trainer.compile != "networks" or isinstance(self.model, TokenizerConfig),
             f"trainer.compile={self.trainer.compile} is for tokenizers, not for {self.model.name}",
         )
+        self.model.check_data(self.data)
         self.model.check_upstream(None if self.upstream is None else self.upstream.model)
         if self.upstream is not None:
             size, below = self.data.image_size, self.upstream.data.image_size
             require(size == below, f"data.image_size={size}, but upstream.data.image_size={below}: they must agree")
-        require(
-            not (self.is_encoded_once and getattr(self.data, "random_crop", False)),
-            f"data.random_crop needs model.encode_on_the_fly=true: {self.model.inputs} that are made once are of whole "
-            "images",
-        )
+        for key in ("random_crop", "augment") if self.is_encoded_once else ():
+            whole = f"{self.model.inputs} that are made once are of whole images"
+            require(not getattr(self.data, key, False), f"data.{key} needs model.encode_on_the_fly=true: {whole}")
 
     @property
     def is_encoded_once(self) -> bool:

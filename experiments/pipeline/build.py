@@ -34,7 +34,7 @@ def data_module(experiment: Experiment) -> ImageDataModule:
 
 def plain(experiment: Experiment, **changes: Any) -> Experiment:
     """The experiment on its images without augmentation, with `changes` to those data options that its data has."""
-    wanted = {"flip": False, "random_crop": False} | changes
+    wanted: dict[str, Any] = {"flip": False, "random_crop": False, "augment": ""} | changes
     known = {key: value for key, value in wanted.items() if hasattr(experiment.data, key)}
     return replace(experiment, data=replace(experiment.data, **known))
 

@@ -45,6 +45,7 @@ def gather(experiment: Experiment, trains: bool = True) -> tuple[ImageDataModule
     with main_first():  # caches, the classifier's head
         images = build_data(plain(experiment) if experiment.upstream else experiment)
         if trains:
+            model.check_ready(images.num_classes)
             views = len(view_names(None, experiment.data.flip)) if experiment.is_encoded_once else 1
             size = views * len(images.train_set)  # type: ignore[arg-type]
             require_full_batch(size, experiment.data.batch_size, images.origin("train"))
