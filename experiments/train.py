@@ -38,7 +38,9 @@ def experiment_of(given: argparse.Namespace) -> Experiment:
         experiment = load_experiment(given.file, given.overrides)
     else:
         values = {
-            key: value for key, value in load_checkpoint(given.start)["experiment"].items() if key != "start_from"
+            key: value
+            for key, value in load_checkpoint(given.start)["experiment"].items()
+            if key not in ("start_from", "plugins")
         }
         experiment = parse(compose(values, from_dotlist(given.overrides)), given.start)
     start = experiment.start_from
@@ -51,12 +53,14 @@ def experiment_of(given: argparse.Namespace) -> Experiment:
 def main() -> None:
     parser = arguments.of_recipe("train", __doc__, optional=True)
     arguments.add_data(parser)
+    parser.add_argument("--data-dir", help="folder of the images: runtime.data_dir")
     parser.add_argument("--run-dir", help="default: OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST")
     parser.add_argument("--from", dest="start", metavar="MODEL", help="begin with its weights, not with random ones")
     parser.add_argument("--parts", default="", help="of --from: the networks to take, encoder,decoder (default: all)")
     given = parser.parse_intermixed_args()
     if given.file and "=" in given.file:  # without FILE the first key comes there
         given.file, given.overrides = None, [given.file, *given.overrides]
+    given.overrides += [f"runtime.data_dir={given.data_dir}"] if given.data_dir else []
     if not (given.file or given.start):
         parser.error("name a recipe, or with --from a model whose configuration to take")
     with user_errors():

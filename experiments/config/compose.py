@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.experiment import CHOICES, Experiment, schema
+from experiments.config.experiment import CHOICES, Experiment, classes_of, schema
+from experiments.config.plugins import plugged_in
 from experiments.config.values import explain, from_dotlist, merge, read_yaml, select
 from lightning_modules.quantizers import QuantizerConfig
 
@@ -103,6 +104,7 @@ def parse(values: dict[str, Any], origin: str) -> Experiment:
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list in place of a section
         raise ValueError(f"{origin}: {explain(error, config, own)}") from None
     assert isinstance(experiment, Experiment)
+    experiment.plugins = experiment.plugins or plugged_in(classes_of(experiment))  # a checkpoint's is of its training
     if (upstream := values.get("upstream")) is not None:
         experiment.recipe, experiment.upstream = parse_upstream(upstream, origin)
     check(experiment, origin)

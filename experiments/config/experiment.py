@@ -110,6 +110,7 @@ class Experiment:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     runtime: RuntimeConfig = no_identity(RuntimeConfig)
     start_from: StartConfig = field(default_factory=StartConfig)  # weights in place of random ones
+    plugins: str = neutral("")  # modules of classes that are not this suite's, with a hash; `parse` fills it in
     upstream: Any = None  # the Experiment below, or None; `parse` sets it
     recipe: str = no_identity("")  # its file, for people
 
@@ -121,6 +122,12 @@ class Experiment:
             f"trainer.compile={self.trainer.compile} is for tokenizers, not for {self.model.name}",
         )
         self.model.check_data(self.data)
+        place_at = getattr(getattr(self.model, "quantizer", None), "place_at", 0)
+        require(
+            place_at < self.trainer.max_steps,
+            f"model.quantizer.place_at={place_at}: the codes would not be placed in trainer.max_steps="
+            f"{self.trainer.max_steps}; take an earlier step",
+        )
         self.model.check_upstream(None if self.upstream is None else self.upstream.model)
         if self.upstream is not None:
             size, below = self.data.image_size, self.upstream.data.image_size
@@ -154,6 +161,7 @@ class Experiment:
         """The plain nested dictionary of the configuration, without `runtime`, as records and checkpoints hold it."""
         own = {"seed": self.seed} | {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
         own |= {"start_from": asdict(self.start_from)} if self.start_from.path else {}
+        own |= {"plugins": self.plugins} if self.plugins else {}
         return own | ({"upstream": {"recipe": self.recipe} | self.upstream.identity()} if self.upstream else {})
 
     def digest(self) -> str:
@@ -185,9 +193,20 @@ def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
         if not isinstance(name, str) or name not in table:
             near = difflib.get_close_matches(str(name), table, 1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
+            if plugins := values.get("plugins"):
+                hint = f"; it may be of {plugins}, which --import has to name, or Python's import"
             raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{hint}")
         if not isinstance(default, table[name][-1]):
             setattr(owner, leaf, table[name][-1]())
     experiment.data.batch_size = experiment.model.batch_size
     experiment.trainer.max_steps = experiment.model.max_steps
     return experiment
+
+
+def classes_of(experiment: Experiment) -> list[type]:
+    """All classes that the names in an experiment pick, without their configurations'."""
+    found: list[type] = []
+    for key, table in CHOICES.items():
+        part = getattr(experiment.model if "." in key else experiment, key.rpartition(".")[2], None)
+        found += table[part.name][:-1] if part is not None else ()
+    return found

@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from datamodules import ImageDataModule
+from experiments.config import plugins
 from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
 from experiments.pipeline.codebooks.extraction import build_device
@@ -224,6 +225,7 @@ def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Seq
     file = run_dir / f"{name}.json"
     write_json(file, experiment.identity() | {"runtime": vars(experiment.runtime)})
     command = [sys.executable, "-m", "experiments.train", str(file), "--run-dir", str(run_dir)]
+    command += [f"--import={name}" for name in plugins.imported]
     process = subprocess.Popen(command, env=os.environ | inherited(run_dir / LOCK))
     wait_for([process])
     if process.returncode:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.config import plugins
 from experiments.config.compose import RECIPES, load_experiment
 from experiments.config.experiment import Experiment, RuntimeConfig
 from experiments.config.identity import digest_of
@@ -95,7 +96,8 @@ def training_command(experiment: Experiment, recipe: str) -> str:
     before = flatten(load_experiment(RECIPES / recipe).identity())
     changes = {key: value for key, value in flatten(experiment.identity()).items() if before.get(key, "") != value}
     changes |= {f"runtime.{key}": getattr(experiment.runtime, key) for key in ("data_dir", "output_dir")}
-    words = [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
+    words = [f"{key}={'null' if value is None else value}" for key, value in changes.items() if key != "plugins"]
+    words += [f"--import={name}" for name in plugins.imported]
     return f"python -m experiments.train {shlex.join([str(Path('experiments') / recipe), *words])}"
 
 

@@ -126,6 +126,6 @@ class ProgressLines(Callback):
         step, pace = trainer.global_step, self.training
         if trainer.is_global_zero and step > pace.first and pace.is_due():
             each = pace.each(step)
-            loss = float(trainer.callback_metrics.get(module.progress_metric, float("nan")))
-            words = f"step {step}/{trainer.max_steps}  loss {loss:.4f}  {each:.3f} s/step"
-            print(f"{prefix}  {words}  {each * (trainer.max_steps - step):.0f} s left", flush=True)
+            loss = trainer.callback_metrics.get(module.progress_metric)  # None before the first logged step
+            words = f"step {step}/{trainer.max_steps}" + ("" if loss is None else f"  loss {float(loss):.4f}")
+            print(f"{prefix}  {words}  {each:.3f} s/step  {each * (trainer.max_steps - step):.0f} s left", flush=True)
