@@ -3,6 +3,8 @@
 The walker of experiments/config puts the path of the section before the message.
 """
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,12 @@ def require(ok: bool, message: str) -> None:
     """Raises ValueError with `message` unless `ok`."""
     if not ok:
         raise ValueError(message)
+
+
+def hint(word: str, words: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" of the nearest of `words`; "" when none is near."""
+    near = difflib.get_close_matches(word, list(words), 1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def one_of(config: Any, name: str, choices: Any) -> None:

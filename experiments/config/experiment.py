@@ -4,7 +4,6 @@ The names in a file (`data.name`, `model.name`, `model.quantizer.name`, ...) pic
 nowhere else.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from datamodules import DATAMODULES, DataConfig
 from experiments.config.identity import differences, digest
 from experiments.config.values import select
 from lightning_modules.base import ModuleConfig
-from lightning_modules.checks import at_least_one, home_expanded, one_of, require
+from lightning_modules.checks import at_least_one, hint, home_expanded, one_of, require
 from lightning_modules.execution import COMPILE, MEMORY_FORMATS
 from lightning_modules.models import MODULES, PARTS
 from lightning_modules.options import neutral, no_identity
@@ -182,9 +181,7 @@ def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
             continue
         name = default.name if (given := select(values, f"{key}.name")) is None else given
         if not isinstance(name, str) or name not in table:
-            near = difflib.get_close_matches(str(name), table, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{hint}")
+            raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{hint(str(name), table)}")
         if not isinstance(default, table[name][-1]):
             setattr(owner, leaf, table[name][-1]())
     experiment.data.batch_size = experiment.model.batch_size
