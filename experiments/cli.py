@@ -19,6 +19,7 @@ COMMANDS = {
     "reconstruct": "experiments.reconstruct",
     "tokenize": "experiments.tokenize",
     "detokenize": "experiments.detokenize",
+    "export": "experiments.export",
     "sample": "experiments.sample",
     "preview": "experiments.preview",
     "build-codebook": "experiments.build_codebook",

@@ -40,13 +40,14 @@ def of_checkpoint(name: str, doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def of_model(name: str, doc: str | None) -> argparse.ArgumentParser:
+def of_model(name: str, doc: str | None, in_batches: bool = True) -> argparse.ArgumentParser:
     """Of `python -m experiments.NAME MODEL ...`, which uses a trained model as it is: no keys."""
     form = argparse.RawDescriptionHelpFormatter
     made = Parser(prog=f"{PROGRAM}{name}", description=doc, formatter_class=form)
     made.add_argument("model", metavar="MODEL", help="a run's folder, a checkpoint, an exported folder or a hub id")
-    made.add_argument("--batch-size", type=int, default=64, help="images at a time (default: 64)")
-    made.add_argument("--accelerator", default="auto", help="cpu, gpu, ... (default: auto)")
+    if in_batches:
+        made.add_argument("--batch-size", type=int, default=64, help="images at a time (default: 64)")
+        made.add_argument("--accelerator", default="auto", help="cpu, gpu, ... (default: auto)")
     return made
 
 
