@@ -24,7 +24,7 @@ def hint(word: str, words: Iterable[str]) -> str:
 def one_of(config: Any, name: str, choices: Any) -> None:
     """Raises ValueError unless the option `name` is one of the words `choices`."""
     value = getattr(config, name)
-    require(value in choices, f"{name}='{value}' is none of {', '.join(choices)}")
+    require(value in choices, f"{name}='{value}' is none of {', '.join(choices)}{hint(str(value), choices)}")
 
 
 def at_least_one(config: Any, *names: str) -> None:

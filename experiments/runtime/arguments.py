@@ -32,9 +32,9 @@ def of_recipe(name: str, doc: str | None, optional: bool = False) -> argparse.Ar
     return parser(name, doc, optional, file="a recipe's name, such as vqgan_lc_cifar10, or the path of a YAML file")
 
 
-def of_checkpoint(name: str, doc: str | None) -> argparse.ArgumentParser:
+def of_checkpoint(name: str, doc: str | None, optional: bool = False) -> argparse.ArgumentParser:
     """Of `python -m experiments.NAME CHECKPOINT [key=value ...]`, for `pipeline.upstream.restore_for`."""
-    made = parser(name, doc, checkpoint="a run's folder, a checkpoint, or an exported folder")
+    made = parser(name, doc, optional, checkpoint="a run's folder, a checkpoint, or an exported folder")
     made.add_argument("--data-dir", default="data", help="folder of the images (default: data)")
     made.add_argument("--output-dir", help="where a run's upstream, tokens, ... are (default: the run's own)")
     return made
