@@ -63,6 +63,7 @@ class StartConfig:
     path: str = no_identity("")  # a run's folder, a checkpoint or an exported folder
     weights: str = neutral("")  # a hash of them, which the command fills in
     parts: str = neutral("")  # the networks to take, such as encoder,decoder; "" = all
+    grown_from: int = neutral(0)  # codes of a smaller codebook there, which the command fills in; 0 = of the same size
 
     @property
     def names(self) -> list[str]:
