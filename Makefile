@@ -37,7 +37,7 @@ $(SAMPLES) $(1)
 
 endef
 
-.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims dashboard bench gpu-check check format \
+.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims release dashboard bench gpu-check check format \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
@@ -99,6 +99,9 @@ tables: $(READY) ## render every table and figure from finished records; trains 
 
 claims: $(READY) ## which of the papers' conclusions hold: verdicts from finished records into docs/claims.md; trains nothing
 	$(PY) -m sweeps.claims --output-dir "$(OUT)"
+
+release: $(READY) ## build/release: the trained tokenizers of OUT as archives with model cards and checksums; prints how to publish them
+	$(PY) -m experiments.release --output-dir "$(OUT)"
 
 dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT:~/%=$(HOME)/%)/experiments" --port $(PORT)

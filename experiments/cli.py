@@ -20,6 +20,7 @@ COMMANDS = {
     "tokenize": "experiments.tokenize",
     "detokenize": "experiments.detokenize",
     "export": "experiments.export",
+    "release": "experiments.release",
     "sample": "experiments.sample",
     "preview": "experiments.preview",
     "build-codebook": "experiments.build_codebook",

@@ -42,8 +42,7 @@ def of_checkpoint(name: str, doc: str | None, optional: bool = False) -> argpars
 
 def of_model(name: str, doc: str | None, in_batches: bool = True) -> argparse.ArgumentParser:
     """Of `python -m experiments.NAME MODEL ...`, which uses a trained model as it is: no keys."""
-    form = argparse.RawDescriptionHelpFormatter
-    made = Parser(prog=f"{PROGRAM}{name}", description=doc, formatter_class=form)
+    made = plain(name, doc)
     made.add_argument("model", metavar="MODEL", help="a run's folder, a checkpoint, an exported folder or a hub id")
     if in_batches:
         made.add_argument("--batch-size", type=int, default=64, help="images at a time (default: 64)")
@@ -51,10 +50,15 @@ def of_model(name: str, doc: str | None, in_batches: bool = True) -> argparse.Ar
     return made
 
 
+def plain(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Without arguments; `doc`, the command's docstring, is its help."""
+    form = argparse.RawDescriptionHelpFormatter
+    return Parser(prog=f"{PROGRAM}{name}", description=doc, formatter_class=form)
+
+
 def parser(name: str, doc: str | None, optional: bool = False, **positional: str) -> argparse.ArgumentParser:
     """With the arguments `positional`, each with its meaning, before the keys; `optional`: they may be left out."""
-    form = argparse.RawDescriptionHelpFormatter
-    made = Parser(prog=f"{PROGRAM}{name}", description=doc, formatter_class=form)
+    made = plain(name, doc)
     for argument, meaning in positional.items():
         made.add_argument(argument, help=meaning, nargs="?" if optional else None)
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.val_size=1000")
