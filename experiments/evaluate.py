@@ -39,7 +39,15 @@ def main() -> None:
         given.checkpoint, given.overrides = None, [given.checkpoint, *given.overrides]
     if bool(given.images) != bool(given.reference) or bool(given.images) == bool(given.checkpoint):
         parser.error("name a checkpoint, or images with --images and --reference")
+    if given.print_config and given.images:
+        parser.error("--print-config: of a checkpoint")
     with user_errors():
+        if given.print_config:
+            from experiments.config.compose import as_yaml
+            from experiments.pipeline.upstream import restore_for
+
+            print(as_yaml(restore_for(given)[0]), end="")
+            return
         title, result = of_folders(given) if given.images else of_model(given)
         if given.json:
             print(json.dumps(result))

@@ -18,18 +18,25 @@ FORMATS = ("safetensors", "torch.export", "onnx")
 
 def main() -> None:
     parser = arguments.of_model("export", __doc__, in_batches=False)
+    arguments.add_dry_run(parser)
     parser.add_argument("--to", choices=FORMATS, default="safetensors", help="(default: safetensors)")
     parser.add_argument("--out", default="exported", help="folder to write (default: exported)")
     given = parser.parse_args()
     from experiments.pipeline.exporting import export
-    from experiments.pipeline.own_images import require_empty
+    from experiments.pipeline.own_images import require_empty, yaml_of
     from lightning_modules.models import MODULES
     from lightning_modules.pretrained import load_checkpoint
     from lightning_modules.tokenizer import Tokenizer
 
     with user_errors():
+        if given.print_config:
+            print(yaml_of(given.model), end="")
+            return
         out = Path(given.out).expanduser()
         require_empty(out)
+        if given.dry_run:
+            print(f"{out}: {load_checkpoint(given.model)['experiment']['model']['name']} as {given.to}")
+            return
         if given.to == "safetensors":
             kind = MODULES[load_checkpoint(given.model)["experiment"]["model"]["name"]][0]
             kind.from_pretrained(given.model).save_pretrained(out)

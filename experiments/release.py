@@ -19,7 +19,7 @@ def main() -> None:
     parser = arguments.plain("release", __doc__)
     parser.add_argument("--output-dir", default="runs", help="where the runs are (default: runs)")
     parser.add_argument("--out", default="build/release", help="folder to write (default: build/release)")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be packed")
+    arguments.add_dry_run(parser)
     given = parser.parse_args()
     from experiments.pipeline.own_images import require_empty
     from experiments.pipeline.releasing import NOTES, SUMS, pack, trained_in, write_lists

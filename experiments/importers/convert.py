@@ -106,8 +106,12 @@ def import_checkpoint(
     options: Options | None = None,
     overrides: dict[str, Any] | None = None,
     force: bool = False,
+    dry_run: bool = False,
 ) -> str:
-    """Reads `path`, writes `out` atomically and returns a report. Raises ValueError for anything but a clean import."""
+    """Reads `path`, writes `out` atomically, unless `dry_run`, and returns a report.
+
+    Raises ValueError for anything but a clean import.
+    """
     require(not out.is_dir(), f"{out}: a folder; give the name of the file to write")
     require(force or not out.exists(), f"{out}: exists; choose another name, or --force")
     require(out.resolve() != path.resolve(), f"{out}: is the file to import; choose another name")
@@ -127,9 +131,10 @@ def import_checkpoint(
         "epoch_tokens": 0,
         "imported": {"family": name, "file": path.name, "sha256": digest, "dropped": dict(dropped)},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as file:
-        torch.save(checkpoint, file)
+    if not dry_run:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as file:
+            torch.save(checkpoint, file)
     model = experiment.tokenizer
     lines = [
         f"{out}: {model.name}, {model.codebook_size:,} codes of {model.code_dim} dimensions, "
