@@ -11,13 +11,13 @@ from pathlib import Path
 from experiments.pipeline.build import resolve_data
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
+from sweeps.arguments import parser_of
 from sweeps.counted import counted
 from sweeps.grid import Grid, load_grid
 from sweeps.measure import Finished, finished_by_data
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
 from sweeps.sheet import make_sheet
-from sweeps.workers import parser_of
 
 
 def render_grid(grid: Grid, output_dir: Path, out: Path) -> list[Path]:
