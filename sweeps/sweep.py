@@ -19,7 +19,7 @@ from experiments.runtime.health import releasing_memory
 from experiments.runtime.records import PUBLISHED, Record, data_name, find_records, record_path, same_experiment
 from sweeps.grid import Grid, Run, label_of
 from sweeps.queue import Lot, Queue, job_of, work
-from sweeps.table import render_grid
+from sweeps.tables import render_grid
 from sweeps.workers import Budget, begin, duration, grids_of, keep_traceback, share
 
 

@@ -90,6 +90,17 @@ def trials(tmp_path: Path, storage: str = "journal", pattern: str = "sweep_*") -
     return Queue(name, storage, tmp_path / "runs").study.get_trials()
 
 
+def test_a_dry_run_says_what_is_to_be_trained(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command(tmp_path, "--dry-run") == 0
+    assert trainer.trained == [] and not (tmp_path / "runs").exists()
+    assert f"[2/3] 32: to be trained: {tmp_path}/runs/experiments/" in capsys.readouterr().out
+    assert command(tmp_path, "--only", "32") == 0
+    capsys.readouterr()
+    assert command(tmp_path, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("[2/3] 32: finished earlier") and "to be trained" in lines[2]
+
+
 def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert command(tmp_path) == 0
     assert trainer.trained == [16, 32, 64]
