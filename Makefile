@@ -38,7 +38,7 @@ $(SAMPLES) $(1)
 
 endef
 
-.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims leaderboard dashboard bench gpu-check check format classify \
+.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims leaderboard dashboard bench gpu-check check format classify release \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
@@ -106,6 +106,9 @@ claims: $(READY) ## which of the papers' conclusions hold: verdicts from finishe
 
 leaderboard: $(READY) ## every tokenizer in CHECKPOINTS=folder, public or own, by one protocol on DATA_DIR: one table, also in OUT
 	$(PY) -m experiments.leaderboard "$(CHECKPOINTS)" --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" $(ARGS)
+
+release: $(READY) ## build/release: the trained tokenizers of OUT as archives with model cards and checksums; prints how to publish them
+	$(PY) -m experiments.release --output-dir "$(OUT)"
 
 dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT:~/%=$(HOME)/%)/experiments" --port $(PORT)

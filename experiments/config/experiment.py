@@ -4,7 +4,6 @@ The names in a file (`data.name`, `model.name`, `model.quantizer.name`, ...) pic
 nowhere else.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from datamodules import DATAMODULES, DataConfig
 from experiments.config.identity import differences, digest
 from experiments.config.values import select
 from lightning_modules.base import ModuleConfig
-from lightning_modules.checks import at_least_one, home_expanded, one_of, require
+from lightning_modules.checks import at_least_one, hint, home_expanded, one_of, require
 from lightning_modules.execution import COMPILE, MEMORY_FORMATS
 from lightning_modules.models import MODULES, PARTS
 from lightning_modules.options import neutral, no_identity
@@ -66,6 +65,7 @@ class StartConfig:
     path: str = no_identity("")  # a run's folder, a checkpoint or an exported folder
     weights: str = neutral("")  # a hash of them, which the command fills in
     parts: str = neutral("")  # the networks to take, such as encoder,decoder; "" = all
+    grown_from: int = neutral(0)  # codes of a smaller codebook there, which the command fills in; 0 = of the same size
 
     @property
     def names(self) -> list[str]:
@@ -191,11 +191,10 @@ def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
             continue
         name = default.name if (given := select(values, f"{key}.name")) is None else given
         if not isinstance(name, str) or name not in table:
-            near = difflib.get_close_matches(str(name), table, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            near = hint(str(name), table)
             if plugins := values.get("plugins"):
-                hint = f"; it may be of {plugins}, which --import has to name, or Python's import"
-            raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{hint}")
+                near = f"; it may be of {plugins}, which --import has to name, or Python's import"
+            raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{near}")
         if not isinstance(default, table[name][-1]):
             setattr(owner, leaf, table[name][-1]())
     experiment.data.batch_size = experiment.model.batch_size

@@ -139,15 +139,20 @@ def import_checkpoint(
     options: Options | None = None,
     overrides: dict[str, Any] | None = None,
     force: bool = False,
+    dry_run: bool = False,
 ) -> str:
-    """`read_public`, written to `out` atomically; returns its report. Raises ValueError as it does, or for `out`."""
+    """`read_public`, written to `out` atomically, unless `dry_run`; returns its report.
+
+    Raises ValueError as it does, or for `out`.
+    """
     require(not out.is_dir(), f"{out}: a folder; give the name of the file to write")
     require(force or not out.exists(), f"{out}: exists; choose another name, or --force")
     require(out.resolve() != path.resolve(), f"{out}: is the file to import; choose another name")
     checkpoint, report = read_public(name, path, options, overrides)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as file:
-        torch.save(checkpoint, file)
+    if not dry_run:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as file:
+            torch.save(checkpoint, file)
     return f"{out}: {report}"
 
 

@@ -93,7 +93,7 @@ def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = 
     L.seed_everything(experiment.seed, workers=True, verbose=False)  # whatever has been made before
     module = build_model(experiment, setting)
     if experiment.start_from.path:
-        load_start(module, experiment.start_from)
+        load_start(module, experiment, lambda: next(iter(images.ordered_train_dataloader()))["image"])
     if classifier is not None:
         module.use_classifier(classifier)
     return Prepared(module, data, images)

@@ -21,8 +21,9 @@ def print_summary(experiment: Experiment, module: Any, name: str, data_id: str, 
         rows["images"] = placing
     if experiment.upstream is not None:
         rows["stands on"] = f"{experiment.recipe}, {experiment.upstream.digest()}"
-    if start := experiment.start_from.path:
-        rows["starts from"] = f"{start}, {experiment.start_from.parts or 'all parts'}"
+    if (start := experiment.start_from).path:
+        more = f", codebook grown from {start.grown_from:,} codes" if start.grown_from else ""
+        rows["starts from"] = f"{start.path}, {start.parts or 'all parts'}{more}"
     rows |= module.start_screen() | slow_precision(experiment)
     if needed := memory_bytes(experiment, num_devices(experiment.runtime)):
         rows["peak memory, estimate"] = f"{needed / 2**30:.2f} GiB a device"

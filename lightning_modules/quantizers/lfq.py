@@ -88,7 +88,7 @@ class LFQ(Quantizer):
         of_latents = (F.softplus(logits) - logits * logits.sigmoid()).sum(-1).mean()
         half = self.code_dim // 2
         with torch.autocast(z.device.type, enabled=False):
-            mean = joint(logits[:, half:]).T @ joint(logits[:, :half]) / len(z)  # (2^(d - half), 2^half)
+            mean = joint(logits[:, half:]).T @ joint(logits[:, :half]) / z.shape[0]  # (2^(d - half), 2^half)
             if self.training:
                 mean = mean_over_ranks(mean)
         smallest = torch.finfo(mean.dtype).tiny  # the gradient of 0 log 0 would be infinite
@@ -97,7 +97,7 @@ class LFQ(Quantizer):
 
 def joint(logits: Tensor) -> Tensor:
     """Log-odds of independent bits (N, m) -> probability of every pattern (N, 2^m), the first bit the lowest."""
-    patterns = logits.new_ones(len(logits), 1)
+    patterns = logits.new_ones(logits.shape[0], 1)
     for bit in logits.unbind(1):
         odds = bit.unsqueeze(1)
         patterns = torch.cat([patterns * (-odds).sigmoid(), patterns * odds.sigmoid()], dim=1)

@@ -297,6 +297,8 @@ def test_the_word_data_replaces_the_set_and_keeps_sizes(tiny: TinyExperiment) ->
     assert shapes.data.name == "shapes"
     with pytest.raises(ValueError, match="DATA=imagenet is none of auto, cifar10, image_folder, shapes"):
         resolve_data(shapes, "imagenet")
+    with pytest.raises(ValueError, match=r"DATA=imagefolder is none of .*; did you mean 'image_folder'\?"):
+        resolve_data(shapes, "imagefolder")
 
 
 # ---- digests
