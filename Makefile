@@ -12,6 +12,7 @@ PYTHON   ?= python3
 PORT     ?= 6006
 SEARCH   ?= sweeps/search_vqgan_lc.yaml
 TRIALS   ?=
+CHECKPOINTS ?= checkpoints
 FILE     ?= experiments/vqgan_lc_imagenet.yaml
 DEVICES  ?=
 ARGS     ?=
@@ -37,7 +38,8 @@ $(SAMPLES) $(1)
 
 endef
 
-.PHONY: docs help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims dashboard bench gpu-check check format \
+.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims leaderboard \
+        dashboard bench gpu-check check format classify release docs \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
@@ -94,11 +96,20 @@ generate: $(READY) ## tokenizer -> tokens or latents -> VIM, GPT, LDM, DiT, SiT 
 probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-Table 7, A-Figure 3)
 	$(call show,sweeps/vit_vqgan/table7.yaml)
 
+classify: $(READY) ## tokenizer -> tokens -> ViT on codes or decoded images, beside untouched ones (B, section 4.2)
+	$(call show,sweeps/vqgan_lc/section4_2.yaml)
+
 tables: $(READY) ## render every table and figure from finished records; trains nothing
 	$(TABLE) $(filter-out sweeps/search_% sweeps/claims.yaml,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
 
 claims: $(READY) ## which of the papers' conclusions hold: verdicts from finished records into docs/claims.md; trains nothing
 	$(PY) -m sweeps.claims --output-dir "$(OUT)"
+
+leaderboard: $(READY) ## every tokenizer in CHECKPOINTS=folder, public or own, by one protocol on DATA_DIR: one table, also in OUT
+	$(PY) -m experiments.leaderboard "$(CHECKPOINTS)" --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" $(ARGS)
+
+release: $(READY) ## build/release: the trained tokenizers of OUT as archives with model cards and checksums; prints how to publish them
+	$(PY) -m experiments.release --output-dir "$(OUT)"
 
 dashboard: $(READY) ## TensorBoard over all runs
 	$(PY) -m tensorboard.main --logdir "$(OUT:~/%=$(HOME)/%)/experiments" --port $(PORT)

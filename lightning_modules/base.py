@@ -42,6 +42,13 @@ class ModuleConfig:
         if upstream is not None:
             raise ValueError(f"model '{self.name}' stands on no other model: leave out `upstream`")
 
+    def check_data(self, data: Any) -> None:
+        """Raises ValueError, with the key, where it cannot be trained on images and batches of these options."""
+
+    def check_ready(self, num_classes: int) -> None:
+        """Called before any training, of what it stands on, too: raises ValueError where it cannot tell so many classes
+        of images, OSError where pretrained weights that it starts from cannot be had."""
+
     def required(self, upstream: "ModuleConfig | None") -> "ModuleConfig":
         """Returns `upstream`, for the `check_upstream` of a model that needs one. Raises ValueError when it is None."""
         if upstream is None:
@@ -58,6 +65,11 @@ class ModuleConfig:
     @property
     def encode_on_the_fly(self) -> bool:
         """Whether augmented images are encoded at every step, instead of once before the training."""
+        return False
+
+    @property
+    def decodes(self) -> bool:
+        """Whether tokens are decoded to images at every step."""
         return False
 
     @property

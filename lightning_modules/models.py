@@ -12,6 +12,7 @@ from lightning_modules.latent_diffusion import LDM, DiTDiffusion, DiTDiffusionCo
 from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.networks import BACKBONES, DISCRIMINATORS
 from lightning_modules.quantizers import QUANTIZERS
+from lightning_modules.token_classifier import TokenClassifier, TokenClassifierConfig
 from lightning_modules.vim import VIM, VIMConfig
 from lightning_modules.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from lightning_modules.vqgan import VQGAN, VQGANConfig
@@ -30,6 +31,7 @@ MODULES: dict[str, tuple[type[Module], type[ModuleConfig]]] = {
     "dit": (DiTDiffusion, DiTDiffusionConfig),
     "sit": (SiT, SiTConfig),
     "linear_probe": (LinearProbe, LinearProbeConfig),
+    "token_classifier": (TokenClassifier, TokenClassifierConfig),
 }
 # Sections of a model whose `name` picks a class, and the table that holds its configuration (the last element).
 PARTS: dict[str, Mapping[str, tuple]] = {

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from math import prod
 from typing import Any
 
 import torch
@@ -68,11 +69,11 @@ def tokenizer_parts(networks: dict[str, Any], config: TokenizerConfig, image_siz
     """
     encoder, decoder, pre_quant, post_quant, quantizer, discriminator = networks.values()
     image = torch.zeros(1, 3, image_size, image_size)
-    codes, once = torch.zeros(1, encoder.grid_size, encoder.grid_size, config.code_dim), {"generator": 1}
-    search = encoder.grid_size**2 * config.codebook_size * config.code_dim
+    codes, once = torch.zeros(1, *encoder.grid, config.code_dim), {"generator": 1}
+    search = prod(encoder.grid) * config.codebook_size * config.code_dim
     parts = [
         Part("encoder", nn.Sequential(encoder, pre_quant), (image,), encoder, kept=once, encodes=True),
-        Part("decoder", nn.Sequential(post_quant, decoder), (codes,), decoder, kept=once),
+        Part("decoder", nn.Sequential(post_quant, decoder), (codes,), decoder, kept=once, decodes=True),
         Part("maps to and from codes", weights=nn.ModuleList([pre_quant, post_quant])),
     ]
     if isinstance(getattr(quantizer, "projector", None), nn.Linear):
@@ -118,9 +119,9 @@ def hot_calls(module: Any, compiled: bool) -> list[tuple[nn.Module, str]]:
 
 def start_rows(module: Any) -> dict[str, str]:
     """Lines of the start screen of a `Tokenizer`."""
-    grid, loss, discriminator = module.encoder.grid_size, module.perceptual, count(module.discriminator) / 1e6
+    (rows, columns), loss, discriminator = module.encoder.grid, module.perceptual, count(module.discriminator) / 1e6
     return {
-        "tokens per image": f"{grid * grid} ({grid} x {grid})",
+        "tokens per image": f"{rows * columns} ({rows} x {columns})",
         "perceptual loss": loss.name if loss is not None else "none",
         "parameters": f"{module.num_parameters / 1e6:.2f} M trained, discriminator {discriminator:.2f} M",
     }

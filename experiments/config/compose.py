@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     key (with the nearest existing one), a wrong type, or a wrong name.
     """
     return parse(compose(read_recipe(path), from_dotlist(overrides)), str(path))
+
+
+def as_yaml(experiment: Experiment) -> str:
+    """The whole configuration, which `experiments.train` reads again."""
+    return OmegaConf.to_yaml(experiment.identity() | {"runtime": asdict(experiment.runtime)})
 
 
 def find_recipe(path: str | Path) -> Path:

@@ -4,7 +4,6 @@ The names in a file (`data.name`, `model.name`, `model.quantizer.name`, ...) pic
 nowhere else.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from datamodules import DATAMODULES, DataConfig
 from experiments.config.identity import differences, digest
 from experiments.config.values import select
 from lightning_modules.base import ModuleConfig
-from lightning_modules.checks import at_least_one, home_expanded, one_of, require
+from lightning_modules.checks import at_least_one, hint, home_expanded, one_of, require
 from lightning_modules.execution import COMPILE, MEMORY_FORMATS
 from lightning_modules.models import MODULES, PARTS
 from lightning_modules.options import neutral, no_identity
@@ -43,6 +42,7 @@ class TrainerConfig:
     checkpoint_every: int = no_identity(1000)
     log_every: int = no_identity(10)
     weight_ema: float = 0.0
+    weight_ema_ramp: bool = neutral(False)  # at update n that decay is at most (1 + n) / (10 + n)
 
     def check(self) -> None:
         """Raises ValueError, with the key relative to this section, for a value that cannot be."""
@@ -50,6 +50,7 @@ class TrainerConfig:
         one_of(self, "memory_format", MEMORY_FORMATS)
         one_of(self, "compile", COMPILE)
         require(0 <= self.weight_ema < 1, f"weight_ema={self.weight_ema} must be in [0, 1)")
+        require(bool(self.weight_ema) or not self.weight_ema_ramp, "weight_ema_ramp needs trainer.weight_ema above 0")
         at_least_one(self, "max_steps", "checkpoint_every", "log_every")
         require(self.validate_every >= 0, f"validate_every={self.validate_every} must be 0 (off) or more")
 
@@ -64,6 +65,7 @@ class StartConfig:
     path: str = no_identity("")  # a run's folder, a checkpoint or an exported folder
     weights: str = neutral("")  # a hash of them, which the command fills in
     parts: str = neutral("")  # the networks to take, such as encoder,decoder; "" = all
+    grown_from: int = neutral(0)  # codes of a smaller codebook there, which the command fills in; 0 = of the same size
 
     @property
     def names(self) -> list[str]:
@@ -119,6 +121,7 @@ class Experiment:
             self.trainer.compile != "networks" or isinstance(self.model, TokenizerConfig),
             f"trainer.compile={self.trainer.compile} is for tokenizers, not for {self.model.name}",
         )
+        self.model.check_data(self.data)
         place_at = getattr(getattr(self.model, "quantizer", None), "place_at", 0)
         require(
             place_at < self.trainer.max_steps,
@@ -129,11 +132,9 @@ class Experiment:
         if self.upstream is not None:
             size, below = self.data.image_size, self.upstream.data.image_size
             require(size == below, f"data.image_size={size}, but upstream.data.image_size={below}: they must agree")
-        require(
-            not (self.is_encoded_once and getattr(self.data, "random_crop", False)),
-            f"data.random_crop needs model.encode_on_the_fly=true: {self.model.inputs} that are made once are of whole "
-            "images",
-        )
+        for key in ("random_crop", "augment") if self.is_encoded_once else ():
+            whole = f"{self.model.inputs} that are made once are of whole images"
+            require(not getattr(self.data, key, False), f"data.{key} needs model.encode_on_the_fly=true: {whole}")
 
     @property
     def is_encoded_once(self) -> bool:
@@ -190,11 +191,10 @@ def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
             continue
         name = default.name if (given := select(values, f"{key}.name")) is None else given
         if not isinstance(name, str) or name not in table:
-            near = difflib.get_close_matches(str(name), table, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            near = hint(str(name), table)
             if plugins := values.get("plugins"):
-                hint = f"; it may be of {plugins}, which --import has to name, or Python's import"
-            raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{hint}")
+                near = f"; it may be of {plugins}, which --import has to name, or Python's import"
+            raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{near}")
         if not isinstance(default, table[name][-1]):
             setattr(owner, leaf, table[name][-1]())
     experiment.data.batch_size = experiment.model.batch_size

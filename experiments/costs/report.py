@@ -9,8 +9,6 @@ from experiments.costs.papers import TOLERANCE, PaperCount, paper_counts
 from experiments.runtime.health import memory_limit
 from lightning_modules.checks import require
 
-TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
-
 
 def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> Table:
     """The table that the command prints. Raises ValueError where the experiment cannot run on that many devices."""
@@ -38,7 +36,7 @@ def cost_rows(experiment: Experiment, cost: Cost, devices: int, tflops: float) -
     time = f"{hours:,.0f} h" if hours >= 10 else f"{60 * hours:,.1f} min"
     parameters = [*cost.parameters.items(), ("model", cost.totals["model parameters"])]
     names = {"projector": "projector, once a step", "perceptual": "perceptual loss, two images"}
-    names["tokenizer"] = "tokenizer, which encodes at every step"
+    names["tokenizer"] = "tokenizer, at every step"
     return [
         *experiment.model.describe().items(),
         *token_rows(experiment, cost),

@@ -12,6 +12,7 @@ from experiments.config.experiment import MODULES, Experiment
 from experiments.config.values import merge
 from experiments.runtime.errors import is_main
 from lightning_modules.base import Setting
+from lightning_modules.checks import hint
 from lightning_modules.frozen import freeze
 from lightning_modules.pretrained import fill, load_checkpoint, sizes_of
 from lightning_modules.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ def data_module(experiment: Experiment) -> ImageDataModule:
 
 def plain(experiment: Experiment, **changes: Any) -> Experiment:
     """The experiment on its images without augmentation, with `changes` to those data options that its data has."""
-    wanted = {"flip": False, "random_crop": False} | changes
+    wanted: dict[str, Any] = {"flip": False, "random_crop": False, "augment": ""} | changes
     known = {key: value for key, value in wanted.items() if hasattr(experiment.data, key)}
     return replace(experiment, data=replace(experiment.data, **known))
 
@@ -56,7 +57,7 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
         upstream = replace(experiment.upstream, runtime=experiment.runtime)
         experiment = replace(experiment, upstream=resolve_data(upstream, data))
     if data not in (known := ("auto", *DATAMODULES)):
-        raise ValueError(f"DATA={data} is none of {', '.join(known)}")
+        raise ValueError(f"DATA={data} is none of {', '.join(known)}{hint(data, known)}")
     name = experiment.data.name if data == "auto" else data
     if data == "auto" and name == "cifar10" and find_cifar10(experiment.runtime.data_dir) is None:
         try:

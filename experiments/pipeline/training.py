@@ -15,6 +15,7 @@ from datamodules import ImageDataModule
 from experiments.config import plugins
 from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
+from experiments.pipeline.build import build_data, plain
 from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.inputs import Inputs, inputs_of
 from experiments.pipeline.prepare import gather, prepare, prepare_evaluation
@@ -25,7 +26,7 @@ from experiments.runtime import health, progress
 from experiments.runtime.callbacks import InCheckpoint
 from experiments.runtime.errors import is_main
 from experiments.runtime.files import LOCK, inherited, locked, require_writable, write_json
-from experiments.runtime.precision import full_float32
+from experiments.runtime.precision import full_float32, precision_options
 from experiments.runtime.progress import Throughput
 from experiments.runtime.ranks import check_devices, from_main, main_first, num_devices, silent_trainer
 from experiments.runtime.records import FORMAT, Record, environment, read_record, record_path, same_experiment
@@ -73,6 +74,30 @@ def train(
         if needed is None and from_main(kept.is_file()):
             return evaluate_weights(kept, experiment, inputs, path)
         return train_alone(experiment, inputs, name, folder, path, callbacks, waits_for_record=needed is None)
+
+
+def plan(experiment: Experiment, folder: Path) -> list[str]:
+    """What `train` would do in `folder`, a line each. Nothing is trained or written; raises what it would raise."""
+    check_devices(experiment)
+    inputs = inputs_of(experiment)
+    path = record_path(Path(experiment.runtime.output_dir) / "records", experiment, inputs.data_id)
+    if finished(path, experiment, None):
+        return [f"finished, nothing to do: {path}"]
+    if (kept := weights_path(experiment, inputs.data_id)).is_file():
+        return [f"trained, to be evaluated: {kept}"]
+    resumed = resume_point(folder / "checkpoints", experiment, inputs)
+    data = build_data(plain(experiment) if experiment.upstream else experiment)
+    size = len(data.train_set)  # type: ignore[arg-type]
+    how = f"continues from {resumed}" if resumed else "begins"
+    lines = [f"{folder}: {how}; {experiment.trainer.max_steps:,} steps of {experiment.data.batch_size} images"]
+    lines += [f"  images: {inputs.data_id}, {size:,} to train on, {len(data.val_set):,} to validate"]  # type: ignore[arg-type]
+    below = upstream_of(experiment)
+    if below is not None:
+        checkpoint = checkpoint_below(experiment, below)
+        state = "trained" if checkpoint.is_file() else "is trained first"
+        lines += [f"  {experiment.recipe}: {state}: {checkpoint.parents[1]}"]
+        lines += [] if checkpoint.is_file() else [f"  {line}" for line in plan(below, checkpoint.parents[1])]
+    return lines
 
 
 def finished(path: Path, experiment: Experiment, checkpoint: Path | None) -> Record | None:
@@ -264,6 +289,14 @@ def evaluate(
     with full_float32():
         metrics, *_ = trainer.validate(module, data, verbose=False)  # the same for every loader
     return {name: float(value) for name, value in metrics.items()}
+
+
+def measure(experiment: Experiment, module: Any, tokenizer: str | None = None) -> tuple[dict[str, float], str]:
+    """Validation metrics of a restored module, and the id of the images: what `experiments.evaluate` prints."""
+    module, data, images = prepare_evaluation(experiment, module, tokenizer)
+    precision = precision_options(experiment.trainer.precision, experiment.runtime)
+    trainer = silent_trainer(experiment.runtime, devices=1, **precision)
+    return evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir)), images.data_id
 
 
 def use_reference(trainer: L.Trainer, module: Any, images: ImageDataModule, output_dir: Path) -> None:

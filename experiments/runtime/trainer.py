@@ -44,8 +44,7 @@ def build_trainer(
     if config.compile == "graphs":
         callbacks.append(CapturedSteps())
     if config.weight_ema:
-        # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
-        callbacks.append(AveragedWeights(decay=config.weight_ema, use_buffers=False))
+        callbacks.append(AveragedWeights(config.weight_ema, config.weight_ema_ramp))
     accumulate, clip = optimizer.accumulate, optimizer.gradient_clip or None
     if not module.automatic_optimization:  # it accumulates and clips by hand
         accumulate, clip = 1, None

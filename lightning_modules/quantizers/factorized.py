@@ -43,5 +43,5 @@ class FactorizedQuantizer(PlacedQuantizer):
     def prepare(self, z: Tensor) -> Tensor:
         return F.normalize(z.float(), dim=-1) if self.config.l2_norm else z.float()
 
-    def place(self, codes: Tensor, share: float) -> None:
-        self.codes.copy_(codes)
+    def place(self, codes: Tensor, share: float, first: int = 0) -> None:
+        self.codes[first:].copy_(codes)

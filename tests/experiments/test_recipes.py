@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
 from experiments.pipeline.build import build_model, resolve_data
 from experiments.pipeline.training import train
-from lightning_modules import prior, tokenizer, vim
+from lightning_modules import prior, token_classifier, tokenizer, vim
 from lightning_modules.base import Setting
 from lightning_modules.latent_prior import LatentPrior
+from lightning_modules.token_classifier import TokenClassifier
 from lightning_modules.tokenizer import TokenizerConfig
 from sweeps.grid import load_grid
 
@@ -181,6 +182,7 @@ def test_a_recipe_of_stage_two_builds_on_what_it_stands_on(path: Path, monkeypat
     """On the meta device: the tokens of the tokenizer are those of the transformer, whose width is the probe's."""
     for module, name in (tokenizer, "TokenizerMetrics"), (tokenizer, "build_perceptual"), (prior, "GenerationMetrics"):
         monkeypatch.setattr(module, name, lambda *_: nn.Identity())
+    monkeypatch.setattr(token_classifier, "load_pretrained", lambda *_, **__: None)
     experiment = load_experiment(path)
     with torch.device("meta"):
         module = build_downstream(experiment)
@@ -193,6 +195,10 @@ def test_a_recipe_of_stage_two_builds_on_what_it_stands_on(path: Path, monkeypat
         dims = 4 if "_f8_" in path.stem else 8
         assert (module.network.channels, *module.network.grid_size) == (dims, side, side)
         assert module.network.num_classes == (0 if path.stem == "ldm_ffhq" else 10 if side == 8 else 1000)
+    elif isinstance(module, TokenClassifier):
+        width, side = (768, 16) if path in PAPER_SCALE else (128, 8)
+        embed = module.network.patch_embed
+        assert (embed.proj.weight.shape, embed.grid_size) == ((width, 8, 1, 1), (side, side))
     else:
         of_vim = {"probe_vim_imagenet": (36, 2048, 1000), "probe_vim_cifar10": (4, 128, 10)}
         assert module.weight.shape == of_vim.get(path.stem, (1, 128, 10))
@@ -222,3 +228,20 @@ def test_the_probes_of_table_7_stand_on_what_the_paper_says(scale: str) -> None:
             if scale == "paper":
                 expected = {"Base 650M": ("base", 0.1), "Large 1697M": ("large", 0.0)}[row.heads["size"]]
                 assert (gpt.size, gpt.dropout) == expected, run.label
+
+
+@pytest.mark.parametrize("scale", ["quick", "reduced", "cifar", "paper"])
+def test_the_classifiers_of_section_4_2_have_one_budget(scale: str) -> None:
+    """Network, length, images and augmentation, whatever they read."""
+    (table,) = load_grid(FOLDER.parent / "sweeps/vqgan_lc/section4_2.yaml", scale).tables
+    rows = [run.experiment for row in table.rows for run in row.runs]
+    assert {row.model.reads for row in rows} >= {"codes", "images"}
+    assert (
+        len(
+            {
+                str(replace(row, model=replace(row.model, reads="codes"), upstream=None, recipe="", seed=0))
+                for row in rows
+            }
+        )
+        == 1
+    )

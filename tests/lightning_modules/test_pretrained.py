@@ -86,7 +86,7 @@ def test_encoding_changes_no_codebook(tiny: TinyExperiment, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["vqgan", "vit_vqgan"])
-@pytest.mark.parametrize("quantizer", ["vq", "factorized", "fsq", "lfq", "simvq"])
+@pytest.mark.parametrize("quantizer", ["vq", "factorized", "fsq", "lfq", "simvq", "ibq"])
 def test_every_quantizer_comes_back(tiny: TinyExperiment, tmp_path: Path, name: str, quantizer: str) -> None:
     sizes = {"fsq": ["model.codebook_size=240", "model.code_dim=3"], "lfq": ["model.codebook_size=256"]}
     module = build_model(tiny(name, f"model.quantizer.name={quantizer}", *sizes.get(quantizer, []))).eval()

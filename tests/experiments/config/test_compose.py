@@ -115,6 +115,7 @@ def test_data_defaults_are_those_of_the_data_set() -> None:
         ("model.codebook_size=0", r"codebook_size=0 and code_dim=\d+ must be at least 1"),
         ("trainer.max_steps=0", r"max_steps=0 must be at least 1"),
         ("trainer.precision=16", r"precision='16' is none of 32-true, bf16-mixed, 16-mixed"),
+        ("trainer.weight_ema_ramp=true", r"weight_ema_ramp needs trainer\.weight_ema above 0"),
         ("trainer.weight_ema=1.0", r"weight_ema=1\.0 must be in \[0, 1\)"),
         ("data.batch_size=0", r"batch_size=0 must be at least 1"),
         (
@@ -296,6 +297,8 @@ def test_the_word_data_replaces_the_set_and_keeps_sizes(tiny: TinyExperiment) ->
     assert shapes.data.name == "shapes"
     with pytest.raises(ValueError, match="DATA=imagenet is none of auto, cifar10, image_folder, shapes"):
         resolve_data(shapes, "imagenet")
+    with pytest.raises(ValueError, match=r"DATA=imagefolder is none of .*; did you mean 'image_folder'\?"):
+        resolve_data(shapes, "imagefolder")
 
 
 # ---- digests

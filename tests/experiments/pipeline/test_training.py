@@ -12,6 +12,7 @@ from conftest import TinyExperiment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torchvision.datasets import CIFAR10
+from vim_cases import tiny_vim
 
 import experiments.evaluate
 import experiments.pipeline.training
@@ -19,7 +20,7 @@ import experiments.train
 from datamodules.cifar10 import CIFAR10DataModule
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data, build_model, resolve_data, restore
-from experiments.pipeline.training import evaluate, train
+from experiments.pipeline.training import evaluate, plan, train
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import Record, read_record
 from experiments.runtime.trainer import build_trainer
@@ -78,6 +79,22 @@ def test_a_run_writes_a_record_that_evaluation_repeats(
 
     monkeypatch.setattr(L.Trainer, "fit", lambda *_, **__: pytest.fail("a finished run is not trained again"))
     assert train(experiment, "a name", tmp_path / "another") == record
+
+
+def test_a_plan_trains_nothing(tiny: TinyExperiment, tmp_path: Path) -> None:
+    experiment, folder = tiny(), tmp_path / "run"
+    (first, images) = plan(experiment, folder)
+    assert first == f"{folder}: begins; 3 steps of 4 images" and "16 to train on, 12 to validate" in images
+    assert not folder.exists()
+    train(experiment, "x", folder)
+    (line,) = plan(experiment, folder)
+    assert line.startswith("finished, nothing to do: ")
+    for path in (tmp_path / "runs/records").iterdir():
+        path.unlink()
+    assert plan(experiment, folder)[0].startswith(f"{folder}: continues from {folder}/checkpoints/final.ckpt")
+    above = tiny_vim(tiny)
+    lines = plan(above, tmp_path / "vim")
+    assert "vqgan_cifar10.yaml: is trained first" in lines[2] and "begins; 1 steps of 4 images" in lines[3]
 
 
 def test_logit_laplace_is_measured_where_the_model_predicts_it(tiny: TinyExperiment, tmp_path: Path) -> None:
