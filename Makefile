@@ -101,6 +101,7 @@ claims: $(READY) ## which of the papers' conclusions hold: verdicts from finishe
 	$(PY) -m sweeps.claims --output-dir "$(OUT)"
 
 dashboard: $(READY) ## TensorBoard over all runs
+	@echo "rFID, PSNR, utilisation and losses of all runs: http://localhost:$(PORT)/#custom_scalars"
 	$(PY) -m tensorboard.main --logdir "$(OUT:~/%=$(HOME)/%)/experiments" --port $(PORT)
 
 bench: $(READY) ## benchmarks, each against its alternative in the same run, about ten minutes; writes docs/benchmarks.md

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.experiment import CHOICES, Experiment, schema
-from experiments.config.values import explain, from_dotlist, merge, read_yaml, select
+from experiments.config.values import explain, flatten, from_dotlist, merge, read_yaml, select
 from lightning_modules.quantizers import QuantizerConfig
 
 RECIPES = Path(__file__).resolve().parents[1]
@@ -25,6 +25,14 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     key (with the nearest existing one), a wrong type, or a wrong name.
     """
     return parse(compose(read_recipe(path), from_dotlist(overrides)), str(path))
+
+
+def changed(experiment: Experiment, name: str) -> dict[str, Any]:
+    """The flat keys in which it differs from this suite's recipe `name` or, where there is none, from the defaults."""
+    path, values = RECIPES / f"{name}.yaml", experiment.identity()
+    base = load_experiment(path) if path.is_file() else schema(values)
+    before = flatten(base.identity())
+    return {key: value for key, value in flatten(values).items() if before.get(key, "") != value}
 
 
 def find_recipe(path: str | Path) -> Path:

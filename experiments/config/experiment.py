@@ -5,6 +5,7 @@ nowhere else.
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ class TrainerConfig:
     memory_format: str = no_identity("contiguous")  # contiguous | channels_last
     compile: str = no_identity("none")  # none | networks | graphs
     validate_every: int = 0  # steps between validations, 0 = only at the end
+    show_every: int = no_identity(0)  # steps between pictures in TensorBoard, 0 = ten times in all
     checkpoint_every: int = no_identity(1000)
     log_every: int = no_identity(10)
     weight_ema: float = 0.0
@@ -52,6 +54,7 @@ class TrainerConfig:
         require(0 <= self.weight_ema < 1, f"weight_ema={self.weight_ema} must be in [0, 1)")
         at_least_one(self, "max_steps", "checkpoint_every", "log_every")
         require(self.validate_every >= 0, f"validate_every={self.validate_every} must be 0 (off) or more")
+        require(self.show_every >= 0, f"show_every={self.show_every} must be 0 (ten times) or more")
 
 
 @dataclass
@@ -87,6 +90,7 @@ class RuntimeConfig:
     strategy: str = "auto"
     num_workers: int = -1  # processes that load images; -1: some for image files while a GPU trains, else none
     evaluate_later: bool = False  # keep the weights; the same run without this measures them, on any machine
+    loggers: str = "tensorboard"  # tensorboard, csv, wandb, mlflow, with commas between several
     keep_weights: bool = False  # keep them, without what is needed to go on training, beside the record
 
     def __post_init__(self) -> None:
@@ -110,9 +114,11 @@ class Experiment:
     start_from: StartConfig = field(default_factory=StartConfig)  # weights in place of random ones
     upstream: Any = None  # the Experiment below, or None; `parse` sets it
     recipe: str = no_identity("")  # its file, for people
+    name: str = no_identity("")  # of the run, in its folder's name; "" = that of the recipe's file
 
     def check(self) -> None:
         """Raises ValueError where its model, the one below and their images do not go together."""
+        require(re.fullmatch(r"[\w.+-]*", self.name) is not None, f"name={self.name}: takes letters, digits and _.+-")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
         require(
             self.trainer.compile != "networks" or isinstance(self.model, TokenizerConfig),

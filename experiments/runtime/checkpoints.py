@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
+from experiments.runtime import progress
 from experiments.runtime.files import replacing
 from experiments.runtime.signals import Stopped, StopRequest
 from lightning_modules.lightning_fixes import count_last_step, resume_with_validation, true_epochs
@@ -66,6 +67,8 @@ class ResumePoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.stop.listen()  # in place of Lightning's handler, which talks to other ranks wherever a SIGTERM is met
         self.step, self.saved = trainer.global_step, time.monotonic()
+        if self.step and trainer.is_global_zero:
+            print(f"{progress.prefix}continues from step {self.step} of {trainer.max_steps}", flush=True)
         if self.resumes_validation:
             self.saved_step = self.step
             resume_with_validation(trainer)
