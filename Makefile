@@ -25,6 +25,7 @@ CELLS  = --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "
 SWEEP  = $(PY) -m sweeps.run $(CELLS) --workers $(WORKERS) $(if $(filter no,$(PUBLISHED)),--no-published)
 TABLE  = $(PY) -m sweeps.table $(CELLS)
 SAMPLES = $(PY) -m sweeps.samples $(CELLS)
+SHOWN  = $(filter-out sweeps/search_% sweeps/claims.yaml,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
 GENERATED = sweeps/vit_vqgan/table6.yaml sweeps/vqgan_lc/table4.yaml
 # Trains what is missing of a sweep and shows its tables; with TRAIN=no only the latter. The empty line ends the recipe.
 define show
@@ -37,7 +38,7 @@ $(SAMPLES) $(1)
 
 endef
 
-.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims dashboard bench gpu-check check format \
+.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables report claims dashboard bench gpu-check check format \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
@@ -95,7 +96,10 @@ probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-
 	$(call show,sweeps/vit_vqgan/table7.yaml)
 
 tables: $(READY) ## render every table and figure from finished records; trains nothing
-	$(TABLE) $(filter-out sweeps/search_% sweeps/claims.yaml,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
+	$(TABLE) $(SHOWN)
+
+report: $(READY) ## the tables of SCALE and all verdicts as one page that needs no network, OUT/report.html; trains nothing
+	$(PY) -m sweeps.report $(CELLS) $(SHOWN)
 
 claims: $(READY) ## which of the papers' conclusions hold: verdicts from finished records into docs/claims.md; trains nothing
 	$(PY) -m sweeps.claims --output-dir "$(OUT)"

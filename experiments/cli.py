@@ -20,6 +20,8 @@ COMMANDS = {
     "tokenize": "experiments.tokenize",
     "detokenize": "experiments.detokenize",
     "sample": "experiments.sample",
+    "runs": "experiments.runs",
+    "compare": "experiments.compare",
     "preview": "experiments.preview",
     "build-codebook": "experiments.build_codebook",
     "import-checkpoint": "experiments.import_checkpoint",
@@ -27,6 +29,7 @@ COMMANDS = {
     "search": "sweeps.search",
     "table": "sweeps.table",
     "claims": "sweeps.claims",
+    "report": "sweeps.report",
 }
 
 

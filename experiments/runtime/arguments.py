@@ -27,8 +27,14 @@ COMMAND = "vq-image-modeling"
 PROGRAM = "python -m experiments."  # before the name of a command, in its help; or COMMAND, where that was typed
 
 
+def command(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Of `python -m experiments.NAME`; `doc`, the command's docstring, is its help."""
+    form = argparse.RawDescriptionHelpFormatter
+    return Parser(prog=f"{PROGRAM}{name}", description=doc, formatter_class=form)
+
+
 def of_recipe(name: str, doc: str | None, optional: bool = False) -> argparse.ArgumentParser:
-    """Of `python -m experiments.NAME FILE [key=value ...]`; `doc`, the command's docstring, is its help."""
+    """Of `python -m experiments.NAME FILE [key=value ...]`."""
     return parser(name, doc, optional, file="a recipe's name, such as vqgan_lc_cifar10, or the path of a YAML file")
 
 
@@ -42,8 +48,7 @@ def of_checkpoint(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 def of_model(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Of `python -m experiments.NAME MODEL ...`, which uses a trained model as it is: no keys."""
-    form = argparse.RawDescriptionHelpFormatter
-    made = Parser(prog=f"{PROGRAM}{name}", description=doc, formatter_class=form)
+    made = command(name, doc)
     made.add_argument("model", metavar="MODEL", help="a run's folder, a checkpoint, an exported folder or a hub id")
     made.add_argument("--batch-size", type=int, default=64, help="images at a time (default: 64)")
     made.add_argument("--accelerator", default="auto", help="cpu, gpu, ... (default: auto)")
@@ -52,8 +57,7 @@ def of_model(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 def parser(name: str, doc: str | None, optional: bool = False, **positional: str) -> argparse.ArgumentParser:
     """With the arguments `positional`, each with its meaning, before the keys; `optional`: they may be left out."""
-    form = argparse.RawDescriptionHelpFormatter
-    made = Parser(prog=f"{PROGRAM}{name}", description=doc, formatter_class=form)
+    made = command(name, doc)
     for argument, meaning in positional.items():
         made.add_argument(argument, help=meaning, nargs="?" if optional else None)
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.val_size=1000")
