@@ -165,7 +165,8 @@ class Experiment:
 
     def identity(self) -> dict[str, Any]:
         """The plain nested dictionary of the configuration, without `runtime`, as records and checkpoints hold it."""
-        own = {"seed": self.seed} | {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
+        own: dict[str, Any] = {"seed": self.seed}
+        own |= {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
         own |= {"start_from": asdict(self.start_from)} if self.start_from.path else {}
         own |= {"plugins": self.plugins} if self.plugins else {}
         return own | ({"upstream": {"recipe": self.recipe} | self.upstream.identity()} if self.upstream else {})

@@ -45,21 +45,21 @@ class Tagged:
         super().log_metrics(tags, step)  # type: ignore[misc]
 
 
-class TensorBoard(Tagged, TensorBoardLogger):
+class TensorBoard(Tagged, TensorBoardLogger):  # type: ignore[misc]  # mixed in before
     def save(self) -> None:
         """Without Lightning's hparams.yaml, which is empty until the end: config.yaml is there from the start."""
         self.experiment.flush()
 
 
-class CSV(Tagged, CSVLogger):
+class CSV(Tagged, CSVLogger):  # type: ignore[misc]  # mixed in before
     pass
 
 
-class WandB(Tagged, WandbLogger):
+class WandB(Tagged, WandbLogger):  # type: ignore[misc]  # mixed in before
     pass
 
 
-class MLFlow(Tagged, MLFlowLogger):
+class MLFlow(Tagged, MLFlowLogger):  # type: ignore[misc]  # mixed in before
     pass
 
 
