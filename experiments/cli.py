@@ -22,6 +22,8 @@ COMMANDS = {
     "export": "experiments.export",
     "release": "experiments.release",
     "sample": "experiments.sample",
+    "runs": "experiments.runs",
+    "compare": "experiments.compare",
     "preview": "experiments.preview",
     "build-codebook": "experiments.build_codebook",
     "import-checkpoint": "experiments.import_checkpoint",
@@ -30,6 +32,7 @@ COMMANDS = {
     "search": "sweeps.search",
     "table": "sweeps.table",
     "claims": "sweeps.claims",
+    "report": "sweeps.report",
 }
 
 

@@ -167,9 +167,9 @@ class LinearProbe(Module):
     layout: ClassVar[Layout] = {
         "linear probe": {
             "loss, mean of the blocks": ["Multiline", ["loss/probe"]],
-            "test accuracy by block, %": ["Multiline", ["probe/accuracy/block.*"]],
-            "held-out accuracy by block, %": ["Multiline", ["probe/heldout/block.*"]],
-            "test accuracy of the chosen block, %": ["Multiline", ["probe/accuracy$"]],
+            "test accuracy by block, %": ["Multiline", ["val/probe/accuracy/block.*"]],
+            "held-out accuracy by block, %": ["Multiline", ["val/probe/heldout/block.*"]],
+            "test accuracy of the chosen block, %": ["Multiline", ["val/probe/accuracy$"]],
         }
     }
     progress_metric = "loss/probe"

@@ -4,6 +4,7 @@ The names in a file (`data.name`, `model.name`, `model.quantizer.name`, ...) pic
 nowhere else.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ class TrainerConfig:
     memory_format: str = no_identity("contiguous")  # contiguous | channels_last
     compile: str = no_identity("none")  # none | networks | graphs
     validate_every: int = 0  # steps between validations, 0 = only at the end
+    show_every: int = no_identity(0)  # steps between pictures in TensorBoard, 0 = ten times in all
     checkpoint_every: int = no_identity(1000)
     log_every: int = no_identity(10)
     weight_ema: float = 0.0
@@ -53,6 +55,7 @@ class TrainerConfig:
         require(bool(self.weight_ema) or not self.weight_ema_ramp, "weight_ema_ramp needs trainer.weight_ema above 0")
         at_least_one(self, "max_steps", "checkpoint_every", "log_every")
         require(self.validate_every >= 0, f"validate_every={self.validate_every} must be 0 (off) or more")
+        require(self.show_every >= 0, f"show_every={self.show_every} must be 0 (ten times) or more")
 
 
 @dataclass
@@ -89,6 +92,7 @@ class RuntimeConfig:
     strategy: str = "auto"
     num_workers: int = -1  # processes that load images; -1: some for image files while a GPU trains, else none
     evaluate_later: bool = False  # keep the weights; the same run without this measures them, on any machine
+    loggers: str = "tensorboard"  # tensorboard, csv, wandb, mlflow, with commas between several
     keep_weights: bool = False  # keep them, without what is needed to go on training, beside the record
 
     def __post_init__(self) -> None:
@@ -113,9 +117,11 @@ class Experiment:
     plugins: str = neutral("")  # modules of classes that are not this suite's, with a hash; `parse` fills it in
     upstream: Any = None  # the Experiment below, or None; `parse` sets it
     recipe: str = no_identity("")  # its file, for people
+    name: str = no_identity("")  # of the run, in its folder's name; "" = that of the recipe's file
 
     def check(self) -> None:
         """Raises ValueError where its model, the one below and their images do not go together."""
+        require(re.fullmatch(r"[\w.+-]*", self.name) is not None, f"name={self.name}: takes letters, digits and _.+-")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
         require(
             self.trainer.compile != "networks" or isinstance(self.model, TokenizerConfig),
@@ -159,7 +165,8 @@ class Experiment:
 
     def identity(self) -> dict[str, Any]:
         """The plain nested dictionary of the configuration, without `runtime`, as records and checkpoints hold it."""
-        own = {"seed": self.seed} | {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
+        own: dict[str, Any] = {"seed": self.seed}
+        own |= {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
         own |= {"start_from": asdict(self.start_from)} if self.start_from.path else {}
         own |= {"plugins": self.plugins} if self.plugins else {}
         return own | ({"upstream": {"recipe": self.recipe} | self.upstream.identity()} if self.upstream else {})

@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from datamodules import DATAMODULES, ImageDataModule
 from datamodules.cifar10 import find_cifar10
 from experiments.config.compose import parse
@@ -24,6 +27,12 @@ def build_data(experiment: Experiment) -> ImageDataModule:
     data.prepare_data()
     data.setup("fit")
     return data
+
+
+def first_images(data: ImageDataModule, number: int = 8) -> Tensor:
+    """(B, 3, H, W) in [-1, 1], the first validation images of data that is set up."""
+    images: Any = data.val_set
+    return torch.stack([images[index]["image"] for index in range(min(number, len(images)))])
 
 
 def data_module(experiment: Experiment) -> ImageDataModule:

@@ -46,7 +46,7 @@ def expected_time(experiment: Experiment, seconds: float) -> dict[str, str]:
 def slow_precision(experiment: Experiment) -> dict[str, str]:
     """A row where bfloat16 has to be imitated: on x86 processors that have no instructions for it."""
     is_bf16, on_cpu = "bf16" in experiment.trainer.precision, build_device(experiment).type == "cpu"
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
     if not (is_bf16 and on_cpu) or has.get("architecture") != "x86_64" or has["avx512_bf16"] or has["amx_bf16"]:
         return {}
     return {"precision": "bf16 without instructions for it on this CPU: trainer.precision=32-true may be faster"}

@@ -13,19 +13,21 @@ from lightning.pytorch.callbacks import Callback
 
 from datamodules import ImageDataModule
 from experiments.config import plugins
+from experiments.config.compose import changed
 from experiments.config.experiment import Experiment
-from experiments.config.values import flatten
-from experiments.pipeline.build import build_data, plain
+from experiments.pipeline.build import build_data, first_images, plain
 from experiments.pipeline.codebooks.extraction import build_device
+from experiments.pipeline.configuration import CONFIG, described
 from experiments.pipeline.inputs import Inputs, inputs_of
 from experiments.pipeline.prepare import gather, prepare, prepare_evaluation
 from experiments.pipeline.summary import print_summary
 from experiments.pipeline.upstream import checkpoint_below, upstream_of
 from experiments.pipeline.weights import can_wait, keep_weights, read_weights, restore_weights, weights_path
 from experiments.runtime import health, progress
-from experiments.runtime.callbacks import InCheckpoint
+from experiments.runtime.callbacks import Dashboard, InCheckpoint
 from experiments.runtime.errors import is_main
-from experiments.runtime.files import LOCK, inherited, locked, require_writable, write_json
+from experiments.runtime.files import LOCK, inherited, locked, replacing, require_writable, write_json
+from experiments.runtime.loggers import check_loggers, log_hyperparameters
 from experiments.runtime.precision import full_float32, precision_options
 from experiments.runtime.progress import Throughput
 from experiments.runtime.ranks import check_devices, from_main, main_first, num_devices, silent_trainer
@@ -55,6 +57,7 @@ def train(
     """
     quiet()
     check_devices(experiment)
+    check_loggers(experiment.runtime)
     records = Path(experiment.runtime.output_dir) / "records"
     with main_first():  # the first look at images reads them all
         inputs = inputs_of(experiment)
@@ -134,12 +137,17 @@ def train_alone(
     health.reset_peak_memory()
     throughput = Throughput()
     module, data, images = prepare(experiment, needs)
+    module.shown = first_images(images)
+    text, changes = described(experiment, name), {"recipe": name} | changed(experiment, name)
+    if is_main():
+        with replacing(folder / CONFIG) as file:
+            file.write(text.encode())
     if is_main() and not progress.prefix:  # one of many says little
         print_summary(experiment, module, name, images.data_id, images.placing(build_device(experiment)))
 
     with StopRequest() as stop, not_swallowed(), health.naming_last_checkpoint(checkpoints):
-        images_read = InCheckpoint(**inputs._asdict())
-        trainer = build_trainer(experiment, module, folder, images_read, throughput, *callbacks, stop=stop)
+        kept, shown = InCheckpoint(configuration=text, **inputs._asdict()), Dashboard(experiment.trainer, text, changes)
+        trainer = build_trainer(experiment, module, folder, kept, shown, throughput, *callbacks, stop=stop)
         if experiment.trainer.validate_every:
             use_reference(trainer, module, images, output_dir)
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
@@ -174,10 +182,9 @@ def train_alone(
             record |= measured(record, trainer, module, data, images, output_dir)
         record |= spent(throughput)
     if trainer.is_global_zero:
-        shown = {f"final/{metric}": value for metric, value in record["metrics"].items()}
-        assert trainer.logger is not None
-        trainer.logger.log_hyperparams(flatten(experiment.identity()), shown)  # TensorBoard's HPARAMS tab
-        trainer.logger.finalize("success")
+        log_hyperparameters(trainer, changes, record["metrics"].keys() - module.training_metrics.keys())
+        for logger in trainer.loggers:
+            logger.finalize("success")
         if not is_later:
             write_json(path, record)
     return record

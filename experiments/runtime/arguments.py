@@ -40,7 +40,7 @@ FITS = ("crop", "pad")  # see datamodules/files.py: frame
 
 
 def of_recipe(name: str, doc: str | None, optional: bool = False) -> argparse.ArgumentParser:
-    """Of `python -m experiments.NAME FILE [key=value ...]`; `doc`, the command's docstring, is its help."""
+    """Of `python -m experiments.NAME FILE [key=value ...]`."""
     return parser(name, doc, optional, file="a recipe's name, such as vqgan_lc_cifar10, or the path of a YAML file")
 
 
