@@ -16,7 +16,7 @@ from conftest import TinyExperiment
 from datamodules import DATAMODULES
 from experiments import evaluate, train
 from experiments.config import plugins
-from experiments.config.compose import parse
+from experiments.config.compose import load_experiment, parse
 from experiments.config.values import merge
 from experiments.runtime.files import write_json
 from lightning_modules import Tokenizer
@@ -73,6 +73,8 @@ def test_it_works_in_every_command_and_edits_of_it_make_other_runs(
     (run,) = (folder / "runs/experiments").iterdir()
     (record,) = (json.loads(path.read_text()) for path in (folder / "runs/records").iterdir())
     assert re.fullmatch(rf"{NAME}@[0-9a-f]{{8}}", record["config"]["plugins"]) and "arrays-" in record["data_id"]
+
+    assert load_experiment(recipe, [f"plugins={NAME}@00000000"]).plugins == record["config"]["plugins"]
 
     tokenizer = Tokenizer.from_pretrained(run)
     codes = tokenizer.encode(torch.rand(2, 3, 16, 16) * 2 - 1)
