@@ -16,8 +16,6 @@ from torchvision.transforms.v2 import functional as F
 from datamodules.decoding import read_image
 from datamodules.folders import list_images
 
-FITS = ("crop", "pad")
-
 
 class ImageFile(NamedTuple):
     path: str

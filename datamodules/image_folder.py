@@ -153,7 +153,8 @@ class ImageFolderDataModule(FolderDataModule):
             if any((self.data_dir / name / split).is_dir() for split in SPLITS):
                 raise ValueError(f"{self.data_dir}: holds data sets, such as {name}: choose one by data.dataset={name}")
         images = list_images(self.data_dir, self.config.class_folders)
-        require(len(images.paths) >= 3, f"{self.data_dir}: {len(images.paths)} images are too few to split")
+        advice = "add some, or hand them to `reconstruct PATHS` or `tokenize --images`, which take any number"
+        require(len(images.paths) >= 3, f"{self.data_dir}: {len(images.paths)} images are too few to split: {advice}")
         return split_off(images, self.data_dir, self.config.val_share)
 
     def list_files(self, split: str) -> ImageList:

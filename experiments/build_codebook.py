@@ -10,11 +10,6 @@ does all this by itself where the codebook is missing.
 
 from pathlib import Path
 
-from experiments.config.compose import load_experiment
-from experiments.pipeline.build import build_data, resolve_data
-from experiments.pipeline.codebooks.build import build_codebook, codebook_path, with_source_data
-from experiments.pipeline.codebooks.estimate import estimate
-from experiments.pipeline.codebooks.extraction import large_codebook
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
 
@@ -22,14 +17,25 @@ from experiments.runtime.errors import user_errors
 def main() -> None:
     parser = arguments.of_recipe("build_codebook", __doc__)
     arguments.add_data(parser)
+    arguments.add_dry_run(parser)
     parser.add_argument("--out", help="file to write (default: OUTPUT_DIR/codebooks/NAME.safetensors)")
     parser.add_argument("--estimate", action="store_true", help="measure a small sample, print time, disk and memory")
     parser.add_argument("--images", type=int, help="with --estimate: for so many images (default: the recipe's)")
     given = parser.parse_intermixed_args()
+    from experiments.config.compose import as_yaml, load_experiment
+    from experiments.pipeline.build import build_data, resolve_data
+    from experiments.pipeline.codebooks.build import build_codebook, codebook_path, with_source_data
+    from experiments.pipeline.codebooks.estimate import estimate
+    from experiments.pipeline.codebooks.extraction import large_codebook
+
     with user_errors():
         if given.images is not None and not (given.estimate and given.images >= 1):
             raise ValueError(f"--images {given.images}: a positive number, and only with --estimate")
-        experiment = resolve_data(load_experiment(given.file, given.overrides), given.data)
+        experiment = load_experiment(given.file, given.overrides)
+        if given.print_config:
+            print(as_yaml(experiment), end="")
+            return
+        experiment = resolve_data(experiment, given.data)
         if given.estimate:
             print(estimate(experiment, given.images))
             return
@@ -37,6 +43,11 @@ def main() -> None:
             raise ValueError("model.quantizer.source.method=normal: random numbers need no codebook file")
         experiment, data_id = with_source_data(experiment, build_data(experiment).data_id)
         path = Path(given.out or codebook_path(experiment, data_id))
+        if given.dry_run:
+            config = large_codebook(experiment)
+            shape = f"{experiment.tokenizer.codebook_size:,} x {config.feature_dim}"
+            print(f"{path}: {'is there' if path.is_file() else 'to be built'}, {shape} by {config.source.method}")
+            return
         build_codebook(experiment, data_id, path)
         print(path)
 

@@ -7,15 +7,13 @@ line says (docs/images.md).
 """
 
 import sys
+from typing import TYPE_CHECKING
 
-from datamodules import ImageFolderDataModule
-from datamodules.scan import lines_of, looks, summary, unusual
-from experiments.config.compose import compose, parse
-from experiments.config.values import from_dotlist
-from experiments.pipeline.build import data_module
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
-from experiments.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from datamodules import ImageFolderDataModule
 
 OWN = {"data": {"name": "image_folder"}, "model": {"name": "vqgan"}}
 
@@ -24,15 +22,27 @@ def main() -> None:
     parser = arguments.parser("check_data", __doc__)
     parser.add_argument("--data-dir", default="data", help="folder of the images (default: data)")
     given = parser.parse_intermixed_args()
+    from datamodules import ImageFolderDataModule
+    from experiments.config.compose import as_yaml, compose, parse
+    from experiments.config.values import from_dotlist
+    from experiments.pipeline.build import data_module
+
     with user_errors():
         runtime = {"runtime": {"data_dir": given.data_dir}}
-        data = data_module(parse(compose(runtime, from_dotlist(given.overrides), OWN), "check_data"))
+        experiment = parse(compose(runtime, from_dotlist(given.overrides), OWN), "check_data")
+        if given.print_config:
+            print(as_yaml(experiment), end="")
+            return
+        data = data_module(experiment)
         assert isinstance(data, ImageFolderDataModule)
         sys.exit(report(data))
 
 
-def report(data: ImageFolderDataModule) -> int:
+def report(data: "ImageFolderDataModule") -> int:
     """Prints what was found; 1 where an image cannot be read. Raises ValueError or OSError for the folders."""
+    from datamodules.scan import lines_of, looks, summary, unusual
+    from experiments.runtime.progress import progress
+
     data.prepare_data()
     total, found = sum(len(files.paths) for files in data.files.values()), []
     with progress("image", total) as show:

@@ -4,13 +4,13 @@ Only the command's own module is imported, so that help comes at once.
 """
 
 import ast
-import difflib
 import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from experiments.runtime import arguments
+from lightning_modules.checks import hint
 
 COMMANDS = {
     "check-data": "experiments.check_data",
@@ -19,14 +19,20 @@ COMMANDS = {
     "reconstruct": "experiments.reconstruct",
     "tokenize": "experiments.tokenize",
     "detokenize": "experiments.detokenize",
+    "export": "experiments.export",
+    "release": "experiments.release",
     "sample": "experiments.sample",
+    "runs": "experiments.runs",
+    "compare": "experiments.compare",
     "preview": "experiments.preview",
     "build-codebook": "experiments.build_codebook",
     "import-checkpoint": "experiments.import_checkpoint",
+    "leaderboard": "experiments.leaderboard",
     "sweep": "sweeps.run",
     "search": "sweeps.search",
     "table": "sweeps.table",
     "claims": "sweeps.claims",
+    "report": "sweeps.report",
 }
 
 
@@ -49,9 +55,8 @@ def main() -> None:
         print(overview())
         return
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(COMMANDS)}"
-        print(f"error: no command '{name}'{hint}", file=sys.stderr)
+        others = hint(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+        print(f"error: no command '{name}'{others}", file=sys.stderr)
         sys.exit(1)
     arguments.PROGRAM = f"{arguments.COMMAND} "
     sys.argv = [sys.argv[0], *sys.argv[2:]]

@@ -1,50 +1,107 @@
-"""Measures a trained checkpoint again, by the same code as training's validation.
+"""Measures a trained checkpoint again, by the same code as training's validation; or any two folders of images.
 
     python -m experiments.evaluate runs/experiments/RUN/checkpoints/final.ckpt --data-dir DATA [key=value ...]
 
 Keys may change the data (data.val_size=1000), the metrics (model.metrics.extractor=...) or where it runs
 (runtime.accelerator=cpu); for what generates also how (model.sampling.guidance_scale=2,
 model.generation.num_samples=1000).
+
+    python -m experiments.evaluate --images theirs/ --reference imagenet/val [model.metrics.extractor=dinov2-vit-l-14]
+
+judges images that anyone made: FID, IS, KID, precision and recall, under the protocol ids of our own models. Where the
+file names of both sides are the same, endings aside, each image is taken for the reconstruction of its namesake, and
+PSNR, SSIM and LPIPS are measured, too.
 """
 
+import argparse
 import json
-from dataclasses import replace
-from pathlib import Path
 
-from experiments.pipeline.build import resolve_data
-from experiments.pipeline.prepare import prepare_evaluation
-from experiments.pipeline.training import evaluate
-from experiments.pipeline.upstream import restore_for
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
-from experiments.runtime.precision import precision_options
-from experiments.runtime.ranks import check_accelerator, silent_trainer
-from experiments.runtime.trainer import quiet
+
+METRICS = "model.metrics"
+OF_FOLDERS = (f"{METRICS}.extractor", f"{METRICS}.extractor_image_size", f"{METRICS}.lpips", "runtime.accelerator")
 
 
 def main() -> None:
-    parser = arguments.of_checkpoint("evaluate", __doc__)
+    parser = arguments.of_checkpoint("evaluate", __doc__, optional=True)
     arguments.add_data(parser)
     parser.add_argument("--tokenizer", help="the tokenizer's checkpoint (default: that of its upstream run)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--images", metavar="FOLDER", help="images to judge, instead of a model")
+    parser.add_argument("--reference", metavar="FOLDER", help="images to compare them with")
+    parser.add_argument("--reference-name", help="in protocol ids, such as val (default: the folder's name)")
+    parser.add_argument("--image-size", type=int, default=0, help="side to which both are brought (default: as it is)")
+    parser.add_argument("--unpaired", action="store_true", help="equal file names mean nothing")
+    parser.add_argument("--batch-size", type=int, default=64, help="of --images")
     given = parser.parse_intermixed_args()
+    if given.checkpoint and "=" in given.checkpoint:  # without CHECKPOINT the first key comes there
+        given.checkpoint, given.overrides = None, [given.checkpoint, *given.overrides]
+    if bool(given.images) != bool(given.reference) or bool(given.images) == bool(given.checkpoint):
+        parser.error("name a checkpoint, or images with --images and --reference")
+    if given.print_config and given.images:
+        parser.error("--print-config: of a checkpoint")
     with user_errors():
-        quiet()
-        experiment, module = restore_for(given)
-        check_accelerator(experiment.runtime)
-        # the data of what it stands on is not needed any more
-        resolved = replace(resolve_data(experiment, given.data), upstream=experiment.upstream)
-        module, data, images = prepare_evaluation(resolved, module, given.tokenizer)
-        precision = precision_options(experiment.trainer.precision, experiment.runtime)
-        trainer = silent_trainer(experiment.runtime, devices=1, **precision)
-        metrics = evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir))
-        protocols = module.protocols()
-        if given.json:
-            print(json.dumps({"data_id": images.data_id, "metrics": metrics, "protocols": protocols}))
+        if given.print_config:
+            from experiments.config.compose import as_yaml
+            from experiments.pipeline.upstream import restore_for
+
+            print(as_yaml(restore_for(given)[0]), end="")
             return
-        print(f"{given.checkpoint}  ({images.data_id})")
-        for name, value in sorted(metrics.items()):
-            print(f"  {name:22} {value:12.4f}   {protocols.get(name, '')}")
+        title, result = of_folders(given) if given.images else of_model(given)
+        if given.json:
+            print(json.dumps(result))
+            return
+        print(title)
+        for name, value in sorted(result["metrics"].items()):
+            print(f"  {name:22} {value:12.4f}   {result['protocols'].get(name, '')}")
+
+
+def of_model(given: argparse.Namespace) -> tuple[str, dict[str, object]]:
+    """A line, and what --json prints."""
+    from dataclasses import replace
+
+    from experiments.pipeline.build import resolve_data
+    from experiments.pipeline.training import measure
+    from experiments.pipeline.upstream import restore_for
+    from experiments.runtime.ranks import check_accelerator
+    from experiments.runtime.trainer import quiet
+
+    quiet()
+    experiment, module = restore_for(given)
+    check_accelerator(experiment.runtime)
+    # the data of what it stands on is not needed any more
+    resolved = replace(resolve_data(experiment, given.data), upstream=experiment.upstream)
+    metrics, data_id = measure(resolved, module, given.tokenizer)
+    result = {"data_id": data_id, "metrics": metrics, "protocols": module.protocols()}
+    return f"{given.checkpoint}  ({data_id})", result
+
+
+def of_folders(given: argparse.Namespace) -> tuple[str, dict[str, object]]:
+    """The same of --images and --reference."""
+    from pathlib import Path
+
+    import lightning as L
+
+    from datamodules.files import image_files
+    from experiments.config.compose import compose, parse
+    from experiments.config.values import flatten, from_dotlist
+    from experiments.pipeline.folder_metrics import compare
+    from lightning_modules.checks import require
+
+    overrides = from_dotlist(given.overrides)
+    other = flatten(overrides).keys() - {*OF_FOLDERS}
+    require(not other, f"{min(other, default='')}: with --images only {', '.join(OF_FOLDERS)} can be given")
+    sizes_fit = given.batch_size >= 1 and given.image_size >= 0
+    require(sizes_fit, f"--batch-size {given.batch_size}, --image-size {given.image_size}: must be at least 1")
+    experiment = parse(compose({"model": {"name": "vqgan"}}, overrides), "evaluate")
+    images, reference = image_files([given.images]), image_files([given.reference])
+    name = given.reference_name or Path(given.reference).expanduser().resolve().name
+    device = L.Fabric(accelerator=experiment.runtime.accelerator, devices=1).device
+    options = (given.image_size, given.batch_size, not given.unpaired)
+    result = compare(images, reference, name, experiment.model.metrics, device, *options)
+    title = f"{len(images)} images, {len(reference)} of {name}, {result['image_size']} pixels"
+    return f"{title}; names in common: {result['same_names']}", result
 
 
 if __name__ == "__main__":

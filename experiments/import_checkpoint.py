@@ -10,28 +10,38 @@ model.quantizer.l2_norm=false. No code in the file is run. See docs/importing.md
 
 from pathlib import Path
 
-from experiments.config.values import from_dotlist
-from experiments.importers import FAMILIES, Options
-from experiments.importers.convert import import_checkpoint
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
-from lightning_modules.checks import require
 
 
 def main() -> None:
     checkpoint, out = "a .ckpt, .pt, .pth or .safetensors file", "the checkpoint to write"
     parser = arguments.parser("import_checkpoint", __doc__, checkpoint=checkpoint, out=out)
-    parser.add_argument("--from", dest="family", required=True, choices=FAMILIES, help="whose code made the file")
-    parser.add_argument("--image-size", type=int, help="pixels (default: 256; enhancing: as its positions say)")
-    parser.add_argument("--head-dim", type=int, help="channels of an attention head of enhancing (default: 64)")
+    parser.add_argument(
+        "--from", dest="family", required=True, help="whose code made the file: docs/importing.md lists them"
+    )
+    arguments.add_dry_run(parser)
+    parser.add_argument(
+        "--image-size", type=int, help="pixels (default: 256; enhancing, titok: as their positions say)"
+    )
+    parser.add_argument(
+        "--head-dim", type=int, help="channels of an attention head of enhancing or titok (default: 64)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     given = parser.parse_intermixed_args()
+    from experiments.config.values import from_dotlist
+    from experiments.importers import FAMILIES, Options
+    from experiments.importers.convert import import_checkpoint
+    from lightning_modules.checks import hint, require
+
     with user_errors():
+        others = f"none of {', '.join(FAMILIES)}{hint(given.family, FAMILIES)}"
+        require(given.family in FAMILIES, f"--from {given.family}: {others}")
         for option, value in {"image-size": given.image_size, "head-dim": given.head_dim}.items():
             require(value is None or value >= 1, f"--{option} {value} must be at least 1")
         options, overrides = Options(given.image_size, given.head_dim), from_dotlist(given.overrides)
         paths = Path(given.checkpoint), Path(given.out)
-        print(import_checkpoint(given.family, *paths, options, overrides, given.force))
+        print(import_checkpoint(given.family, *paths, options, overrides, given.force, given.dry_run))
 
 
 if __name__ == "__main__":

@@ -11,23 +11,27 @@ passes. Sustained TFLOP/s are well below the peak: an A100 in bf16 may reach 100
 
 from pathlib import Path
 
-from rich.console import Console
-
-from experiments.config.compose import load_experiment
-from experiments.costs.report import TFLOPS, preview
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
-from experiments.runtime.ranks import num_devices
 
 
 def main() -> None:
     parser = arguments.of_recipe("preview", __doc__)
     parser.add_argument("--devices", type=int, help="that share data.batch_size (default: runtime.devices, else here)")
-    speed = f"10^12 operations a second that a device sustains (default: {TFLOPS:g}, half of a V100's fp32 peak)"
-    parser.add_argument("--tflops", type=float, default=TFLOPS, help=speed)
+    speed = "10^12 operations a second that a device sustains (default: 8, half of a V100's fp32 peak)"
+    parser.add_argument("--tflops", type=float, default=8.0, help=speed)
     given = parser.parse_intermixed_args()
+    from rich.console import Console
+
+    from experiments.config.compose import as_yaml, load_experiment
+    from experiments.costs.report import preview
+    from experiments.runtime.ranks import num_devices
+
     with user_errors():
         experiment = load_experiment(given.file, given.overrides)
+        if given.print_config:
+            print(as_yaml(experiment), end="")
+            return
         devices = num_devices(experiment.runtime) if given.devices is None else given.devices
         Console().print(preview(experiment, Path(given.file).stem, devices, given.tflops))
 

@@ -17,25 +17,35 @@ side is resized, the border repeated, and the metrics are of the image without i
 
 from pathlib import Path
 
-from datamodules.files import FITS, image_files
-from experiments.pipeline.own_images import reconstruct, require_empty, tokenizer_for
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
-from lightning_modules.checks import require
 
 
 def main() -> None:
     parser = arguments.of_model("reconstruct", __doc__)
+    arguments.add_dry_run(parser)
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="image files and folders")
-    parser.add_argument("--fit", choices=FITS, default="crop", help="how an image becomes a square (default: crop)")
+    parser.add_argument(
+        "--fit", choices=arguments.FITS, default="crop", help="how an image becomes a square (default: crop)"
+    )
     parser.add_argument("--out", default="reconstructions", help="folder to write (default: reconstructions)")
     parser.add_argument("--lpips", choices=("auto", "alex", "vgg", "none"), default="auto", help="its network")
     given = parser.parse_args()
+    from datamodules.files import image_files
+    from experiments.pipeline.own_images import reconstruct, require_empty, tokenizer_for, yaml_of
+    from lightning_modules.checks import require
+
     with user_errors():
+        if given.print_config:
+            print(yaml_of(given.model), end="")
+            return
         require(given.batch_size >= 1, f"--batch-size {given.batch_size}: must be at least 1")
         files, out = image_files(given.paths), Path(given.out).expanduser()
         require_empty(out)
         tokenizer = tokenizer_for(given.model, given.accelerator)
+        if given.dry_run:
+            print(f"{out}: {len(files)} images at {tokenizer.image_size} pixels ({given.fit})")
+            return
         summary = reconstruct(tokenizer, files, out, given.fit, given.batch_size, given.lpips)
         print(f"{out}: {summary['images']} images at {summary['image_size']} pixels ({summary['fit']})")
         for name, value in summary["metrics"].items():

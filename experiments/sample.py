@@ -11,14 +11,13 @@ them.
 
 import sys
 
-from experiments.pipeline.sample_files import FORMATS, start, write
-from experiments.pipeline.samples import images_of, prepare
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
 
 
 def main() -> None:
     parser = arguments.of_checkpoint("sample", __doc__)
+    arguments.add_dry_run(parser)
     parser.add_argument("--num", type=int, default=64, help="images (default: 64)")
     parser.add_argument("--classes", help="numbers or names, such as 0,3 or cat,dog, in turn; or all (default)")
     parser.add_argument("--temperature", type=float, help="this and the six below: default as the recipe says")
@@ -31,14 +30,27 @@ def main() -> None:
     parser.add_argument("--accept", type=float, default=1.0, help="keep this share, the best of each class (A-Table 6)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=64, help="changes only speed and memory")
-    parser.add_argument("--format", choices=FORMATS, default="grid", help="one PNG, a folder of them, or npz")
+    parser.add_argument(
+        "--format", choices=("grid", "png", "npz"), default="grid", help="one PNG, a folder of them, or npz"
+    )
     parser.add_argument("--out", help="file or folder (default: RUN/samples/...)")
     parser.add_argument("--tokenizer", help="the tokenizer's checkpoint (default: that of the upstream run)")
     given = parser.parse_intermixed_args()
+    from experiments.config.compose import as_yaml
+    from experiments.pipeline.sample_files import start, write
+    from experiments.pipeline.samples import images_of, prepare
+    from experiments.pipeline.upstream import restore_for
+
     with user_errors():
+        if given.print_config:
+            print(as_yaml(restore_for(given, "the model")[0]), end="")
+            return
         if (prepared := prepare(given)) is None:
             return
         job, out, description = prepared
+        if given.dry_run:
+            print(f"{out}: {job.num} images as {given.format}")
+            return
         if words := job.legend():
             print(words, file=sys.stderr)
         done = start(out, given.format, description)

@@ -15,29 +15,35 @@ With --images it encodes the files and folders named there, of any size, instead
 import argparse
 from pathlib import Path
 
-from datamodules.files import FITS, image_files
-from datamodules.token_files import SPLITS, STORED
-from experiments.config.values import flatten, from_dotlist, select
-from experiments.pipeline.own_images import require_empty, tokenize, tokenizer_for
-from experiments.pipeline.token_writer import write_encoded
-from experiments.pipeline.tokens import prepare
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
-from lightning_modules.checks import require
 
 
 def main() -> None:
     parser = arguments.of_checkpoint("tokenize", __doc__)
     arguments.add_data(parser)
+    arguments.add_dry_run(parser)
     parser.add_argument("--views", type=int, help="views of a training image; those beyond the fixed are random crops")
     parser.add_argument("--flip", action="store_true", help="the second view is the mirrored image")
-    parser.add_argument("--latents", choices=STORED, default="", help="keep latents as these numbers, not tokens")
+    parser.add_argument(
+        "--latents", choices=("float32", "float16"), default="", help="keep latents as these numbers, not tokens"
+    )
     parser.add_argument("--out", help="folder to write (default: OUTPUT_DIR/tokens/DIGEST or latents/DIGEST)")
     parser.add_argument("--batch-size", type=int, default=64, help="images encoded at a time, each in all its views")
     parser.add_argument("--images", nargs="+", metavar="PATH", help="image files and folders, not a data set")
-    parser.add_argument("--fit", choices=FITS, default="crop", help="of --images: how one becomes a square")
+    parser.add_argument("--fit", choices=arguments.FITS, default="crop", help="of --images: how one becomes a square")
     given = parser.parse_intermixed_args()
+    from datamodules.token_files import SPLITS
+    from experiments.config.compose import as_yaml
+    from experiments.pipeline.build import restore_tokenizer
+    from experiments.pipeline.token_writer import write_encoded
+    from experiments.pipeline.tokens import prepare
+    from experiments.pipeline.upstream import restore_for
+
     with user_errors():
+        if given.print_config:
+            print(as_yaml(restore_for(given, "the tokenizer", restore_tokenizer)[0]), end="")
+            return
         if given.images:
             tokenize_files(given)
             return
@@ -46,6 +52,9 @@ def main() -> None:
         sizes = " and ".join(f"{job.meta.shape(split)} {split}" for split in SPLITS)
         axes = "dimensions, rows, columns" if given.latents else "tokens"
         print(f"{job.meta.kind} of {job.meta.data_id} (images, views, {axes}): {sizes}", flush=True)
+        if given.dry_run:
+            print(f"{folder}: to be written")
+            return
         if not write_encoded(job, folder):
             print("they are finished, nothing was done")
         print(folder)
@@ -53,6 +62,11 @@ def main() -> None:
 
 def tokenize_files(given: argparse.Namespace) -> None:
     """The command with --images."""
+    from datamodules.files import image_files
+    from experiments.config.values import flatten, from_dotlist, select
+    from experiments.pipeline.own_images import require_empty, tokenize, tokenizer_for
+    from lightning_modules.checks import require
+
     overrides = from_dotlist(given.overrides)
     keys = [key for key in flatten(overrides) if key != "runtime.accelerator"]
     require(not keys, f"{', '.join(keys)}: with --images only runtime.accelerator can be given")
@@ -62,6 +76,9 @@ def tokenize_files(given: argparse.Namespace) -> None:
     files, out = image_files(given.images), Path(given.out or "tokens").expanduser()
     require_empty(out)
     tokenizer = tokenizer_for(given.checkpoint, select(overrides, "runtime.accelerator") or "auto")
+    if given.dry_run:
+        print(f"{out}: tokens of {len(files)} images, --fit {given.fit}")
+        return
     tokens = tokenize(tokenizer, files, out, given.fit, given.batch_size)
     print(f"{out}: tokens {tokens.shape} of {len(files)} images, --fit {given.fit}")
 

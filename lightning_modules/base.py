@@ -111,6 +111,11 @@ class ModuleConfig:
         """Lines (label: text) of the preview and of the start screen that follow from the options alone."""
         return {"model": self.name}
 
+    @property
+    def label(self) -> str:
+        """What tells runs of one recipe apart, in their names."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -160,6 +165,13 @@ class Module(Pretrained):
 
     def figures(self) -> dict[str, Any]:
         """For TensorBoard after a validation: images (3, height, width) in [0, 1], values (n,) to count, or figures."""
+        return {}
+
+    shown: Tensor | None = None  # the first validation images (B, 3, H, W) in [-1, 1], while it is trained
+
+    def pictures(self) -> dict[str, Any]:
+        """The same, in the course of the training as well: reconstructions of `shown`. Called in eval mode; draws no
+        random numbers."""
         return {}
 
     # ---- how its networks are run

@@ -3,6 +3,8 @@
 The walker of experiments/config puts the path of the section before the message.
 """
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,16 @@ def require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def hint(word: str, words: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" of the nearest of `words`; "" when none is near."""
+    near = difflib.get_close_matches(word, list(words), 1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
 def one_of(config: Any, name: str, choices: Any) -> None:
     """Raises ValueError unless the option `name` is one of the words `choices`."""
     value = getattr(config, name)
-    require(value in choices, f"{name}='{value}' is none of {', '.join(choices)}")
+    require(value in choices, f"{name}='{value}' is none of {', '.join(choices)}{hint(str(value), choices)}")
 
 
 def at_least_one(config: Any, *names: str) -> None:

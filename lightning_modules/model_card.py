@@ -13,13 +13,10 @@ tags: [{tags}]
 
 # {title}
 
-{description}
+The whole configuration is in `{config}`.
 
 ```python
-from lightning_modules import {kind}
-
-model = {kind}.from_pretrained("path/to/this/folder")
-{usage}
+{code}
 ```
 
 | | |
@@ -28,15 +25,22 @@ model = {kind}.from_pretrained("path/to/this/folder")
 
 {metrics}
 """
+LOAD = """from lightning_modules import {kind}
+
+model = {kind}.from_pretrained("path/to/this/folder")
+"""
 USAGE = {
-    "Tokenizer": "ids = model.encode(images).indices    # images (B, 3, {size}, {size}) in [-1, 1]\n"
+    "Tokenizer": LOAD + "ids = model.encode(images).indices    # images (B, 3, {size}, {size}) in [-1, 1]\n"
     "images = model.decode_indices(ids)",
-    "Prior": "images = model.generate(labels=[0, 1, 2], seed=0)    # (3, 3, {size}, {size}) in [-1, 1]",
+    "Prior": LOAD + "images = model.generate(labels=[0, 1, 2], seed=0)    # (3, 3, {size}, {size}) in [-1, 1]",
 }
 
 
-def model_card(module: Any, content: dict[str, Any]) -> str:
-    """Markdown for `module` with the `content` of its config.json; metrics are those of its result record."""
+def model_card(module: Any, content: dict[str, Any], config: str, code: str = "") -> str:
+    """Markdown for `module` with the `content` of its file `config`; metrics are those of its result record.
+
+    `code`: Python that uses the files, {size} for the side of an image; "" = that of `from_pretrained`.
+    """
     words = dict(module.config.describe())
     title, kind = words.pop("model"), "Tokenizer" if hasattr(module, "encode") else "Prior"
     experiment = content["experiment"]
@@ -53,9 +57,8 @@ def model_card(module: Any, content: dict[str, Any]) -> str:
     return CARD.format(
         tags="image-tokenization, vector-quantization" if kind == "Tokenizer" else "image-generation",
         title=title,
-        description="The whole configuration is in `config.json`, the weights are in `model.safetensors`.",
-        kind=kind,
-        usage=USAGE[kind].format(size=module.image_size),
+        config=config,
+        code=(code or USAGE[kind]).format(kind=kind, size=module.image_size),
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
         metrics=metrics_table(content.get("metrics", {}), content.get("protocols", {})),
     )

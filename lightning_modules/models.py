@@ -41,8 +41,11 @@ PARTS: dict[str, Mapping[str, tuple]] = {
 }
 
 
-def config_of(values: dict[str, Any]) -> ModuleConfig:
-    """The configuration that a checkpoint's or a record's section `model` holds. Raises ValueError for any other."""
+def config_of(values: dict[str, Any], plugins: str = "") -> ModuleConfig:
+    """The configuration that a checkpoint's or a record's section `model` holds. Raises ValueError for any other.
+
+    `plugins`: the modules of its classes that are not this suite's, which the error then names.
+    """
     try:
         config: Any = MODULES[values["name"]][1]()
         for part, table in PARTS.items():
@@ -52,6 +55,7 @@ def config_of(values: dict[str, Any]) -> ModuleConfig:
         typed.merge_with(values)
         made = OmegaConf.to_object(typed)
     except (OmegaConfBaseException, KeyError, TypeError) as error:
-        raise ValueError(f"no model of this version: {' '.join(str(error).split())}") from None
+        hint = f"; first import what it is made of: {plugins}" if plugins else ""
+        raise ValueError(f"no model of this version: {' '.join(str(error).split())}{hint}") from None
     assert isinstance(made, ModuleConfig)
     return made

@@ -78,11 +78,24 @@ class Pretrained(L.LightningModule):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: is a file; name the folder to write")
         folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)  # no two share a storage
+        state = self.weights()
+        content = self.content(state)
+        save_file(state, folder / f"{WEIGHTS}.partial")
+        os.replace(folder / f"{WEIGHTS}.partial", folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        (folder / CARD).write_text(model_card(self, content, CONFIG))
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read
+
+    def weights(self) -> dict[str, Tensor]:
+        """What using it takes, without a discriminator, on the CPU; no two share a storage."""
+        return {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.state_dict().items()
             if not name.startswith(DISCRIMINATOR)
         }
+
+    def content(self, state: dict[str, Tensor]) -> dict[str, Any]:
+        """What `config.json` holds: what it is, how good, and the hash of the weights `state`."""
         config: Any = self.config
         made: dict[str, Any] = {
             "format": CHECKPOINT_FORMAT,
@@ -91,12 +104,7 @@ class Pretrained(L.LightningModule):
         self.on_save_checkpoint(made)
         made |= {} if self.source is None else record_of(self.source, made | dict(self.origin))
         kept = {key: value for key, value in (made | dict(self.origin)).items() if key in KEPT}
-        content = kept | {"weights": weights_hash(state)}
-        save_file(state, folder / f"{WEIGHTS}.partial")
-        os.replace(folder / f"{WEIGHTS}.partial", folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        (folder / CARD).write_text(model_card(self, content))
-        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read
+        return kept | {"weights": weights_hash(state)}
 
 
 def load(cls: type[Any], path: str | Path, for_use: bool) -> Any:
@@ -107,7 +115,7 @@ def load(cls: type[Any], path: str | Path, for_use: bool) -> Any:
     checkpoint = load_checkpoint(path)
     experiment = checkpoint["experiment"]
     with readable(path, problem="not restorable"):
-        config = config_of(experiment["model"])
+        config = config_of(experiment["model"], experiment.get("plugins", ""))
         kind = MODULES[config.name][0]
         sizes = {"image_size": experiment["data"]["image_size"]} | sizes_of(checkpoint)
     if not (issubclass(kind, cls) and kind.is_restorable):

@@ -118,9 +118,9 @@ def is_better(metric: str) -> int:
 
 def head_of(head: str, protocol: str) -> str:
     """The column's head; FID and IS are of Inception's features, else the judge's name stands beside FD or score."""
-    judge = re.match(r"[^/]+/efficientnet-lite(\d)@", protocol)
+    judge = re.match(r"[^/]+/((?:efficientnet-lite|clip-|dinov2-|vgg16)[\w-]*)@", protocol)
     name = re.sub("([FK])ID", r"\1D", head)
-    return f"{name} (Lite{judge[1]})" if judge else head
+    return f"{name} ({judge[1].replace('efficientnet-lite', 'Lite')})" if judge else head
 
 
 def reachable(metric: str, row: Row, finished: Finished) -> float | None:

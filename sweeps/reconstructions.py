@@ -21,10 +21,11 @@ from experiments.pipeline.upstream import run_dir
 from experiments.pipeline.weights import restore_weights, weights_path
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
+from sweeps.arguments import parser_of
 from sweeps.grid import Row, Run, Table, label_of, load_grid
 from sweeps.measure import Finished, finished_by_data, head_of, measure
 from sweeps.render import replace_file
-from sweeps.workers import data_resolver, parser_of
+from sweeps.workers import data_resolver
 
 NUM_IMAGES = 8
 METRICS = ("rfid", "usage/val")  # under each name, of the table's columns

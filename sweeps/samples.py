@@ -23,9 +23,10 @@ from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import PUBLISHED, data_name, record_path
 from lightning_modules.figures import sample_grid
+from sweeps.arguments import parser_of
 from sweeps.grid import Run
 from sweeps.render import replace_file
-from sweeps.workers import grids_of, parser_of
+from sweeps.workers import grids_of
 
 NUM_IMAGES = 20  # of each model
 

@@ -1,6 +1,5 @@
 """What a sweep, a search and a scale YAML may hold. Defaults are stated here and nowhere else."""
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from experiments.config.values import read_yaml
+from lightning_modules.checks import hint
 
 SWEEPS = Path(__file__).resolve().parent
 PLOT_KINDS = ("rows", "history", "columns")
@@ -212,8 +212,7 @@ def naming(place: object) -> Iterator[None]:
 def nearest(word: str, words: Iterable[str]) -> str:
     """ "; did you mean 'x'?", or the list of all when none is near."""
     words = [str(each) for each in words]  # a list of a YAML may hold anything
-    near = difflib.get_close_matches(str(word), words, 1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(words)}"
+    return hint(str(word), words) or f"; known: {', '.join(words)}"
 
 
 def expect(given: Iterable[str], words: Iterable[str], where: str) -> None:

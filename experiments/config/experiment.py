@@ -4,7 +4,7 @@ The names in a file (`data.name`, `model.name`, `model.quantizer.name`, ...) pic
 nowhere else.
 """
 
-import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from datamodules import DATAMODULES, DataConfig
 from experiments.config.identity import differences, digest
 from experiments.config.values import select
 from lightning_modules.base import ModuleConfig
-from lightning_modules.checks import at_least_one, home_expanded, one_of, require
+from lightning_modules.checks import at_least_one, hint, home_expanded, one_of, require
 from lightning_modules.execution import COMPILE, MEMORY_FORMATS
 from lightning_modules.models import MODULES, PARTS
 from lightning_modules.options import neutral, no_identity
@@ -40,6 +40,7 @@ class TrainerConfig:
     memory_format: str = no_identity("contiguous")  # contiguous | channels_last
     compile: str = no_identity("none")  # none | networks | graphs
     validate_every: int = 0  # steps between validations, 0 = only at the end
+    show_every: int = no_identity(0)  # steps between pictures in TensorBoard, 0 = ten times in all
     checkpoint_every: int = no_identity(1000)
     log_every: int = no_identity(10)
     weight_ema: float = 0.0
@@ -54,6 +55,7 @@ class TrainerConfig:
         require(bool(self.weight_ema) or not self.weight_ema_ramp, "weight_ema_ramp needs trainer.weight_ema above 0")
         at_least_one(self, "max_steps", "checkpoint_every", "log_every")
         require(self.validate_every >= 0, f"validate_every={self.validate_every} must be 0 (off) or more")
+        require(self.show_every >= 0, f"show_every={self.show_every} must be 0 (ten times) or more")
 
 
 @dataclass
@@ -66,6 +68,7 @@ class StartConfig:
     path: str = no_identity("")  # a run's folder, a checkpoint or an exported folder
     weights: str = neutral("")  # a hash of them, which the command fills in
     parts: str = neutral("")  # the networks to take, such as encoder,decoder; "" = all
+    grown_from: int = neutral(0)  # codes of a smaller codebook there, which the command fills in; 0 = of the same size
 
     @property
     def names(self) -> list[str]:
@@ -89,6 +92,7 @@ class RuntimeConfig:
     strategy: str = "auto"
     num_workers: int = -1  # processes that load images; -1: some for image files while a GPU trains, else none
     evaluate_later: bool = False  # keep the weights; the same run without this measures them, on any machine
+    loggers: str = "tensorboard"  # tensorboard, csv, wandb, mlflow, with commas between several
     keep_weights: bool = False  # keep them, without what is needed to go on training, beside the record
 
     def __post_init__(self) -> None:
@@ -110,17 +114,26 @@ class Experiment:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     runtime: RuntimeConfig = no_identity(RuntimeConfig)
     start_from: StartConfig = field(default_factory=StartConfig)  # weights in place of random ones
+    plugins: str = neutral("")  # modules of classes that are not this suite's, with a hash; `parse` fills it in
     upstream: Any = None  # the Experiment below, or None; `parse` sets it
     recipe: str = no_identity("")  # its file, for people
+    name: str = no_identity("")  # of the run, in its folder's name; "" = that of the recipe's file
 
     def check(self) -> None:
         """Raises ValueError where its model, the one below and their images do not go together."""
+        require(re.fullmatch(r"[\w.+-]*", self.name) is not None, f"name={self.name}: takes letters, digits and _.+-")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
         require(
             self.trainer.compile != "networks" or isinstance(self.model, TokenizerConfig),
             f"trainer.compile={self.trainer.compile} is for tokenizers, not for {self.model.name}",
         )
         self.model.check_data(self.data)
+        place_at = getattr(getattr(self.model, "quantizer", None), "place_at", 0)
+        require(
+            place_at < self.trainer.max_steps,
+            f"model.quantizer.place_at={place_at}: the codes would not be placed in trainer.max_steps="
+            f"{self.trainer.max_steps}; take an earlier step",
+        )
         self.model.check_upstream(None if self.upstream is None else self.upstream.model)
         if self.upstream is not None:
             size, below = self.data.image_size, self.upstream.data.image_size
@@ -152,8 +165,10 @@ class Experiment:
 
     def identity(self) -> dict[str, Any]:
         """The plain nested dictionary of the configuration, without `runtime`, as records and checkpoints hold it."""
-        own = {"seed": self.seed} | {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
+        own: dict[str, Any] = {"seed": self.seed}
+        own |= {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
         own |= {"start_from": asdict(self.start_from)} if self.start_from.path else {}
+        own |= {"plugins": self.plugins} if self.plugins else {}
         return own | ({"upstream": {"recipe": self.recipe} | self.upstream.identity()} if self.upstream else {})
 
     def digest(self) -> str:
@@ -183,11 +198,21 @@ def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
             continue
         name = default.name if (given := select(values, f"{key}.name")) is None else given
         if not isinstance(name, str) or name not in table:
-            near = difflib.get_close_matches(str(name), table, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{hint}")
+            near = hint(str(name), table)
+            if plugins := values.get("plugins"):
+                near = f"; it may be of {plugins}, which --import has to name, or Python's import"
+            raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{near}")
         if not isinstance(default, table[name][-1]):
             setattr(owner, leaf, table[name][-1]())
     experiment.data.batch_size = experiment.model.batch_size
     experiment.trainer.max_steps = experiment.model.max_steps
     return experiment
+
+
+def classes_of(experiment: Experiment) -> list[type]:
+    """All classes that the names in an experiment pick, without their configurations'."""
+    found: list[type] = []
+    for key, table in CHOICES.items():
+        part = getattr(experiment.model if "." in key else experiment, key.rpartition(".")[2], None)
+        found += table[part.name][:-1] if part is not None else ()
+    return found

@@ -41,8 +41,8 @@ def setting_of(experiment: Experiment) -> Setting:
     if not isinstance(tokenizer, TokenizerConfig):
         return Setting(size, classes)
     with torch.device("meta"):
-        grid = BACKBONES[tokenizer.backbone.name][0](tokenizer.backbone, size).grid_size
-    return Setting(size, classes, tokenizer.codebook_size, (grid, grid), code_dim=tokenizer.code_dim)
+        grid = BACKBONES[tokenizer.backbone.name][0](tokenizer.backbone, size).grid
+    return Setting(size, classes, tokenizer.codebook_size, grid, code_dim=tokenizer.code_dim)
 
 
 def parts_of(experiment: Experiment) -> list[Part]:

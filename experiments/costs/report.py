@@ -9,8 +9,6 @@ from experiments.costs.papers import TOLERANCE, PaperCount, paper_counts
 from experiments.runtime.health import memory_limit
 from lightning_modules.checks import require
 
-TFLOPS = 8.0  # about half of a V100's fp32 peak of 15.7
-
 
 def preview(experiment: Experiment, name: str, devices: int, tflops: float) -> Table:
     """The table that the command prints. Raises ValueError where the experiment cannot run on that many devices."""

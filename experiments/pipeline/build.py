@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from datamodules import DATAMODULES, ImageDataModule
 from datamodules.cifar10 import find_cifar10
 from experiments.config.compose import parse
@@ -12,6 +15,7 @@ from experiments.config.experiment import MODULES, Experiment
 from experiments.config.values import merge
 from experiments.runtime.errors import is_main
 from lightning_modules.base import Setting
+from lightning_modules.checks import hint
 from lightning_modules.frozen import freeze
 from lightning_modules.pretrained import fill, load_checkpoint, sizes_of
 from lightning_modules.tokenizer import Tokenizer
@@ -23,6 +27,12 @@ def build_data(experiment: Experiment) -> ImageDataModule:
     data.prepare_data()
     data.setup("fit")
     return data
+
+
+def first_images(data: ImageDataModule, number: int = 8) -> Tensor:
+    """(B, 3, H, W) in [-1, 1], the first validation images of data that is set up."""
+    images: Any = data.val_set
+    return torch.stack([images[index]["image"] for index in range(min(number, len(images)))])
 
 
 def data_module(experiment: Experiment) -> ImageDataModule:
@@ -56,7 +66,7 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
         upstream = replace(experiment.upstream, runtime=experiment.runtime)
         experiment = replace(experiment, upstream=resolve_data(upstream, data))
     if data not in (known := ("auto", *DATAMODULES)):
-        raise ValueError(f"DATA={data} is none of {', '.join(known)}")
+        raise ValueError(f"DATA={data} is none of {', '.join(known)}{hint(data, known)}")
     name = experiment.data.name if data == "auto" else data
     if data == "auto" and name == "cifar10" and find_cifar10(experiment.runtime.data_dir) is None:
         try:

@@ -18,6 +18,7 @@ from torchvision.utils import make_grid
 
 from datamodules.arrays import to_unit_range
 from datamodules.files import ImageFile, cut, png_names, read_framed
+from experiments.config.compose import as_yaml, parse
 from experiments.pipeline.sample_files import save_png
 from experiments.runtime.files import replacing, write_json
 from experiments.runtime.progress import progress
@@ -25,6 +26,7 @@ from lightning_modules.archives import readable, weights_hash
 from lightning_modules.checks import require
 from lightning_modules.metrics.extractors import to_uint8
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics
+from lightning_modules.pretrained import load_checkpoint
 from lightning_modules.tokenizer import Tokenizer
 
 NUM_ON_SHEET = 32  # images on the contact sheet, the first ones
@@ -49,6 +51,11 @@ def tokenizer_for(path: str, accelerator: str) -> Tokenizer:
     """The tokenizer on its device. Raises ValueError."""
     device = L.Fabric(accelerator=accelerator, devices=1).device
     return Tokenizer.from_pretrained(path).to(device)
+
+
+def yaml_of(model: str) -> str:
+    """The configuration with which MODEL was trained. Raises ValueError."""
+    return as_yaml(parse(load_checkpoint(model)["experiment"], model))
 
 
 def hash_of(tokenizer: Tokenizer) -> str:

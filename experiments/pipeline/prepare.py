@@ -81,11 +81,10 @@ def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = 
         codebook = codebook_for(experiment, images.data_id) if makes_codebook else None
     setting = Setting(experiment.data.image_size, images.num_classes, codebook=codebook)
     if below is not None:
-        grid = below.tokenizer.encoder.grid_size
         setting = replace(
             setting,
             codebook_size=below.tokenizer.config.codebook_size,
-            grid_size=(grid, grid),
+            grid_size=below.tokenizer.encoder.grid,
             code_dim=below.tokenizer.config.code_dim,
             upstream=below.upstream,
             tokenizer=below.tokenizer,
@@ -94,7 +93,7 @@ def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = 
     L.seed_everything(experiment.seed, workers=True, verbose=False)  # whatever has been made before
     module = build_model(experiment, setting)
     if experiment.start_from.path:
-        load_start(module, experiment.start_from)
+        load_start(module, experiment, lambda: next(iter(images.ordered_train_dataloader()))["image"])
     if classifier is not None:
         module.use_classifier(classifier)
     return Prepared(module, data, images)

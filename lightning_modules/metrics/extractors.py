@@ -13,11 +13,19 @@ from lightning_modules.hub import fetch_hub_file, hub_file
 from lightning_modules.networks.encoders import EFFICIENTNETS, load_encoder
 
 JUDGE = "efficientnet-lite2"  # it trains nothing: losses, codebooks and classifiers are of EfficientNet-Lite0
-EXTRACTORS = ("auto", "inception-v3-compat", *EFFICIENTNETS)
+REGISTERED = (  # torch-fidelity's others
+    "vgg16",
+    *(f"clip-{size}" for size in ("vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336px", "rn50", "rn101", "rn50x4")),
+    *(f"dinov2-vit-{size}-14" for size in "sblg"),
+)
+EXTRACTORS = ("auto", "inception-v3-compat", *EFFICIENTNETS, *REGISTERED)
 
 
 class FidelityExtractor(FrozenModule, ABC):
-    """uint8 images -> features and class logits. `id` names network and input size, as protocol ids do."""
+    """uint8 images -> features and class logits. `id` names network and input size, as protocol ids do.
+
+    A network that knows no classes has C = 0: no Inception Score can be had of it.
+    """
 
     def __init__(self, id: str, network: nn.Module) -> None:
         super().__init__(network)
@@ -55,6 +63,32 @@ class EfficientNetExtractor(FidelityExtractor):
         return features, logits
 
 
+class RegisteredExtractor(FidelityExtractor):
+    """One of torch-fidelity's `REGISTERED` networks, on the layer that it takes for FID. It resizes images itself.
+
+    torch-fidelity downloads the weights, DINOv2's with its code.
+    """
+
+    def __init__(self, name: str) -> None:
+        from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+        kind = FEATURE_EXTRACTORS_REGISTRY[name]
+        try:
+            network = kind(name, [kind.get_default_feature_layer_for_metric("fid")], verbose=False)
+        except Exception as error:  # no network, a server's answer, a file cut off: many kinds
+            reason = " ".join(str(error).split())
+            raise FileNotFoundError(
+                f"{name}: its weights are neither in {torch.hub.get_dir()} nor to be had ({reason}). Run it once where "
+                f'there is a network and copy that folder, or use the extractor "{JUDGE}", which needs no download.'
+            ) from error
+        size = network.resolution if hasattr(network, "resolution") else network.INPUT_IMAGE_SIZE
+        super().__init__(f"{name}@{size}px", network)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        (features,) = self.network(images)
+        return features, features.new_zeros(len(features), 0)
+
+
 def build_extractor(name: str, image_size: int, input_size: int | None = None) -> FidelityExtractor:
     """The extractor of this name, for images of `image_size`.
 
@@ -62,8 +96,8 @@ def build_extractor(name: str, image_size: int, input_size: int | None = None) -
     by default 64 for images up to 64 pixels (enough for 32-pixel images, and cheap) and 224 above.
 
     Raises:
-        ValueError: the name is not in `EXTRACTORS`, or Inception, whose size is fixed, got an `input_size`.
-        FileNotFoundError: the weights are not on disk: Inception's cannot be downloaded, or a package is missing.
+        ValueError: the name is not in `EXTRACTORS`, or one whose size is fixed got an `input_size`.
+        FileNotFoundError: the weights are not on disk and cannot be downloaded, or a package is missing.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
@@ -76,6 +110,10 @@ def build_extractor(name: str, image_size: int, input_size: int | None = None) -
         return InceptionExtractor()
     if name in EFFICIENTNETS:
         return EfficientNetExtractor(name, input_size or (64 if image_size <= 64 else 224))
+    if name in REGISTERED:
+        if input_size is not None:
+            raise ValueError(f"{name} resizes images itself: leave out input_size={input_size}.")
+        return RegisteredExtractor(name)
     raise ValueError(f'No extractor "{name}". Choose one of {", ".join(EXTRACTORS)}.')
 
 

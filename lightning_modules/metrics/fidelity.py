@@ -193,7 +193,7 @@ def fidelity_values(
     Args:
         real: with its features for KID, precision and recall.
         fake: features (N, D) on the CPU; the two N may differ.
-        logits: (N, C) of the fake images.
+        logits: (N, C) of the fake images; C = 0: no IS.
 
     Raises:
         ValueError: fewer than two of them.
@@ -206,12 +206,10 @@ def fidelity_values(
     if len(fake) < 2:
         raise ValueError(f"Fidelity: a covariance takes two images a side, got {len(fake)} to judge.")
     fid = fid_statistics_to_metric(fid_features_to_statistics(fake.double()), real.statistics, verbose=False)
-    isc = isc_features_to_metric(logits, splits=min(10, len(logits)))
-    values = {
-        "fid": fid["frechet_inception_distance"],
-        "isc_mean": isc["inception_score_mean"],
-        "isc_std": isc["inception_score_std"],
-    }
+    values = {"fid": fid["frechet_inception_distance"]}
+    if logits.shape[1]:
+        isc = isc_features_to_metric(logits, splits=min(10, len(logits)))
+        values |= {"isc_mean": isc["inception_score_mean"], "isc_std": isc["inception_score_std"]}
     if kid:
         size = min(1000, real.num, len(fake))
         result = kid_features_to_metric(fake, real.features, kid_subset_size=size, verbose=False)

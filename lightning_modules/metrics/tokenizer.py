@@ -23,7 +23,8 @@ from lightning_modules.metrics.reconstruction import ReconstructionMetrics, per_
 @dataclass
 class MetricsConfig:
     """`extractor`: auto (Inception where its file is, else EfficientNet-Lite2) | inception-v3-compat |
-    efficientnet-lite0, 1, 2, at `extractor_image_size` pixels (0 = its default).
+    efficientnet-lite0, 1, 2, at `extractor_image_size` pixels (0 = its default) | another one of torch-fidelity:
+    dinov2-vit-s-14 (b, l, g), clip-vit-l-14 and the like, vgg16, which are downloaded and give no IS.
 
     `lpips`: auto | vgg | alex | none. auto takes what is on disk and is recorded in the protocol id. `num_images`:
     code usage is counted over all validation images, the metrics of reconstructions over the first this many

@@ -119,7 +119,7 @@ class EMAQuantizer(PlacedQuantizer):
         self.counts.masked_fill_(dead, share)
         self.sums.copy_(torch.where(dead.unsqueeze(-1), share * latents, self.sums))
 
-    def place(self, codes: Tensor, share: float) -> None:
-        self.codes.copy_(codes)
-        self.counts.fill_(share)
-        self.sums.copy_(share * codes)
+    def place(self, codes: Tensor, share: float, first: int = 0) -> None:
+        self.codes[first:].copy_(codes)
+        self.counts[first:].fill_(share)
+        self.sums[first:].copy_(share * codes)

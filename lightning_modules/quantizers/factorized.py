@@ -23,6 +23,10 @@ class FactorizedConfig(PlacedConfig):
     name: str = "factorized"
     l2_norm: bool = True
 
+    @property
+    def label(self) -> str:
+        return "l2" if self.l2_norm else ""
+
 
 class FactorizedQuantizer(PlacedQuantizer):
     """Codes and latents on the unit sphere when `l2_norm`: the nearest code is then the one of largest cosine."""
@@ -43,5 +47,5 @@ class FactorizedQuantizer(PlacedQuantizer):
     def prepare(self, z: Tensor) -> Tensor:
         return F.normalize(z.float(), dim=-1) if self.config.l2_norm else z.float()
 
-    def place(self, codes: Tensor, share: float) -> None:
-        self.codes.copy_(codes)
+    def place(self, codes: Tensor, share: float, first: int = 0) -> None:
+        self.codes[first:].copy_(codes)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.distributed import mean_over_ranks
+from lightning_modules.options import neutral
 from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput
 
 
@@ -22,13 +23,15 @@ class LFQConfig(QuantizerConfig):
     Departs from the paper: its weight falls from 0.3 to 0.1 in the first 2,000 steps; here it is constant.
     `temperature` is that of the softmax over -||z - code||^2, which the paper does not state. Public
     codes have 0.01; at it the codes of a latent near 0 are a coin's toss, and the bits are noise (15.0 dB where 1 has
-    15.4, 150 steps on CIFAR-10).
+    15.4, 150 steps on CIFAR-10). `entropy_eps` is added inside the logarithm of the codes' entropy: 0 is equation 5,
+    1e-5 Open-MAGVIT2's code.
     """
 
     name: str = "lfq"
     codebook_weight: float = 0.0  # no code is learned
     entropy_weight: float = 0.1
     temperature: float = 1.0
+    entropy_eps: float = neutral(0.0)
     trains_codes: ClassVar[bool] = False
 
     def check(self, codebook_size: int, code_dim: int) -> None:
@@ -85,16 +88,16 @@ class LFQ(Quantizer):
         of_latents = (F.softplus(logits) - logits * logits.sigmoid()).sum(-1).mean()
         half = self.code_dim // 2
         with torch.autocast(z.device.type, enabled=False):
-            mean = joint(logits[:, half:]).T @ joint(logits[:, :half]) / len(z)  # (2^(d - half), 2^half)
+            mean = joint(logits[:, half:]).T @ joint(logits[:, :half]) / z.shape[0]  # (2^(d - half), 2^half)
             if self.training:
                 mean = mean_over_ranks(mean)
         smallest = torch.finfo(mean.dtype).tiny  # the gradient of 0 log 0 would be infinite
-        return of_latents, -(mean * mean.clamp_min(smallest).log()).sum()
+        return of_latents, -(mean * (mean + self.config.entropy_eps).clamp_min(smallest).log()).sum()
 
 
 def joint(logits: Tensor) -> Tensor:
     """Log-odds of independent bits (N, m) -> probability of every pattern (N, 2^m), the first bit the lowest."""
-    patterns = logits.new_ones(len(logits), 1)
+    patterns = logits.new_ones(logits.shape[0], 1)
     for bit in logits.unbind(1):
         odds = bit.unsqueeze(1)
         patterns = torch.cat([patterns * (-odds).sigmoid(), patterns * odds.sigmoid()], dim=1)

@@ -15,6 +15,8 @@ from lightning_modules.distributed import all_reduce_sum, rank, world_size
 from lightning_modules.options import neutral
 from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput
 
+SPREAD = 0.01  # of the latents' deviation, which codes that are placed on them get as noise
+
 
 @dataclass
 class PlacedConfig(QuantizerConfig):
@@ -51,8 +53,22 @@ class PlacedQuantizer(Quantizer):
         self.num_forwards = num_forwards
 
     @abstractmethod
-    def place(self, codes: Tensor, share: float) -> None:
-        """Takes first codes (K, d); `share` of a step's latents falls to each of K codes that are used alike."""
+    def place(self, codes: Tensor, share: float, first: int = 0) -> None:
+        """Takes first values of the codes from number `first` on, (K - first, d).
+
+        `share` of a step's latents falls to each of K codes that are used alike.
+        """
+
+    @torch.no_grad()
+    def grow(self, first: int, z: Tensor, images_a_step: int) -> None:
+        """Places the codes from number `first` on random latents of z (B, ..., d), and keeps those before.
+
+        On all ranks the same, so z is not a rank's share; `images_a_step` are those of an optimizer step of all ranks.
+        """
+        rows = self.prepare(z).flatten(0, -2)  # (N, d)
+        picks = torch.randint(len(rows), (self.codebook_size - first,))
+        codes = rows[picks] + SPREAD * rows.std(0, correction=0) * torch.randn(len(picks), rows.shape[1])
+        self.place(codes, len(rows) // len(z) * images_a_step / self.codebook_size, first)
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         if self.training and not self.is_placed:
@@ -78,7 +94,7 @@ class PlacedQuantizer(Quantizer):
 def draw_latents(z: Tensor, size: int) -> Tensor:
     """`size` random latents of the global batch, of which z (B, ..., d) is this rank's share: (size, d).
 
-    Spread by a hundredth of their deviation, so that no two are equal. The same on all ranks, and the ones that a
+    Spread by `SPREAD` of their deviation, so that no two are equal. The same on all ranks, and the ones that a
     single process draws of the whole batch.
     """
     rows = z.detach().flatten(0, -2)  # (n, d)
@@ -88,7 +104,7 @@ def draw_latents(z: Tensor, size: int) -> Tensor:
     else:
         torch.distributed.broadcast(picks, src=0)  # should the ranks' random numbers have drifted apart
         chosen, deviation = chosen_rows(rows, picks, len(rows) // len(z)), global_deviation(rows)
-    chosen = chosen + 0.01 * deviation * torch.randn_like(chosen)
+    chosen = chosen + SPREAD * deviation * torch.randn_like(chosen)
     if world_size() > 1:
         torch.distributed.broadcast(chosen, src=0)
     return chosen

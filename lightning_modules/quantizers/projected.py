@@ -35,6 +35,8 @@ class ProjectedCodebook(Quantizer):
         self.projector = nn.Linear(feature_dim, code_dim)
 
     def codebook(self) -> Tensor:
+        if isinstance(self.projector, nn.Identity):
+            return self.table  # (K, d)
         with torch.autocast(self.table.device.type, enabled=False):
             return self.projector(self.table)  # (K, d)
 
@@ -51,6 +53,14 @@ class ProjectedCodebook(Quantizer):
         self.projector.weight.mul_(scale.unsqueeze(-1))
         self.projector.bias.copy_(mean - projected.mean(0) * scale)
         self.is_matched = True
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Keeps only the projected codes (K, d) instead of the features (K, C): for use, not for training."""
+        codes = self.codebook().detach()
+        del self.table
+        self.register_buffer("table", codes)
+        self.projector = nn.Identity()  # type: ignore[assignment]
 
     def chosen(self, indices: Tensor, codebook: Tensor) -> Tensor:
         is_frozen = isinstance(self.projector, nn.Linear) and not self.table.requires_grad

@@ -28,5 +28,5 @@ class VectorQuantizer(PlacedQuantizer):
     def codebook(self) -> Tensor:
         return self.codes
 
-    def place(self, codes: Tensor, share: float) -> None:
-        self.codes.copy_(codes)
+    def place(self, codes: Tensor, share: float, first: int = 0) -> None:
+        self.codes[first:].copy_(codes)

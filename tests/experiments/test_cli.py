@@ -40,6 +40,41 @@ def test_every_command_is_listed_and_has_help(
     assert capsys.readouterr().out.startswith("usage: vq-image-modeling reconstruct")
 
 
+def test_help_comes_without_heavy_imports() -> None:
+    """Each of them takes a second or more; a help takes a fifth."""
+    heavy = ("torch", "lightning", "optuna", "matplotlib", "omegaconf", "PIL", "sqlalchemy")
+    script = f"""
+import importlib, sys
+for module in {list(cli.COMMANDS.values())}:
+    sys.argv = ["x", "--help"]
+    try:
+        importlib.import_module(module).main()
+    except SystemExit:
+        pass
+    found = [name for name in {heavy} if name in sys.modules]
+    assert not found, f"{{module}} imports {{found}}"
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_configuration_is_printed_and_read_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run(monkeypatch, "train", "vim_cifar10", "--print-config", "model.label_dropout=0.25", "runtime.output_dir=there")
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    again, expected = (
+        load_experiment(tmp_path / "printed.yaml"),
+        load_experiment("vim_cifar10", ["model.label_dropout=0.25"]),
+    )
+    assert again.digest() == expected.digest() and again.runtime.output_dir == "there"
+    assert again.upstream.identity() == expected.upstream.identity()
+    for command in ("preview", "build-codebook"):
+        run(monkeypatch, command, "vqgan_lc_cifar10", "--print-config")
+        assert "name: vqgan_lc" in capsys.readouterr().out
+    run(monkeypatch, "check-data", "--print-config", "--data-dir", "photos")
+    assert "data_dir: photos" in capsys.readouterr().out
+
+
 def test_a_mistyped_command_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(monkeypatch, "reconstuct", "x")

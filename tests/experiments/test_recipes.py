@@ -30,14 +30,15 @@ TRAINED = [
     path for path in RECIPES if path.stem.endswith("_cifar10")
 ]  # those of stage 2 are in tests/experiments/pipeline
 PAPER_SCALE = [path for path in ALL if path.stem.endswith(("_imagenet", "_ffhq", "_celebahq"))]
+OWN = sorted(FOLDER.glob("own_images_*.yaml"))  # for the user's photographs: rows of no paper
 BUILT = [path for path in PAPER_SCALE if path in RECIPES]
 
 named = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 
 
 def test_every_recipe_is_tested() -> None:
-    assert TRAINED and BUILT and sorted(TRAINED + BUILT) == RECIPES
-    assert len(DOWNSTREAM) >= 9 and all(path.stem.endswith("_cifar10") for path in set(ALL) - set(PAPER_SCALE))
+    assert TRAINED and BUILT and sorted(TRAINED + BUILT + OWN) == RECIPES
+    assert len(DOWNSTREAM) >= 9 and all(path.stem.endswith("_cifar10") for path in set(ALL) - {*PAPER_SCALE, *OWN})
 
 
 @named
@@ -50,7 +51,7 @@ def test_a_recipe_begins_with_its_source_and_its_command(path: Path) -> None:
 @named
 def test_a_recipe_parses_and_holds_no_machine_of_ours(path: Path) -> None:
     experiment = load_experiment(path)
-    assert {"linear_probe": "probe"}.get(experiment.model.name, experiment.model.name) in path.stem
+    assert {"linear_probe": "probe"}.get(experiment.model.name, experiment.model.name) in path.stem or path in OWN
     assert "runtime" not in path.read_text().replace("runtime.data_dir=", "")
     assert experiment.model.optimizer.warmup_steps < experiment.trainer.max_steps
     if isinstance(experiment.model, TokenizerConfig):
@@ -161,6 +162,19 @@ def test_a_paper_scale_recipe_builds(path: Path, monkeypatch: pytest.MonkeyPatch
     assert latents.shape == (1, tokens, tokens, experiment.model.code_dim)
     assert module.to_image(prediction).shape == (1, 3, 256, 256)
     assert module.discriminator is not None
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
+def test_a_recipe_for_own_images_makes_256_tokens_and_needs_no_download(path: Path) -> None:
+    experiment = load_experiment(path)
+    with torch.device("meta"):
+        module = build_model(experiment, Setting(experiment.data.image_size, for_use=True))
+        latents = module.pre_quant(module.encoder(torch.zeros(1, 3, *[experiment.data.image_size] * 2)))
+    assert latents.shape == (1, 16, 16, experiment.model.code_dim)
+    assert experiment.data.flip and experiment.model.loss.perceptual_network == "efficientnet-lite0"
+    quantizer, steps = experiment.model.quantizer, experiment.trainer.max_steps
+    assert quantizer.place_at == experiment.model.optimizer.warmup_steps == steps // 20
+    assert experiment.model.loss.adversarial_start == experiment.model.loss.discriminator_start == steps * 3 // 4
 
 
 @pytest.mark.parametrize("path", DOWNSTREAM, ids=lambda path: path.stem)

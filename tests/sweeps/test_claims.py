@@ -7,17 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import claims as claims_module
-from sweeps.claims import (
-    ClaimSpec,
-    Records,
-    difference_of,
-    judge_claim,
-    judged_by_itself,
-    known_scales,
-    read_claims,
-    verdicts_of,
-)
+from sweeps import verdicts as verdicts_module
 from sweeps.claims_page import brief, index, page, pictures, quote
 from sweeps.grid import label_of, load_grid
 from sweeps.measure import Measured
@@ -36,6 +26,16 @@ from sweeps.predicates import (
     leaves,
 )
 from sweeps.schema import SWEEPS
+from sweeps.verdicts import (
+    ClaimSpec,
+    Records,
+    difference_of,
+    judge_claim,
+    judged_by_itself,
+    known_scales,
+    read_claims,
+    verdicts_of,
+)
 
 CLAIMS = SWEEPS / "claims.yaml"
 
@@ -297,9 +297,9 @@ def test_records_of_a_sweep_give_the_verdict(tmp_path: Path, monkeypatch: pytest
         for name, base in (("LC", 90.0), ("VQ", 5.0))
         for number, run in enumerate(rows[name].runs)
     }
-    monkeypatch.setattr(claims_module, "all_seeds", lambda _: [0, 1, 2])
+    monkeypatch.setattr(verdicts_module, "all_seeds", lambda _: [0, 1, 2])
     monkeypatch.setattr(
-        claims_module, "finished_by_data", lambda g, _: {"cifar10-00000000": finished} if g.scale == "quick" else {}
+        verdicts_module, "finished_by_data", lambda g, _: {"cifar10-00000000": finished} if g.scale == "quick" else {}
     )
     verdict = judge_claim(claim, [Records(scale, tmp_path) for scale in ("reduced", "quick")])
     assert (verdict.verdict, verdict.scale) == (HOLDS, "quick")

@@ -17,15 +17,16 @@ from shared_worker import work, write_sweep
 
 from experiments.runtime.records import find_records
 from sweeps import grid as grid_module
-from sweeps import run as run_module
 from sweeps import storage as storage_module
+from sweeps import sweep as sweep_module
 from sweeps.grid import load_grid
 from sweeps.queue import Queue
+from sweeps.run import main as run_main
 from sweeps.storage import database_url
 
 WAIT = 400.0  # seconds; the tests wait for events, this only ends a test that hangs
 CONTEXT = multiprocessing.get_context("forkserver")  # imports once, then forks a worker in a moment
-CONTEXT.set_forkserver_preload(["experiments.train", "sweeps.run", "sweeps.queue", "psycopg"])
+CONTEXT.set_forkserver_preload(["experiments.pipeline.training", "sweeps.sweep", "sweeps.queue", "psycopg"])
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_a_wrong_password_is_one_line_without_it(
     monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
     words = ["--output-dir", str(tmp_path / "runs"), "--data", "shapes"]
     with pytest.raises(SystemExit):
-        run_module.main([str(sweep), *words, "--storage", server.url("postgres", "wr0ng-word")])
+        run_main([str(sweep), *words, "--storage", server.url("postgres", "wr0ng-word")])
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and "password authentication failed" in error
     assert "sweeper:***@127.0.0.1" in error and "wr0ng-word" not in error
@@ -242,7 +243,7 @@ def test_records_are_found_by_what_they_are_of(machines: Machines, monkeypatch: 
     sweep = write_sweep(machines.folder, [8])
     monkeypatch.setattr(grid_module, "EXPERIMENTS", machines.folder)
     grid = load_grid(sweep, "reduced", "1", ["data.name=shapes", f"runtime.output_dir={machines.out}"])
-    (run,), mine = grid.runs, run_module.Sweep(grid, machines.out)
+    (run,), mine = grid.runs, sweep_module.Sweep(grid, machines.out)
     mine.queue = queue = Queue(mine.study_name, machines.url, machines.out)
     queue.fill({run.digest: mine.job(run)})
     config = run.experiment.identity() | {"seed": 7}

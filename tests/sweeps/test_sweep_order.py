@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import sweeps.run as run_module
+import sweeps.sweep as sweep_module
 from experiments.config.experiment import Experiment
 from experiments.runtime.files import write_json
 from experiments.runtime.records import Record, record_path
 from sweeps import grid as grid_module
 from sweeps import queue as queue_module
+from sweeps.run import main as run_main
 from sweeps.workers import Budget
 
 SWEEP = """
@@ -50,7 +51,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
     (tmp_path / "a.yaml").write_text(SWEEP)
     (tmp_path / "b.yaml").write_text(SWEEP.replace("32", "64").replace("one", "two"))  # shares its first cell with a
     monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
-    monkeypatch.setattr(run_module, "train", trained := Trained())
+    monkeypatch.setattr(sweep_module, "train", trained := Trained())
     monkeypatch.setattr(queue_module, "POLL_SECONDS", 0.05)
     return trained
 
@@ -58,7 +59,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
 @pytest.fixture
 def command(tmp_path: Path, trained: Trained) -> Command:
     files = [str(tmp_path / name) for name in ("b.yaml", "a.yaml")]
-    return lambda *words: run_module.main([*files, "--output-dir", str(tmp_path / "runs"), *words])
+    return lambda *words: run_main([*files, "--output-dir", str(tmp_path / "runs"), *words])
 
 
 def test_all_cells_of_a_seed_come_before_the_next_seed(trained: Trained, command: Command, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
-import sweeps.run as run_module
+import sweeps.sweep as sweep_module
 from experiments.config import compose as config_module
 from experiments.config.experiment import Experiment
 from experiments.config.values import read_yaml
@@ -25,6 +25,7 @@ from sweeps import storage as storage_module
 from sweeps import workers as workers_module
 from sweeps.grid import SWEEPS
 from sweeps.queue import Queue
+from sweeps.run import main as run_main
 
 SWEEP = """
 title: A test
@@ -71,13 +72,13 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     trainer = Trainer()
     monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
-    monkeypatch.setattr(run_module, "train", trainer)
+    monkeypatch.setattr(sweep_module, "train", trainer)
     monkeypatch.setattr(queue_module, "POLL_SECONDS", 0.05)
     return trainer
 
 
 def command(tmp_path: Path, *extra: str) -> int:
-    return run_module.main([str(tmp_path / "sweep.yaml"), "--output-dir", str(tmp_path / "runs"), *extra])
+    return run_main([str(tmp_path / "sweep.yaml"), "--output-dir", str(tmp_path / "runs"), *extra])
 
 
 def trials(tmp_path: Path, storage: str = "journal", pattern: str = "sweep_*") -> list[FrozenTrial]:
@@ -89,6 +90,17 @@ def trials(tmp_path: Path, storage: str = "journal", pattern: str = "sweep_*") -
     return Queue(name, storage, tmp_path / "runs").study.get_trials()
 
 
+def test_a_dry_run_says_what_is_to_be_trained(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command(tmp_path, "--dry-run") == 0
+    assert trainer.trained == [] and not (tmp_path / "runs").exists()
+    assert f"[2/3] 32: to be trained: {tmp_path}/runs/experiments/" in capsys.readouterr().out
+    assert command(tmp_path, "--only", "32") == 0
+    capsys.readouterr()
+    assert command(tmp_path, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("[2/3] 32: finished earlier") and "to be trained" in lines[2]
+
+
 def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert command(tmp_path) == 0
     assert trainer.trained == [16, 32, 64]
@@ -96,7 +108,7 @@ def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, 
     assert command(tmp_path) == 0
     other = tmp_path / "other.yaml"
     other.write_text(SWEEP.replace("K:", "size:").replace("[K]", "[size]"))
-    assert run_module.main([str(other), "--output-dir", str(tmp_path / "runs")]) == 0
+    assert run_main([str(other), "--output-dir", str(tmp_path / "runs")]) == 0
     assert trainer.trained == [16, 32, 64]
     assert capsys.readouterr().out.count("finished earlier, rFID") == 6
     done = trials(tmp_path)
@@ -134,13 +146,13 @@ def test_the_best_trial_is_that_of_the_objective(trainer: Trainer, tmp_path: Pat
 def test_trials_that_are_ranked_by_other_numbers_are_another_study(
     trainer: Trainer, tmp_path: Path, change: str, is_same: bool
 ) -> None:
-    sweep = run_module.Sweep(grid_module.load_grid(tmp_path / "sweep.yaml", "quick"), tmp_path)
+    sweep = sweep_module.Sweep(grid_module.load_grid(tmp_path / "sweep.yaml", "quick"), tmp_path)
     text = SWEEP.replace("title: A test\n", "") if change.startswith("title") else SWEEP
     fewer = "".join(line for line in SWEEP.splitlines(keepends=True) if "K: 64" not in line)
     (tmp_path / "sweep.yaml").write_text(fewer if "cells" in change else f"{change}\n{text}")
-    other = run_module.Sweep(grid_module.load_grid(tmp_path / "sweep.yaml", "quick"), tmp_path)
+    other = sweep_module.Sweep(grid_module.load_grid(tmp_path / "sweep.yaml", "quick"), tmp_path)
     assert (other.study_name == sweep.study_name) == is_same
-    assert run_module.Sweep(other.grid, tmp_path, published=False).study_name != other.study_name
+    assert sweep_module.Sweep(other.grid, tmp_path, published=False).study_name != other.study_name
 
 
 def test_a_finished_sweep_shows_its_tables_and_opens_no_queue(
@@ -158,7 +170,7 @@ def test_a_finished_sweep_shows_its_tables_and_opens_no_queue(
     assert "1 of 3 runs are missing" in out and "16 6.2" in out
     trainer.before = lambda size: None
     assert command(tmp_path) == 0
-    monkeypatch.setattr(run_module.Sweep, "open_queue", lambda *_: pytest.fail("nothing is left to queue"))
+    monkeypatch.setattr(sweep_module.Sweep, "open_queue", lambda *_: pytest.fail("nothing is left to queue"))
     capsys.readouterr()
     assert command(tmp_path) == 0
     out = capsys.readouterr().out
@@ -172,7 +184,7 @@ def test_cells_of_published_records_are_trained_when_asked(
 ) -> None:
     """In a queue of their own."""
     assert command(tmp_path) == 0
-    monkeypatch.setattr(run_module, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(sweep_module, "PUBLISHED", tmp_path / "published")
     (tmp_path / "runs" / "records").rename(tmp_path / "published")
     assert command(tmp_path) == 0
     assert trainer.trained == [16, 32, 64]
@@ -205,7 +217,7 @@ def test_a_cell_on_top_of_another_model(trainer: Trainer, tmp_path: Path, monkey
         write_json(record_path(Path(experiment.runtime.output_dir) / "records", experiment, "shapes"), record)
         return record
 
-    monkeypatch.setattr(run_module, "train", train)
+    monkeypatch.setattr(sweep_module, "train", train)
     assert command(tmp_path) == 0
     assert sizes == [trial.params["codebook_size"] for trial in trials(tmp_path)] == [16, 32, 64]
     assert set(train_sizes) == {read_yaml(SWEEPS / "scales/quick.yaml")["overrides"]["data.train_size"]}
@@ -321,7 +333,7 @@ def test_workers_share_the_cells(
 
     def spawn(module: str, count: int, arguments: list[str], storage: str) -> None:
         def work() -> None:
-            raise SystemExit(run_module.main([*arguments, "--as-worker"]))
+            raise SystemExit(run_main([*arguments, "--as-worker"]))
 
         workers = [context.Process(target=work, daemon=True) for _ in range(count)]
         for worker in workers:

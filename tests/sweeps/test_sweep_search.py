@@ -7,12 +7,12 @@ import optuna
 import pytest
 from shared_worker import RECIPE
 
-import sweeps.search as search_module
 from experiments.pipeline.training import train
 from sweeps import grid as grid_module
 from sweeps.grid import SWEEPS, scale_names
 from sweeps.queue import Queue
-from sweeps.search import Report, corner, load_search, study_name
+from sweeps.search import main as search_main
+from sweeps.study import Report, corner, load_search, study_name
 
 SEARCH = """
 title: A test
@@ -40,12 +40,14 @@ def search_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_encoders
 
 def command(path: Path, *extra: str) -> int:
     words = ["--scale", "reduced", "--data", "shapes", "--output-dir", str(path.parent / "runs")]
-    return search_module.main([str(path), *words, *extra])
+    return search_main([str(path), *words, *extra])
 
 
 def trials(path: Path) -> list[optuna.trial.FrozenTrial]:
     (journal,) = (path.parent / "runs" / "sweeps").glob("search_reduced_shapes_*.journal")
-    return Queue(journal.stem, "journal", path.parent / "runs", direction="maximize").study.get_trials()
+    study = Queue(journal.stem, "journal", path.parent / "runs", direction="maximize").study
+    assert study.metric_names == ["psnr"]
+    return study.get_trials()
 
 
 def test_a_search_goes_on_from_what_it_knows(search_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,6 +141,7 @@ def test_another_judge_than_inception_is_named_and_has_a_head_of_its_own(sweep_f
     grid = load_grid(sweep_file, "quick")
     for protocol, groups in (
         ("rfid/efficientnet-lite2@64px/n1", [("rFID", ["paper"]), ("rFD (Lite2)", ["ours"])]),
+        ("rfid/dinov2-vit-l-14@224px/n1", [("rFID", ["paper"]), ("rFD (dinov2-vit-l-14)", ["ours"])]),
         ("rfid/inception-v3-compat/n1", [("rFID", ["paper", "ours"])]),
     ):
         sheet, _ = sheet_of(grid, {grid.runs[0].digest: record({"rfid": 5.0}, protocol)})

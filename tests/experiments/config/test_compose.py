@@ -178,6 +178,13 @@ def test_moving_averages_that_cannot_be(recipe: Path, override: str, message: st
         load_experiment(recipe, ["model.quantizer.name=ema", f"model.quantizer.{override}"])
 
 
+def test_codes_that_a_training_would_never_place(recipe: Path) -> None:
+    keys = ["model.quantizer.name=ema", "model.quantizer.init=latents", "model.quantizer.place_at=9"]
+    with pytest.raises(ValueError, match=r"place_at=9: the codes would not be placed in trainer\.max_steps=9"):
+        load_experiment(recipe, [*keys, "trainer.max_steps=9"])
+    load_experiment(recipe, [*keys, "trainer.max_steps=10"])
+
+
 def test_precision_and_recall_take_three_neighbours(recipe: Path) -> None:
     load_experiment(recipe, ["model.metrics.num_images=2"])
     with pytest.raises(ValueError, match=r"num_images=2 must be 0 .* at least 4"):
@@ -290,6 +297,8 @@ def test_the_word_data_replaces_the_set_and_keeps_sizes(tiny: TinyExperiment) ->
     assert shapes.data.name == "shapes"
     with pytest.raises(ValueError, match="DATA=imagenet is none of auto, cifar10, image_folder, shapes"):
         resolve_data(shapes, "imagenet")
+    with pytest.raises(ValueError, match=r"DATA=imagefolder is none of .*; did you mean 'image_folder'\?"):
+        resolve_data(shapes, "imagefolder")
 
 
 # ---- digests

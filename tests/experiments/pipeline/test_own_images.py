@@ -16,7 +16,7 @@ from token_cases import save
 from datamodules.arrays import to_unit_range
 from datamodules.files import frame
 from datamodules.shapes import render
-from experiments import detokenize, reconstruct, tokenize
+from experiments import detokenize, export, reconstruct, tokenize
 from lightning_modules import Tokenizer
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics
 
@@ -170,3 +170,24 @@ def test_a_tokenizer_without_codes_reconstructs_but_has_no_tokens(
     with pytest.raises(SystemExit):
         call(monkeypatch, tokenize, tmp_path / "none", "--images", photos, "--out", tmp_path / "tokens")
     assert "has no codes" in capsys.readouterr().err
+
+
+def test_nothing_is_written_by_a_dry_run(
+    model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, tokenize, model, "--images", photos, "--out", tmp_path / "tokens", "runtime.accelerator=cpu")
+    capsys.readouterr()
+    before = sorted(tmp_path.rglob("*"))
+    out = ("--out", tmp_path / "out", "--dry-run")
+    call(monkeypatch, reconstruct, model, photos, *out)
+    assert f"{tmp_path}/out: 5 images at 16 pixels (crop)" in capsys.readouterr().out
+    call(monkeypatch, tokenize, model, "--images", photos, *out)
+    assert f"{tmp_path}/out: tokens of 5 images" in capsys.readouterr().out
+    call(monkeypatch, detokenize, model, tmp_path / "tokens", *out)
+    assert f"{tmp_path}/out: 5 images" in capsys.readouterr().out
+    call(monkeypatch, export, model, "--to", "onnx", *out)
+    assert f"{tmp_path}/out: vqgan as onnx" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    for command, *rest in ((reconstruct, photos), (detokenize, tmp_path / "tokens"), (export,)):
+        call(monkeypatch, command, model, *rest, "--print-config")
+        assert "codebook_size: 32" in capsys.readouterr().out

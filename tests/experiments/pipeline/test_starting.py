@@ -12,6 +12,7 @@ from token_cases import save
 
 from experiments import train as command
 from experiments.config.experiment import Experiment
+from experiments.pipeline.build import build_data
 from experiments.pipeline.prepare import prepare
 from experiments.pipeline.starting import starting_from
 from experiments.pipeline.training import train
@@ -66,15 +67,16 @@ def test_the_record_names_what_the_run_began_from(tiny: TinyExperiment, origin: 
 
     begun = starting_from(plain, str(moved))
     record = train(begun, "x", tmp_path / "run")
-    assert record["config"]["start_from"] == {"path": str(moved), "weights": begun.start_from.weights, "parts": ""}
+    start = {"path": str(moved), "weights": begun.start_from.weights, "parts": "", "grown_from": 0}
+    assert record["config"]["start_from"] == start
     checkpoint = load_checkpoint(tmp_path / "run")
     assert checkpoint["experiment"]["start_from"]["weights"] == begun.start_from.weights
     assert train(begun, "x", tmp_path / "again") == record, "a finished run is not trained again"
 
 
 def test_what_does_not_fit_is_one_error(tiny: TinyExperiment, origin: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"quantizer.codes is \(32, 8\) there and \(64, 8\) here: .* --parts"):
-        started(starting_from(tiny("vqgan", GAN, "model.codebook_size=64"), str(origin)))
+    with pytest.raises(ValueError, match=r"quantizer.codes is \(32, 8\) there and \(16, 8\) here: .* --parts"):
+        started(starting_from(tiny("vqgan", GAN, "model.codebook_size=16"), str(origin)))
     with pytest.raises(ValueError, match=r"does not fit this model: lacks .* and .* more"):
         started(starting_from(tiny("vit_vqgan"), str(origin)))
     with pytest.raises(ValueError, match="has no part 'encodr'; its parts are decoder, discriminator, encoder"):
@@ -85,6 +87,38 @@ def test_what_does_not_fit_is_one_error(tiny: TinyExperiment, origin: Path, tmp_
     save(tiny("vqgan", GAN), origin, first_used=9)
     with pytest.raises(ValueError, match="the run began with"):
         started(experiment)
+
+
+@pytest.mark.parametrize("name", ["vqgan", "vqgan_fc", "vqgan_ema"])
+def test_a_codebook_grows_by_codes_on_latents(tiny: TinyExperiment, tmp_path: Path, name: str) -> None:
+    origin, larger = save(tiny(name), tmp_path / "origin.ckpt"), tiny(name, OTHER, "model.codebook_size=96")
+    begun = starting_from(larger, str(origin))
+    assert begun.start_from.grown_from == 32 and begun.identity()["start_from"]["grown_from"] == 32
+    module, theirs = prepare(begun).module, load_checkpoint(origin)["state_dict"]
+    codes = module.quantizer.codes.detach()
+    assert codes.shape == (96, 8) and torch.equal(codes[:32], theirs["quantizer.codes"])
+    batch = next(iter(build_data(larger).ordered_train_dataloader()))["image"]
+    latents = module.quantizer.prepare(module.latents(batch)).flatten(0, 2).detach()
+    nearest = torch.cdist(codes[32:], latents).min(1).values
+    assert (nearest < 0.1 * latents.std(0).norm()).all() and len(codes.unique(dim=0)) == 96
+    if name == "vqgan_ema":
+        torch.testing.assert_close(module.quantizer.sums[32:], 4 * 64 / 96 * codes[32:])
+        assert torch.equal(module.quantizer.sums[:32], theirs["quantizer.sums"])
+    assert all(torch.equal(value, module.state_dict()[key]) for key, value in started(begun).items()), "by the seed"
+    assert starting_from(larger, str(origin), "encoder,decoder").start_from.grown_from == 0
+    assert train(begun, "x", tmp_path / "run")["config"]["start_from"]["grown_from"] == 32
+
+
+def test_codebooks_that_stand_on_a_table(tiny: TinyExperiment, tmp_path: Path) -> None:
+    keys = ["model.quantizer.name=simvq", "model.quantizer.codebook_weight=1"]
+    small = prepare(tiny("vqgan", *keys)).module
+    small.save_pretrained(tmp_path / "simvq")
+    state = started(starting_from(tiny("vqgan", *keys, "model.codebook_size=64"), str(tmp_path / "simvq")))
+    assert state["quantizer.table"].shape == (64, 8)
+    assert torch.equal(state["quantizer.table"][:32], small.quantizer.table)
+    prepare(tiny("vqgan_lc")).module.save_pretrained(tmp_path / "lc")
+    with pytest.raises(ValueError, match=r"built, not grown from 32 to 64 codes: take .* --parts"):
+        starting_from(tiny("vqgan_lc", "model.codebook_size=64"), str(tmp_path / "lc"))
 
 
 def test_a_codebook_that_comes_along_is_not_made_again(

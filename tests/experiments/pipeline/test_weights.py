@@ -9,7 +9,6 @@ import torch
 import yaml
 from conftest import TinyExperiment
 
-import sweeps.run as run_module
 from experiments.config.experiment import Experiment
 from experiments.pipeline.codebooks import build
 from experiments.pipeline.training import train
@@ -17,6 +16,7 @@ from experiments.pipeline.upstream import run_dir
 from experiments.pipeline.weights import weights_path
 from experiments.runtime.records import read_record, record_path
 from sweeps import grid as grid_module
+from sweeps.run import main as run_main
 
 GAME = ("model.loss.adversarial=0.1", "model.loss.discriminator_start=1", "model.loss.adversarial_start=2")
 MACHINE = ("environment", "evaluated_on", "images_per_second", "wall_seconds")
@@ -97,12 +97,12 @@ def test_a_sweep_is_trained_and_later_evaluated(
     words = [str(tmp_path / "sweep.yaml"), "--scale", "paper", "--output-dir", str(tmp_path / "runs")]
     records = tmp_path / "runs" / "records"
 
-    assert run_module.main([*words, "--evaluate-later", "--only", "16"]) == 0
+    assert run_main([*words, "--evaluate-later", "--only", "16"]) == 0
     out = capsys.readouterr().out
     assert ", to be evaluated" in out and "1 of 1 cells trained; without --evaluate-later" in out
-    assert run_module.main([*words, "--evaluate-later", "--only", "16"]) == 0
+    assert run_main([*words, "--evaluate-later", "--only", "16"]) == 0
     assert "trained earlier, to be evaluated" in capsys.readouterr().out and not list(records.glob("*.json"))
-    assert run_module.main([*words, "--evaluate-only"]) == 0
+    assert run_main([*words, "--evaluate-only"]) == 0
     assert "1 of 1 cells finished" in capsys.readouterr().out and len(list(records.glob("*.json"))) == 1
-    assert run_module.main(words) == 0
+    assert run_main(words) == 0
     assert len(list(records.glob("*.json"))) == 2
