@@ -47,7 +47,6 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
     experiments.leaderboard.main()
 
 
-@pytest.mark.usefixtures("shared_encoders")
 def test_one_table_of_all_that_can_be_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
