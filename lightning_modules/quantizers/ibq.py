@@ -10,6 +10,7 @@ so z_q is the chosen code in value, and there is no identity path from z_q to z.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,10 +90,11 @@ class IBQ(Quantizer):
         of a latent's choice, on average, and that of the choices of all, in training those of all ranks.
         """
         rows = len(z) if torch.compiler.is_exporting() else max(1, PAIRS // self.codebook_size)
-        blocks, keeps = z.split(rows), {"use_reentrant": False, "preserve_rng_state": False}
-        again = len(blocks) > 1 and torch.is_grad_enabled()
-        parts: Any = [checkpoint(self.compare, b, **keeps) if again else self.compare(b) for b in blocks]
-        indices, mixed, entropies, chances = zip(*parts, strict=True)
+        compare: Any = self.compare
+        blocks = z.split(rows)
+        if len(blocks) > 1 and torch.is_grad_enabled():
+            compare = partial(checkpoint, self.compare, use_reentrant=False, preserve_rng_state=False)
+        indices, mixed, entropies, chances = zip(*map(compare, blocks), strict=True)
         chance = torch.stack(chances).sum(0) / len(z)  # (K,)
         if self.training:
             chance = mean_over_ranks(chance)
