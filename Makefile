@@ -12,6 +12,7 @@ PYTHON   ?= python3
 PORT     ?= 6006
 SEARCH   ?= sweeps/search_vqgan_lc.yaml
 TRIALS   ?=
+CHECKPOINTS ?= checkpoints
 FILE     ?= experiments/vqgan_lc_imagenet.yaml
 DEVICES  ?=
 ARGS     ?=
@@ -25,6 +26,7 @@ CELLS  = --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "
 SWEEP  = $(PY) -m sweeps.run $(CELLS) --workers $(WORKERS) $(if $(filter no,$(PUBLISHED)),--no-published)
 TABLE  = $(PY) -m sweeps.table $(CELLS)
 SAMPLES = $(PY) -m sweeps.samples $(CELLS)
+SHOWN  = $(filter-out sweeps/search_% sweeps/claims.yaml,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
 GENERATED = sweeps/vit_vqgan/table6.yaml sweeps/vqgan_lc/table4.yaml
 # Trains what is missing of a sweep and shows its tables; with TRAIN=no only the latter. The empty line ends the recipe.
 define show
@@ -37,7 +39,7 @@ $(SAMPLES) $(1)
 
 endef
 
-.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims release dashboard bench gpu-check check format \
+.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims leaderboard dashboard bench gpu-check check format classify release report \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
@@ -94,16 +96,26 @@ generate: $(READY) ## tokenizer -> tokens or latents -> VIM, GPT, LDM, DiT, SiT 
 probe: $(READY) ## tokenizer -> tokens -> VIM -> linear probe of every block (A-Table 7, A-Figure 3)
 	$(call show,sweeps/vit_vqgan/table7.yaml)
 
+classify: $(READY) ## tokenizer -> tokens -> ViT on codes or decoded images, beside untouched ones (B, section 4.2)
+	$(call show,sweeps/vqgan_lc/section4_2.yaml)
+
 tables: $(READY) ## render every table and figure from finished records; trains nothing
-	$(TABLE) $(filter-out sweeps/search_% sweeps/claims.yaml,$(sort $(wildcard sweeps/*.yaml sweeps/*/*[0-9].yaml)))
+	$(TABLE) $(SHOWN)
+
+report: $(READY) ## the tables of SCALE and all verdicts as one page that needs no network, OUT/report.html; trains nothing
+	$(PY) -m sweeps.report $(CELLS) $(SHOWN)
 
 claims: $(READY) ## which of the papers' conclusions hold: verdicts from finished records into docs/claims.md; trains nothing
 	$(PY) -m sweeps.claims --output-dir "$(OUT)"
+
+leaderboard: $(READY) ## every tokenizer in CHECKPOINTS=folder, public or own, by one protocol on DATA_DIR: one table, also in OUT
+	$(PY) -m experiments.leaderboard "$(CHECKPOINTS)" --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" $(ARGS)
 
 release: $(READY) ## build/release: the trained tokenizers of OUT as archives with model cards and checksums; prints how to publish them
 	$(PY) -m experiments.release --output-dir "$(OUT)"
 
 dashboard: $(READY) ## TensorBoard over all runs
+	@echo "rFID, PSNR, utilisation and losses of all runs: http://localhost:$(PORT)/#custom_scalars"
 	$(PY) -m tensorboard.main --logdir "$(OUT:~/%=$(HOME)/%)/experiments" --port $(PORT)
 
 bench: $(READY) ## benchmarks, each against its alternative in the same run, about ten minutes; writes docs/benchmarks.md

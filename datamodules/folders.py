@@ -20,7 +20,7 @@ from datamodules.base import ImageDataModule
 from datamodules.fingerprint import fingerprint
 
 SPLITS = ("train", "val")
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CACHES = ("$RECYCLE.BIN", "@eaDir", "__MACOSX", "__pycache__", "lost+found")  # of thumbnails, archives, file systems
 
 

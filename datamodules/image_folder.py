@@ -29,7 +29,7 @@ from datamodules.folders import (
     list_images,
     split_off,
 )
-from lightning_modules.checks import require
+from lightning_modules.checks import one_of, require
 from lightning_modules.distributed import own_random_numbers
 from lightning_modules.options import neutral, no_identity, place
 
@@ -54,10 +54,12 @@ class ImageFolderConfig(DataConfig):
         "shorter"  # "shorter" side to image_size, or "squash" to a square, as enhancing-transformers' validation
     )
     random_crop: bool = True  # training; False = centre crop
+    augment: str = neutral("")  # training: "mae", in place of random_crop: random resized crop and RandAugment
 
     def check(self) -> None:
         """Raises ValueError, with the key relative to this section, for a value that cannot be."""
         super().check()
+        one_of(self, "augment", ("", "mae"))
         require(0 < self.val_share < 1, f"val_share={self.val_share} must be between 0 and 1")
 
 
@@ -198,12 +200,18 @@ class ImageFolderDataModule(FolderDataModule):
     def transform(self, train: bool) -> Callable[[Image.Image], Tensor]:
         """RGB image to (3, image_size, image_size) uint8. PIL's bicubic filter is antialiased."""
         size = self.config.image_size
+        flip = v2.RandomHorizontalFlip(0.5 if train and self.config.flip else 0.0)
+        if train and self.config.augment:
+            # Departs from MAE: torchvision's RandAugment, of fixed magnitude, in place of timm's m9-mstd0.5-inc1.
+            bicubic = v2.InterpolationMode.BICUBIC
+            crop = v2.RandomResizedCrop(size, interpolation=bicubic)
+            return v2.Compose([crop, flip, v2.RandAugment(2, 27, 31, bicubic, [124, 116, 104]), v2.PILToTensor()])
         crop = v2.RandomCrop(size) if train and self.config.random_crop else v2.CenterCrop(size)
         return v2.Compose(
             [
                 v2.Resize(size if self.config.resize == "shorter" else (size, size), v2.InterpolationMode.BICUBIC),
                 crop,
-                v2.RandomHorizontalFlip(0.5 if train and self.config.flip else 0.0),
+                flip,
                 v2.PILToTensor(),
             ]
         )

@@ -22,13 +22,17 @@ COMMANDS = {
     "export": "experiments.export",
     "release": "experiments.release",
     "sample": "experiments.sample",
+    "runs": "experiments.runs",
+    "compare": "experiments.compare",
     "preview": "experiments.preview",
     "build-codebook": "experiments.build_codebook",
     "import-checkpoint": "experiments.import_checkpoint",
+    "leaderboard": "experiments.leaderboard",
     "sweep": "sweeps.run",
     "search": "sweeps.search",
     "table": "sweeps.table",
     "claims": "sweeps.claims",
+    "report": "sweeps.report",
 }
 
 

@@ -60,14 +60,11 @@ def main() -> None:
 def of_model(given: argparse.Namespace) -> tuple[str, dict[str, object]]:
     """A line, and what --json prints."""
     from dataclasses import replace
-    from pathlib import Path
 
     from experiments.pipeline.build import resolve_data
-    from experiments.pipeline.prepare import prepare_evaluation
-    from experiments.pipeline.training import evaluate
+    from experiments.pipeline.training import measure
     from experiments.pipeline.upstream import restore_for
-    from experiments.runtime.precision import precision_options
-    from experiments.runtime.ranks import check_accelerator, silent_trainer
+    from experiments.runtime.ranks import check_accelerator
     from experiments.runtime.trainer import quiet
 
     quiet()
@@ -75,12 +72,9 @@ def of_model(given: argparse.Namespace) -> tuple[str, dict[str, object]]:
     check_accelerator(experiment.runtime)
     # the data of what it stands on is not needed any more
     resolved = replace(resolve_data(experiment, given.data), upstream=experiment.upstream)
-    module, data, images = prepare_evaluation(resolved, module, given.tokenizer)
-    precision = precision_options(experiment.trainer.precision, experiment.runtime)
-    trainer = silent_trainer(experiment.runtime, devices=1, **precision)
-    metrics = evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir))
-    result = {"data_id": images.data_id, "metrics": metrics, "protocols": module.protocols()}
-    return f"{given.checkpoint}  ({images.data_id})", result
+    metrics, data_id = measure(resolved, module, given.tokenizer)
+    result = {"data_id": data_id, "metrics": metrics, "protocols": module.protocols()}
+    return f"{given.checkpoint}  ({data_id})", result
 
 
 def of_folders(given: argparse.Namespace) -> tuple[str, dict[str, object]]:

@@ -21,8 +21,12 @@ def main() -> None:
         "--from", dest="family", required=True, help="whose code made the file: docs/importing.md lists them"
     )
     arguments.add_dry_run(parser)
-    parser.add_argument("--image-size", type=int, help="pixels (default: 256; enhancing: as its positions say)")
-    parser.add_argument("--head-dim", type=int, help="channels of an attention head of enhancing (default: 64)")
+    parser.add_argument(
+        "--image-size", type=int, help="pixels (default: 256; enhancing, titok: as their positions say)"
+    )
+    parser.add_argument(
+        "--head-dim", type=int, help="channels of an attention head of enhancing or titok (default: 64)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     given = parser.parse_intermixed_args()
     from experiments.config.values import from_dotlist

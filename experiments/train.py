@@ -3,7 +3,7 @@
     python -m experiments.train experiments/vqgan_lc_cifar10.yaml model.codebook_size=16384 trainer.max_steps=500
 
 Keys are those of the YAML files, such as data.batch_size=32 trainer.precision=bf16-mixed runtime.devices=8. The same
-command continues a run that was stopped.
+command continues a run that was stopped; so does the file RUN/config.yaml, which says what a run is.
 
     python -m experiments.train my_photos.yaml --from runs/imported/vqgan.ckpt --parts encoder,decoder
     python -m experiments.train --from runs/experiments/RUN trainer.max_steps=2000
@@ -37,7 +37,9 @@ def experiment_of(given: argparse.Namespace) -> "Experiment":
         experiment = load_experiment(given.file, given.overrides)
     else:
         values = {
-            key: value for key, value in load_checkpoint(given.start)["experiment"].items() if key != "start_from"
+            key: value
+            for key, value in load_checkpoint(given.start)["experiment"].items()
+            if key not in ("start_from", "plugins")
         }
         experiment = parse(compose(values, from_dotlist(given.overrides)), given.start)
     start = experiment.start_from
@@ -51,7 +53,8 @@ def main() -> None:
     parser = arguments.of_recipe("train", __doc__, optional=True)
     arguments.add_data(parser)
     arguments.add_dry_run(parser)
-    parser.add_argument("--run-dir", help="default: OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST")
+    parser.add_argument("--data-dir", help="folder of the images: runtime.data_dir")
+    parser.add_argument("--run-dir", help="default: OUTPUT_DIR/experiments/NAME_kK_dD_sSEED_DIGEST")
     parser.add_argument("--from", dest="start", metavar="MODEL", help="begin with its weights, not with random ones")
     parser.add_argument("--parts", default="", help="of --from: the networks to take, encoder,decoder (default: all)")
     given = parser.parse_intermixed_args()
@@ -64,6 +67,7 @@ def main() -> None:
 
     if given.file and "=" in given.file:  # without FILE the first key comes there
         given.file, given.overrides = None, [given.file, *given.overrides]
+    given.overrides += [f"runtime.data_dir={given.data_dir}"] if given.data_dir else []
     if not (given.file or given.start):
         parser.error("name a recipe, or with --from a model whose configuration to take")
     with user_errors():
@@ -77,7 +81,7 @@ def main() -> None:
         with main_first():  # may download
             experiment = resolve_data(experiment, given.data)
         experiment = from_main(experiment)
-        name = Path(given.file).stem if given.file else experiment.model.name
+        name = experiment.name or (Path(given.file).stem if given.file else experiment.model.name)
         folder = Path(given.run_dir) if given.run_dir else run_dir(experiment, name)
         if given.dry_run:
             print("\n".join(plan(experiment, folder)))

@@ -42,6 +42,13 @@ class ModuleConfig:
         if upstream is not None:
             raise ValueError(f"model '{self.name}' stands on no other model: leave out `upstream`")
 
+    def check_data(self, data: Any) -> None:
+        """Raises ValueError, with the key, where it cannot be trained on images and batches of these options."""
+
+    def check_ready(self, num_classes: int) -> None:
+        """Called before any training, of what it stands on, too: raises ValueError where it cannot tell so many classes
+        of images, OSError where pretrained weights that it starts from cannot be had."""
+
     def required(self, upstream: "ModuleConfig | None") -> "ModuleConfig":
         """Returns `upstream`, for the `check_upstream` of a model that needs one. Raises ValueError when it is None."""
         if upstream is None:
@@ -58,6 +65,11 @@ class ModuleConfig:
     @property
     def encode_on_the_fly(self) -> bool:
         """Whether augmented images are encoded at every step, instead of once before the training."""
+        return False
+
+    @property
+    def decodes(self) -> bool:
+        """Whether tokens are decoded to images at every step."""
         return False
 
     @property
@@ -98,6 +110,11 @@ class ModuleConfig:
     def describe(self) -> dict[str, str]:
         """Lines (label: text) of the preview and of the start screen that follow from the options alone."""
         return {"model": self.name}
+
+    @property
+    def label(self) -> str:
+        """What tells runs of one recipe apart, in their names."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -148,6 +165,13 @@ class Module(Pretrained):
 
     def figures(self) -> dict[str, Any]:
         """For TensorBoard after a validation: images (3, height, width) in [0, 1], values (n,) to count, or figures."""
+        return {}
+
+    shown: Tensor | None = None  # the first validation images (B, 3, H, W) in [-1, 1], while it is trained
+
+    def pictures(self) -> dict[str, Any]:
+        """The same, in the course of the training as well: reconstructions of `shown`. Called in eval mode; draws no
+        random numbers."""
         return {}
 
     # ---- how its networks are run

@@ -62,12 +62,12 @@ class Codec(Module):
 
     def check_indices(self, indices: Tensor) -> None:
         self.config.check_tokens()
-        factor = self.encoder.image_size // self.encoder.grid_size
         is_grid = indices.ndim == 3 and not indices.is_floating_point()
+        rows, columns = self.encoder.grid
         require(
-            is_grid and self.encoder.fits(*(side * factor for side in indices.shape[1:])),
+            is_grid and self.encoder.fits_grid(*indices.shape[1:]),
             f"token ids are {indices.dtype} {tuple(indices.shape)}, not whole numbers (B, h, w) on the model's grid of "
-            f"{self.encoder.grid_size} x {self.encoder.grid_size}",
+            f"{rows} x {columns}",
         )
         size = self.config.codebook_size
         require(

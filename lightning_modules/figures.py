@@ -3,8 +3,12 @@
 from typing import Any
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.functional import to_tensor
 from torchvision.utils import make_grid
+
+MIN_PIXELS = 64  # of an image's side in a grid with names
 
 
 def sample_grid(module: Any, num_images: int, seed: int = 0) -> Tensor:
@@ -19,11 +23,22 @@ def num_columns(num_classes: int) -> int:
 
 
 def reconstruction_grid(images: Tensor, reconstruction: Tensor) -> Tensor:
-    """Inputs, reconstructions and absolute errors, a column each and an image a row: (3, height, width) in [0, 1]."""
+    """Inputs, reconstructions and absolute errors, a row each with its name: (3, height, width) in [0, 1]."""
     reconstruction = reconstruction.clamp(-1, 1).float()
     error = (reconstruction - images).abs() - 1  # [0, 2] -> [-1, 1]
-    rows = torch.stack([images, reconstruction, error], 1).flatten(0, 1)  # (3 B, 3, H, W)
-    return make_grid((rows + 1) / 2, nrow=3, padding=2)
+    factor = -(-MIN_PIXELS // images.shape[-1])  # small images are enlarged, so that names fit beside them
+    rows = []
+    for name, part in (("input", images), ("reconstruction", reconstruction), ("error", error)):
+        part = ((part.cpu() + 1) / 2).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+        rows.append(torch.cat([name_strip(name, part.shape[-2]), make_grid(part, len(part), 2)[:, 2:-2]], -1))
+    return torch.cat(rows, -2)
+
+
+def name_strip(text: str, height: int) -> Tensor:
+    """`text` in white on black: (3, height, 150) in [0, 1]."""
+    strip = Image.new("L", (150, height))
+    ImageDraw.Draw(strip).text((4, height // 2), text, fill=255, font=ImageFont.load_default(20), anchor="lm")
+    return to_tensor(strip).expand(3, -1, -1)
 
 
 def bits_figure(bits_by_position: Tensor) -> Any:

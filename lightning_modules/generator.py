@@ -93,12 +93,12 @@ class Generator(Module):
 
     @torch.no_grad()
     def generate(
-        self, labels: Sequence[int] | Tensor | int, seed: int = 0, batch_size: int = 64, **sampling: Any
+        self, labels: Sequence[int | str] | Tensor | int, seed: int = 0, batch_size: int = 64, **sampling: Any
     ) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] of these classes; image i of a seed is the same in every batch.
 
         Args:
-            labels: a class each, (B,); a number of images of a model without classes.
+            labels: a class each, (B,), by number or of `class_names`; a number of images of a model without classes.
             seed: other images.
             batch_size: changes only speed and memory.
             sampling: fields of `config.sampling`, such as temperature=0.9; by default the model's own.
@@ -109,6 +109,11 @@ class Generator(Module):
         config = replace(self.config.sampling, **sampling)
         config.check()
         self.config.check_sampling(config)
+        if not isinstance(labels, int | Tensor):
+            names = {name: number for number, name in enumerate(self.class_names)}
+            if unknown := [label for label in labels if isinstance(label, str) and label not in names]:
+                raise ValueError(f"labels: '{unknown[0]}' is none of the classes {', '.join(names)}")
+            labels = [names[label] if isinstance(label, str) else label for label in labels]
         asked = torch.zeros(labels, dtype=torch.long) if isinstance(labels, int) else torch.as_tensor(labels)
         classes = self.num_conditions
         require(

@@ -78,8 +78,8 @@ class LatentPrior(Prior):
     objective: str  # of protocol ids
     layout: ClassVar[Layout] = {
         "latents": {
-            "loss": ["Multiline", ["loss/generator", "loss/val"]],
-            "mean and deviation of latents": ["Multiline", ["latents/mean", "latents/deviation"]],
+            "loss": ["Multiline", ["loss/generator", "val/loss"]],
+            "mean and deviation of latents": ["Multiline", ["val/latents/mean", "val/latents/deviation"]],
         },
         **prior.LAYOUT,
     }

@@ -10,16 +10,27 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_avg_fn
 
 
-class AveragedWeights(EMAWeightAveraging):
-    """Lightning takes the averaged weights away before the module's `on_validation_epoch_end`, in which a VIM generates
+class AveragedWeights(WeightAveraging):
+    """The exponential moving average of the weights, but for buffers: averaged once more, an EMA codebook's counts and
+    sums would be corrupt. With `ramp` its decay at update n is at most (1 + n) / (10 + n), as LDM's code has it.
+
+    Lightning takes the averaged weights away before the module's `on_validation_epoch_end`, in which a VIM generates
     its images; here they stay until the validation is over. And they are the model's after `fit` also where that had
     nothing left to train."""
+
+    def __init__(self, decay: float, ramp: bool = False) -> None:
+        def ramped(average: Tensor, current: Tensor, num_averaged: Tensor) -> Tensor:
+            update = num_averaged + 1  # the first one is a copy
+            return current.lerp(average, ((1 + update) / (10 + update)).clamp(max=decay))
+
+        super().__init__(use_buffers=False, avg_fn=ramped if ramp else get_ema_avg_fn(decay))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         pass

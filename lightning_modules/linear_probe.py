@@ -145,7 +145,8 @@ class TokenizerFeatures(FrozenFeatures):
         super().__init__(tokenizer)
         self.tokenizer, self.name, self.blocks = tokenizer, kind, [1]
         self.width = tokenizer.encoder.width if kind == "encoder" else tokenizer.config.code_dim
-        self.num_tokens = tokenizer.encoder.grid_size**2
+        rows, columns = tokenizer.encoder.grid
+        self.num_tokens = rows * columns
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
         features = self.tokenizer.encoder(batch["image"])  # (B, h, w, D)
@@ -166,9 +167,9 @@ class LinearProbe(Module):
     layout: ClassVar[Layout] = {
         "linear probe": {
             "loss, mean of the blocks": ["Multiline", ["loss/probe"]],
-            "test accuracy by block, %": ["Multiline", ["probe/accuracy/block.*"]],
-            "held-out accuracy by block, %": ["Multiline", ["probe/heldout/block.*"]],
-            "test accuracy of the chosen block, %": ["Multiline", ["probe/accuracy$"]],
+            "test accuracy by block, %": ["Multiline", ["val/probe/accuracy/block.*"]],
+            "held-out accuracy by block, %": ["Multiline", ["val/probe/heldout/block.*"]],
+            "test accuracy of the chosen block, %": ["Multiline", ["val/probe/accuracy$"]],
         }
     }
     progress_metric = "loss/probe"

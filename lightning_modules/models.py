@@ -12,6 +12,7 @@ from lightning_modules.latent_diffusion import LDM, DiTDiffusion, DiTDiffusionCo
 from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.networks import BACKBONES, DISCRIMINATORS
 from lightning_modules.quantizers import QUANTIZERS
+from lightning_modules.token_classifier import TokenClassifier, TokenClassifierConfig
 from lightning_modules.vim import VIM, VIMConfig
 from lightning_modules.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from lightning_modules.vqgan import VQGAN, VQGANConfig
@@ -30,6 +31,7 @@ MODULES: dict[str, tuple[type[Module], type[ModuleConfig]]] = {
     "dit": (DiTDiffusion, DiTDiffusionConfig),
     "sit": (SiT, SiTConfig),
     "linear_probe": (LinearProbe, LinearProbeConfig),
+    "token_classifier": (TokenClassifier, TokenClassifierConfig),
 }
 # Sections of a model whose `name` picks a class, and the table that holds its configuration (the last element).
 PARTS: dict[str, Mapping[str, tuple]] = {
@@ -39,8 +41,11 @@ PARTS: dict[str, Mapping[str, tuple]] = {
 }
 
 
-def config_of(values: dict[str, Any]) -> ModuleConfig:
-    """The configuration that a checkpoint's or a record's section `model` holds. Raises ValueError for any other."""
+def config_of(values: dict[str, Any], plugins: str = "") -> ModuleConfig:
+    """The configuration that a checkpoint's or a record's section `model` holds. Raises ValueError for any other.
+
+    `plugins`: the modules of its classes that are not this suite's, which the error then names.
+    """
     try:
         config: Any = MODULES[values["name"]][1]()
         for part, table in PARTS.items():
@@ -50,6 +55,7 @@ def config_of(values: dict[str, Any]) -> ModuleConfig:
         typed.merge_with(values)
         made = OmegaConf.to_object(typed)
     except (OmegaConfBaseException, KeyError, TypeError) as error:
-        raise ValueError(f"no model of this version: {' '.join(str(error).split())}") from None
+        hint = f"; first import what it is made of: {plugins}" if plugins else ""
+        raise ValueError(f"no model of this version: {' '.join(str(error).split())}{hint}") from None
     assert isinstance(made, ModuleConfig)
     return made

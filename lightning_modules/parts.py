@@ -21,7 +21,7 @@ class Part:
     kept_bytes, kept_limit: bytes that one image keeps beside these, and the most that all images do.
     is_apart: trained apart, no part of what papers count as the model.
     is_counted: its MACs are among those that papers print.
-    encodes: needed to turn an image into tokens.
+    encodes, decodes: needed to turn an image into tokens, tokens into an image.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Part:
     is_apart: bool = False
     is_counted: bool = True
     encodes: bool = False
+    decodes: bool = False
 
     @property
     def holder(self) -> nn.Module | None:

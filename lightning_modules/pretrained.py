@@ -115,7 +115,7 @@ def load(cls: type[Any], path: str | Path, for_use: bool) -> Any:
     checkpoint = load_checkpoint(path)
     experiment = checkpoint["experiment"]
     with readable(path, problem="not restorable"):
-        config = config_of(experiment["model"])
+        config = config_of(experiment["model"], experiment.get("plugins", ""))
         kind = MODULES[config.name][0]
         sizes = {"image_size": experiment["data"]["image_size"]} | sizes_of(checkpoint)
     if not (issubclass(kind, cls) and kind.is_restorable):

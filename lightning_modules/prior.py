@@ -25,9 +25,9 @@ from lightning_modules.tokenizer_config import TokenizerConfig
 NUM_SHOWN = 64  # images in TensorBoard
 LAYOUT: Layout = {
     "generation": {
-        "FID": ["Multiline", ["fid"]],
-        "IS": ["Multiline", ["is"]],
-        "utilisation, % of codes": ["Multiline", ["usage/generated"]],
+        "FID": ["Multiline", ["val/fid"]],
+        "IS": ["Multiline", ["val/is"]],
+        "utilisation, % of codes": ["Multiline", ["val/usage/generated"]],
     }
 }
 

@@ -27,15 +27,15 @@ from lightning_modules.tokenizer_config import TokenizerConfig
 from lightning_modules.tokenizer_losses import Terms, critic_terms, detached, generator_terms
 from lightning_modules.tokenizer_parts import (
     LAYOUT,
+    code_uses,
     hot_calls,
     networks,
-    pictures,
+    reconstructions,
     rough_seconds,
     start_rows,
     tokenizer_parts,
 )
 
-NUM_SHOWN = 8  # validation images in TensorBoard, the same at every validation
 STATE = ("epoch_usage", "epoch_tokens", "usage_by_epoch")  # kept in checkpoints, with the adaptive weight
 LOGGED = {"weight": "weight/adversarial", "accuracy": "discriminator/accuracy"}  # the others are losses
 
@@ -62,7 +62,6 @@ class Tokenizer(Codec):
         self.epoch_usage: dict[str, float] = {}  # of the last whole training epoch, with the tokens counted in it
         self.epoch_tokens = 0
         self.usage_by_epoch: list[float] = []  # B-Figure 3
-        self.shown: Tensor | None = None  # the first validation images
         self.graphed: list[GraphedPass] = []  # of the generator and the discriminator, after `capture_steps`
         for name, network in networks(config, image_size, for_use).items():
             setattr(self, name, network)
@@ -197,8 +196,6 @@ class Tokenizer(Codec):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image, codes = batch["image"], self.encode(batch["image"])
-        if self.shown is None:
-            self.shown = image[:NUM_SHOWN].detach().clone()
         wanted = self.metrics.num_wanted(len(image))
         if not wanted:
             self.metrics.update(codes.indices, image[:0], image[:0])
@@ -224,9 +221,11 @@ class Tokenizer(Codec):
     def rough_seconds(self, batch_size: int) -> float:
         return rough_seconds(self, batch_size)
 
+    def pictures(self) -> dict[str, Any]:
+        return reconstructions(self, self.shown)
+
     def figures(self) -> dict[str, Any]:
-        assert self.shown is not None, "after a validation"
-        return pictures(self, self.shown)
+        return code_uses(self)
 
     @property
     def num_parameters(self) -> int:

@@ -48,6 +48,12 @@ class TokenizerConfig(ModuleConfig):
     def needs_codebook(self) -> bool:
         return isinstance(self.quantizer, LargeCodebookConfig)
 
+    @property
+    def label(self) -> str:
+        default = type(self)().quantizer.name
+        words = [self.quantizer.name if self.quantizer.name != default else "", self.quantizer.label]
+        return "_".join(filter(None, [*words, f"k{self.codebook_size}", f"d{self.code_dim}"]))
+
     def describe(self) -> dict[str, str]:
         return {
             "model": f"{self.name}: {self.backbone.name} backbone, {self.quantizer.name} quantizer",

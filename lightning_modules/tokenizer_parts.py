@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +19,17 @@ from lightning_modules.quantizers import QUANTIZERS
 from lightning_modules.tokenizer_config import TokenizerConfig
 
 LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "reconstruction": {
+        "rFID": ["Multiline", ["val/rfid"]],
+        "PSNR, dB": ["Multiline", ["val/psnr"]],
+        "SSIM": ["Multiline", ["val/ssim"]],
+        "perceptual distance": ["Multiline", ["val/lpips", "val/feature_distance"]],
+    },
+    "codebook": {
+        "utilisation, % of codes": ["Multiline", ["train/usage", "val/usage", "val/usage/batch"]],
+        "perplexity": ["Multiline", ["train/perplexity", "val/perplexity"]],
+        "dead codes": ["Multiline", ["train/dead_codes", "val/dead_codes"]],
+    },
     "training": {
         "loss": ["Multiline", ["loss/generator", "loss/l1", "loss/l2", "loss/perceptual", "loss/quantizer"]],
         "game": [
@@ -25,18 +37,8 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
             ["loss/adversarial", "loss/discriminator", "discriminator/accuracy", "weight/adversarial"],
         ],
     },
-    "codebook": {
-        "utilisation, % of codes": ["Multiline", ["usage/epoch", "usage/val", "usage/batch"]],
-        "perplexity": ["Multiline", ["perplexity/epoch", "perplexity/val"]],
-        "dead codes": ["Multiline", ["dead_codes/epoch", "dead_codes/val"]],
-    },
-    "reconstruction": {
-        "rFID": ["Multiline", ["rfid"]],
-        "PSNR, dB": ["Multiline", ["psnr"]],
-        "SSIM": ["Multiline", ["ssim"]],
-        "perceptual distance": ["Multiline", ["lpips", "feature_distance"]],
-    },
 }
+CODE_USES = "val/codes by log10(1 + uses)"
 
 
 def networks(config: TokenizerConfig, image_size: int, for_use: bool = False) -> dict[str, nn.Module | None]:
@@ -68,11 +70,11 @@ def tokenizer_parts(networks: dict[str, Any], config: TokenizerConfig, image_siz
     """
     encoder, decoder, pre_quant, post_quant, quantizer, discriminator = networks.values()
     image = torch.zeros(1, 3, image_size, image_size)
-    codes, once = torch.zeros(1, encoder.grid_size, encoder.grid_size, config.code_dim), {"generator": 1}
-    search = encoder.grid_size**2 * config.codebook_size * config.code_dim
+    codes, once = torch.zeros(1, *encoder.grid, config.code_dim), {"generator": 1}
+    search = prod(encoder.grid) * config.codebook_size * config.code_dim
     parts = [
         Part("encoder", nn.Sequential(encoder, pre_quant), (image,), encoder, kept=once, encodes=True),
-        Part("decoder", nn.Sequential(post_quant, decoder), (codes,), decoder, kept=once),
+        Part("decoder", nn.Sequential(post_quant, decoder), (codes,), decoder, kept=once, decodes=True),
         Part("maps to and from codes", weights=nn.ModuleList([pre_quant, post_quant])),
     ]
     if isinstance(getattr(quantizer, "projector", None), nn.Linear):
@@ -118,22 +120,26 @@ def hot_calls(module: Any, compiled: bool) -> list[tuple[nn.Module, str]]:
 
 def start_rows(module: Any) -> dict[str, str]:
     """Lines of the start screen of a `Tokenizer`."""
-    grid, loss, discriminator = module.encoder.grid_size, module.perceptual, count(module.discriminator) / 1e6
+    (rows, columns), loss, discriminator = module.encoder.grid, module.perceptual, count(module.discriminator) / 1e6
     return {
-        "tokens per image": f"{grid * grid} ({grid} x {grid})",
+        "tokens per image": f"{rows * columns} ({rows} x {columns})",
         "perceptual loss": loss.name if loss is not None else "none",
         "parameters": f"{module.num_parameters / 1e6:.2f} M trained, discriminator {discriminator:.2f} M",
     }
 
 
-def pictures(module: Any, images: Tensor) -> dict[str, Any]:
-    """Of a `Tokenizer`, for TensorBoard, after a validation."""
-    shown: dict[str, Any] = {
-        "inputs | reconstructions | errors": reconstruction_grid(images, module(images).reconstruction)
-    }
-    if (counts := module.metrics.last_counts) is not None:
-        shown["log10(1 + uses of each code)"] = torch.log10(1 + counts.float())
-    return shown
+def reconstructions(module: Any, images: Tensor | None) -> dict[str, Any]:
+    """Of a `Tokenizer`, for TensorBoard: images (B, 3, H, W) in [-1, 1]."""
+    if images is None:
+        return {}
+    images = images.to(module.device)
+    return {"val/reconstructions": reconstruction_grid(images, module(images).reconstruction)}
+
+
+def code_uses(module: Any) -> dict[str, Any]:
+    """Of a `Tokenizer`, after a validation."""
+    counts = module.metrics.last_counts
+    return {} if counts is None else {CODE_USES: torch.log10(1 + counts.float())}
 
 
 def rough_seconds(module: Any, batch_size: int) -> float:

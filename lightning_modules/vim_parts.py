@@ -20,7 +20,7 @@ from lightning_modules.parts import Part
 LAYOUT: Layout = {
     "tokens": {
         "loss, nats a token": ["Multiline", ["loss/generator"]],
-        "bits per token": ["Multiline", ["bits_per_token/train", "bits_per_token/val"]],
+        "bits per token": ["Multiline", ["bits_per_token/train", "val/bits_per_token"]],
     },
     **prior.LAYOUT,
 }

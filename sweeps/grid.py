@@ -144,7 +144,7 @@ def recipe_values(name: str, changes: dict[str, Any], overlay: ScaleSpec) -> dic
     common = {} if "upstream" in file else overlay.overrides
     common = {key: value for key, value in common.items() if key in keys or not key.startswith("model.")}
     values = compose(file, nest(common), nest(own), changes)
-    if "upstream" in file:
+    if values.get("upstream"):
         upstream = dict(values["upstream"])
         recipe = str(upstream.pop("recipe", ""))
         values["upstream"] = {"recipe": recipe} | recipe_values(Path(recipe).stem, upstream, overlay)

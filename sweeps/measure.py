@@ -14,7 +14,7 @@ from sweeps.schema import ColumnSpec
 
 PARAMETERS = "parameters/trained-without-discriminator"
 LOWER = ("rfid", "fid", "lpips", "feature_distance", "l1", "l2", "logit_laplace", "bits_per_token")  # is better
-HIGHER = ("usage", "psnr", "ssim", "ris", "is", "images_per_second", "probe/accuracy")
+HIGHER = ("usage", "psnr", "ssim", "ris", "is", "images_per_second", "probe/accuracy", "classifier/accuracy")
 ALL_REACHABLE = 99.99  # percent: ten tokens a code, drawn evenly, use 99.995 % of the codes
 
 Finished = dict[str, Record]  # digest -> record, all of one data set

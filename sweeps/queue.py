@@ -51,7 +51,8 @@ class Queue:
     Raises ValueError when the storage cannot be opened.
     """
 
-    def __init__(self, name: str, storage: str, output_dir: Path, **options: Any) -> None:
+    def __init__(self, name: str, storage: str, output_dir: Path, metric: str = "", **options: Any) -> None:
+        """`metric`: the name of a trial's value."""
         self.name, self.output_dir = name, output_dir
         (output_dir / "sweeps").mkdir(parents=True, exist_ok=True)
         self.is_journal = storage == "journal"
@@ -62,6 +63,8 @@ class Queue:
         try:
             self.storage = open_storage(storage, journal, put_again)
             self.study = optuna.create_study(study_name=name, storage=self.storage, load_if_exists=True, **options)
+            if metric and self.study.metric_names is None:
+                self.study.set_metric_names([metric])
         except Exception as error:  # one kind for each database driver
             hint = f"; if {journal} is damaged, delete it: results are kept in the records" if self.is_journal else ""
             why = reason(error.__cause__ or error, 300)

@@ -43,7 +43,7 @@ class Search:
         pruner = optuna.pruners.MedianPruner(spec.startup_trials, warmup_steps)
         direction = "maximize" if spec.maximize else "minimize"
         study = study_name(spec, name, self.first, self.data_id)
-        self.queue = Queue(study, storage, folder, direction=direction, pruner=pruner)
+        self.queue = Queue(study, storage, folder, spec.metric, direction=direction, pruner=pruner)
 
     def fill(self, count: int) -> list[str]:
         """Queues what is missing of `count` trials, failed ones with new values; gives their names."""

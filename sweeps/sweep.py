@@ -71,8 +71,9 @@ class Sweep:
 
     def open_queue(self, storage: str) -> None:
         """Also fetches the records that are in the queue's database and not here."""
-        direction = "maximize" if self.grid.spec.maximize else "minimize"
-        self.queue = Queue(self.study_name, storage, self.output_dir, direction=direction)
+        spec = self.grid.spec
+        direction = "maximize" if spec.maximize else "minimize"
+        self.queue = Queue(self.study_name, storage, self.output_dir, spec.objective, direction=direction)
         self.fetch()
 
     def fetch(self) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.experiment import CHOICES, Experiment, schema
-from experiments.config.values import explain, from_dotlist, merge, read_yaml, select
+from experiments.config.experiment import CHOICES, Experiment, classes_of, schema
+from experiments.config.plugins import plugged_in
+from experiments.config.values import explain, flatten, from_dotlist, merge, read_yaml, select
 from lightning_modules.quantizers import QuantizerConfig
 
 RECIPES = Path(__file__).resolve().parents[1]
@@ -30,6 +31,14 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 def as_yaml(experiment: Experiment) -> str:
     """The whole configuration, which `experiments.train` reads again."""
     return OmegaConf.to_yaml(experiment.identity() | {"runtime": asdict(experiment.runtime)})
+
+
+def changed(experiment: Experiment, name: str) -> dict[str, Any]:
+    """The flat keys in which it differs from this suite's recipe `name` or, where there is none, from the defaults."""
+    path, values = RECIPES / f"{name}.yaml", experiment.identity()
+    base = load_experiment(path) if path.is_file() else schema(values)
+    before = flatten(base.identity())
+    return {key: value for key, value in flatten(values).items() if before.get(key, "") != value}
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -108,6 +117,7 @@ def parse(values: dict[str, Any], origin: str) -> Experiment:
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list in place of a section
         raise ValueError(f"{origin}: {explain(error, config, own)}") from None
     assert isinstance(experiment, Experiment)
+    experiment.plugins = experiment.plugins or plugged_in(classes_of(experiment))  # a checkpoint's is of its training
     if (upstream := values.get("upstream")) is not None:
         experiment.recipe, experiment.upstream = parse_upstream(upstream, origin)
     check(experiment, origin)

@@ -4,6 +4,7 @@ The names in a file (`data.name`, `model.name`, `model.quantizer.name`, ...) pic
 nowhere else.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,9 +40,11 @@ class TrainerConfig:
     memory_format: str = no_identity("contiguous")  # contiguous | channels_last
     compile: str = no_identity("none")  # none | networks | graphs
     validate_every: int = 0  # steps between validations, 0 = only at the end
+    show_every: int = no_identity(0)  # steps between pictures in TensorBoard, 0 = ten times in all
     checkpoint_every: int = no_identity(1000)
     log_every: int = no_identity(10)
     weight_ema: float = 0.0
+    weight_ema_ramp: bool = neutral(False)  # at update n that decay is at most (1 + n) / (10 + n)
 
     def check(self) -> None:
         """Raises ValueError, with the key relative to this section, for a value that cannot be."""
@@ -49,8 +52,10 @@ class TrainerConfig:
         one_of(self, "memory_format", MEMORY_FORMATS)
         one_of(self, "compile", COMPILE)
         require(0 <= self.weight_ema < 1, f"weight_ema={self.weight_ema} must be in [0, 1)")
+        require(bool(self.weight_ema) or not self.weight_ema_ramp, "weight_ema_ramp needs trainer.weight_ema above 0")
         at_least_one(self, "max_steps", "checkpoint_every", "log_every")
         require(self.validate_every >= 0, f"validate_every={self.validate_every} must be 0 (off) or more")
+        require(self.show_every >= 0, f"show_every={self.show_every} must be 0 (ten times) or more")
 
 
 @dataclass
@@ -87,6 +92,7 @@ class RuntimeConfig:
     strategy: str = "auto"
     num_workers: int = -1  # processes that load images; -1: some for image files while a GPU trains, else none
     evaluate_later: bool = False  # keep the weights; the same run without this measures them, on any machine
+    loggers: str = "tensorboard"  # tensorboard, csv, wandb, mlflow, with commas between several
     keep_weights: bool = False  # keep them, without what is needed to go on training, beside the record
 
     def __post_init__(self) -> None:
@@ -108,25 +114,33 @@ class Experiment:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     runtime: RuntimeConfig = no_identity(RuntimeConfig)
     start_from: StartConfig = field(default_factory=StartConfig)  # weights in place of random ones
+    plugins: str = neutral("")  # modules of classes that are not this suite's, with a hash; `parse` fills it in
     upstream: Any = None  # the Experiment below, or None; `parse` sets it
     recipe: str = no_identity("")  # its file, for people
+    name: str = no_identity("")  # of the run, in its folder's name; "" = that of the recipe's file
 
     def check(self) -> None:
         """Raises ValueError where its model, the one below and their images do not go together."""
+        require(re.fullmatch(r"[\w.+-]*", self.name) is not None, f"name={self.name}: takes letters, digits and _.+-")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
         require(
             self.trainer.compile != "networks" or isinstance(self.model, TokenizerConfig),
             f"trainer.compile={self.trainer.compile} is for tokenizers, not for {self.model.name}",
         )
+        self.model.check_data(self.data)
+        place_at = getattr(getattr(self.model, "quantizer", None), "place_at", 0)
+        require(
+            place_at < self.trainer.max_steps,
+            f"model.quantizer.place_at={place_at}: the codes would not be placed in trainer.max_steps="
+            f"{self.trainer.max_steps}; take an earlier step",
+        )
         self.model.check_upstream(None if self.upstream is None else self.upstream.model)
         if self.upstream is not None:
             size, below = self.data.image_size, self.upstream.data.image_size
             require(size == below, f"data.image_size={size}, but upstream.data.image_size={below}: they must agree")
-        require(
-            not (self.is_encoded_once and getattr(self.data, "random_crop", False)),
-            f"data.random_crop needs model.encode_on_the_fly=true: {self.model.inputs} that are made once are of whole "
-            "images",
-        )
+        for key in ("random_crop", "augment") if self.is_encoded_once else ():
+            whole = f"{self.model.inputs} that are made once are of whole images"
+            require(not getattr(self.data, key, False), f"data.{key} needs model.encode_on_the_fly=true: {whole}")
 
     @property
     def is_encoded_once(self) -> bool:
@@ -151,8 +165,10 @@ class Experiment:
 
     def identity(self) -> dict[str, Any]:
         """The plain nested dictionary of the configuration, without `runtime`, as records and checkpoints hold it."""
-        own = {"seed": self.seed} | {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
+        own: dict[str, Any] = {"seed": self.seed}
+        own |= {key: asdict(getattr(self, key)) for key in ("data", "model", "trainer")}
         own |= {"start_from": asdict(self.start_from)} if self.start_from.path else {}
+        own |= {"plugins": self.plugins} if self.plugins else {}
         return own | ({"upstream": {"recipe": self.recipe} | self.upstream.identity()} if self.upstream else {})
 
     def digest(self) -> str:
@@ -182,9 +198,21 @@ def schema(values: dict[str, Any], origin: str = "config") -> Experiment:
             continue
         name = default.name if (given := select(values, f"{key}.name")) is None else given
         if not isinstance(name, str) or name not in table:
-            raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{hint(str(name), table)}")
+            near = hint(str(name), table)
+            if plugins := values.get("plugins"):
+                near = f"; it may be of {plugins}, which --import has to name, or Python's import"
+            raise ValueError(f"{origin}: {key}.name='{name}' is none of {', '.join(table)}{near}")
         if not isinstance(default, table[name][-1]):
             setattr(owner, leaf, table[name][-1]())
     experiment.data.batch_size = experiment.model.batch_size
     experiment.trainer.max_steps = experiment.model.max_steps
     return experiment
+
+
+def classes_of(experiment: Experiment) -> list[type]:
+    """All classes that the names in an experiment pick, without their configurations'."""
+    found: list[type] = []
+    for key, table in CHOICES.items():
+        part = getattr(experiment.model if "." in key else experiment, key.rpartition(".")[2], None)
+        found += table[part.name][:-1] if part is not None else ()
+    return found

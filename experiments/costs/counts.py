@@ -41,8 +41,8 @@ def setting_of(experiment: Experiment) -> Setting:
     if not isinstance(tokenizer, TokenizerConfig):
         return Setting(size, classes)
     with torch.device("meta"):
-        grid = BACKBONES[tokenizer.backbone.name][0](tokenizer.backbone, size).grid_size
-    return Setting(size, classes, tokenizer.codebook_size, (grid, grid), code_dim=tokenizer.code_dim)
+        grid = BACKBONES[tokenizer.backbone.name][0](tokenizer.backbone, size).grid
+    return Setting(size, classes, tokenizer.codebook_size, grid, code_dim=tokenizer.code_dim)
 
 
 def parts_of(experiment: Experiment) -> list[Part]:
@@ -51,7 +51,7 @@ def parts_of(experiment: Experiment) -> list[Part]:
 
 
 def count_cost(experiment: Experiment, attention: bool = True) -> Cost:
-    """Counts each part of the experiment's networks; "tokenizer" is what encoding at every step adds.
+    """Counts each part of the experiment's networks; "tokenizer" is what it adds at every step.
 
     `attention=False` leaves out the two products inside attention, as counters do that look at layers alone.
     """
@@ -61,8 +61,12 @@ def count_cost(experiment: Experiment, attention: bool = True) -> Cost:
     totals = {f"{name} parameters": number for name, number in parameters.items()}
     totals["model parameters"] = sum(parameters[part.name] for part in parts if not part.is_apart)
     totals["model MACs"] = sum(macs[part.name] for part in parts if part.is_counted)
-    if experiment.model.inputs != "images" and experiment.model.encode_on_the_fly:
-        macs["tokenizer"] = sum(macs_of(part, attention) for part in parts_of(experiment.bottom) if part.encodes)
+    model = experiment.model
+    encodes = model.inputs != "images" and model.encode_on_the_fly
+    if encodes or model.decodes:
+        below = parts_of(experiment.bottom)
+        used = [part for part in below if (encodes and part.encodes) or (model.decodes and part.decodes)]
+        macs["tokenizer"] = sum(macs_of(part, attention) for part in used)
     return Cost(rows, parameters, macs, totals)
 
 

@@ -36,7 +36,7 @@ def cost_rows(experiment: Experiment, cost: Cost, devices: int, tflops: float) -
     time = f"{hours:,.0f} h" if hours >= 10 else f"{60 * hours:,.1f} min"
     parameters = [*cost.parameters.items(), ("model", cost.totals["model parameters"])]
     names = {"projector": "projector, once a step", "perceptual": "perceptual loss, two images"}
-    names["tokenizer"] = "tokenizer, which encodes at every step"
+    names["tokenizer"] = "tokenizer, at every step"
     return [
         *experiment.model.describe().items(),
         *token_rows(experiment, cost),

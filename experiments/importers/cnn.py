@@ -1,4 +1,4 @@
-"""The encoder and decoder that taming-transformers, VQGAN-LC and LlamaGen share, under two sets of names."""
+"""The encoder and decoder that taming-transformers and its descendants share, under several sets of names."""
 
 import re
 from collections.abc import Sequence
@@ -11,17 +11,22 @@ from experiments.importers.family import Options, Source, Weight, same
 IMAGE_SIZE = 256  # not in the weights: all published models of these families are trained at it
 
 
-def infer_cnn(source: Source, levels: str, blocks: str, options: Options, **model: Any) -> dict[str, Any]:
-    """The `data` and `model` sections; level i of the encoder has the blocks `{levels}{i}.{blocks}.{j}.`.
+def infer_cnn(
+    source: Source, levels: str, blocks: str, options: Options, attention: str = "attn", middle: str = "", **model: Any
+) -> dict[str, Any]:
+    """The `data` and `model` sections; level i of the encoder has the blocks `{levels}{i}.{blocks}.{j}.`, followed by
+    `{levels}{i}.{attention}.{j}.` where attention is. That of the middle is `encoder.{middle}`, "" = always there.
 
     Attention is placed by level there and by resolution here, so `image_size` decides its numbers, not its place.
     Raises ValueError for a width that is no multiple of the first one.
     """
     if options.head_dim is not None:
-        raise ValueError("--head-dim is of use to --from enhancing only: attention of this family has one head")
+        raise ValueError(
+            "--head-dim is of use to --from enhancing and titok only: attention of this family has one head"
+        )
     image_size = options.image_size or IMAGE_SIZE
     channels = source.shape("encoder.conv_in.weight", 4)[0]
-    multipliers, attention = [], []
+    multipliers, resolutions = [], []
     for level in range(max(1, source.count(levels))):
         key = f"{levels}{level}.{blocks}.0.conv1.weight"
         width = source.shape(key, 4)[0]
@@ -30,14 +35,15 @@ def infer_cnn(source: Source, levels: str, blocks: str, options: Options, **mode
                 f"{source.origin}: '{key}' has {width} channels, no multiple of the first width {channels}"
             )
         multipliers.append(width // channels)
-        if source.has(f"{levels}{level}.attn."):
-            attention.append(image_size >> level)
+        if source.has(f"{levels}{level}.{attention}."):
+            resolutions.append(image_size >> level)
     backbone = {
         "name": "cnn",
         "channels": channels,
         "channel_multipliers": multipliers,
         "num_res_blocks": source.count(f"{levels}0.{blocks}."),
-        "attention_resolutions": attention,
+        "attention_resolutions": resolutions,
+        "middle_attention": not middle or source.has(f"encoder.{middle}"),
         "latent_channels": source.shape("encoder.conv_out.weight", 4)[0],
     }
     return {"data": {"name": "image_folder", "image_size": image_size}, "model": model | {"backbone": backbone}}

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from experiments.config.compose import parse
 from experiments.config.experiment import Experiment
 from experiments.config.values import merge, select
-from experiments.importers import FAMILIES, Options, Source
-from experiments.importers.family import COMPILED, Tensors, below, uncompiled
+from experiments.importers import FAMILIES, Options, Source, family_of
+from experiments.importers.family import COMPILED, Tensors, below, some, uncompiled
 from experiments.importers.files import read_state_dict
 from experiments.pipeline.build import build_model
 from experiments.runtime.files import replacing
@@ -41,10 +41,10 @@ def convert(
     family = FAMILIES[name]
     if select(overrides or {}, "data.image_size") is not None:
         raise ValueError("data.image_size: use --image-size, where attention sits depends on it")
-    if not family.fits(tensors):
-        for other, candidate in FAMILIES.items():
-            if candidate.prefixes(tensors):
-                raise ValueError(f"{origin}: not a {name} checkpoint, its keys look like {other}: use --from {other}")
+    other = family_of(tensors)
+    if other not in ("", name) and not (family.fits(tensors) and not FAMILIES[other].mark):
+        raise ValueError(f"{origin}: not a {name} checkpoint, its keys look like {other}: use --from {other}")
+    tensors = family.adapt(tensors, origin)[0]
     values = family.infer(Source(tensors, origin, name), options or Options())
     experiment = parse(merge(NO_LOSSES, values, overrides or {}), origin)
     with warnings.catch_warnings(), torch.device("meta"):
@@ -94,30 +94,21 @@ def unwrapped(name: str, tensors: Tensors, origin: str) -> tuple[Tensors, str]:
     return own, "\n".join(f"  {line}" for line in words)
 
 
-def some(keys: list[str]) -> str:
-    """At most four keys, quoted, and how many more there are."""
-    return ", ".join(f"'{key}'" for key in keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+def read_public(
+    name: str, path: Path, options: Options | None = None, overrides: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], str]:
+    """A checkpoint of this suite, made of the file `path` of family `name`, and a report in words.
 
-
-def import_checkpoint(
-    name: str,
-    path: Path,
-    out: Path,
-    options: Options | None = None,
-    overrides: dict[str, Any] | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-) -> str:
-    """Reads `path`, writes `out` atomically, unless `dry_run`, and returns a report.
-
-    Raises ValueError for anything but a clean import.
+    The family "" is that of the keys. Raises ValueError for anything but a clean import.
     """
-    require(not out.is_dir(), f"{out}: a folder; give the name of the file to write")
-    require(force or not out.exists(), f"{out}: exists; choose another name, or --force")
-    require(out.resolve() != path.resolve(), f"{out}: is the file to import; choose another name")
+    wrappers = FAMILIES[name].wrappers if name else sorted({w for f in FAMILIES.values() for w in f.wrappers})
+    tensors, wrapper = read_state_dict(path, wrappers)
+    name = name or family_of(uncompiled(tensors))
+    require(bool(name), f"{path}: keys such as {some(tensors)} are of none of {', '.join(FAMILIES)}")
     family = FAMILIES[name]
-    tensors, wrapper = read_state_dict(path, family)
     tensors, taken_off = unwrapped(name, tensors, str(path))
+    tensors, adapted = family.adapt(tensors, str(path))
+    options = replace(options or Options(), folder=path.parent)
     experiment, state = convert(name, tensors, options, overrides, str(path))
     dropped = Counter(prefix for key in tensors for prefix in family.dropped if key.startswith(prefix))
     with path.open("rb") as file:
@@ -129,19 +120,40 @@ def import_checkpoint(
         "generator_steps": 0,
         "epoch_usage": {},
         "epoch_tokens": 0,
-        "imported": {"family": name, "file": path.name, "sha256": digest, "dropped": dict(dropped)},
+        "imported": {"family": name, "file": path.name, "sha256": digest, "dropped": dict(dropped), "note": adapted},
     }
+    model = experiment.tokenizer
+    lines = [
+        f"{model.name}, {model.codebook_size:,} codes of {model.code_dim} dimensions, "
+        f"{experiment.data.image_size} pixels; imported {len(tensors) - dropped.total()} keys of {wrapper or 'its top'}"
+    ]
+    lines += [f"  left out: {count} keys {prefix}* ({family.dropped[prefix]})" for prefix, count in dropped.items()]
+    lines += [f"  {adapted}"] if adapted else []
+    return checkpoint, "\n".join([*lines, taken_off] if taken_off else lines)
+
+
+def import_checkpoint(
+    name: str,
+    path: Path,
+    out: Path,
+    options: Options | None = None,
+    overrides: dict[str, Any] | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> str:
+    """`read_public`, written to `out` atomically, unless `dry_run`; returns its report.
+
+    Raises ValueError as it does, or for `out`.
+    """
+    require(not out.is_dir(), f"{out}: a folder; give the name of the file to write")
+    require(force or not out.exists(), f"{out}: exists; choose another name, or --force")
+    require(out.resolve() != path.resolve(), f"{out}: is the file to import; choose another name")
+    checkpoint, report = read_public(name, path, options, overrides)
     if not dry_run:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as file:
             torch.save(checkpoint, file)
-    model = experiment.tokenizer
-    lines = [
-        f"{out}: {model.name}, {model.codebook_size:,} codes of {model.code_dim} dimensions, "
-        f"{experiment.data.image_size} pixels; imported {len(tensors) - dropped.total()} keys of {wrapper or 'its top'}"
-    ]
-    lines += [f"  left out: {count} keys {prefix}* ({family.dropped[prefix]})" for prefix, count in dropped.items()]
-    return "\n".join([*lines, taken_off] if taken_off else lines)
+    return f"{out}: {report}"
 
 
 def own(tensor: torch.Tensor) -> torch.Tensor:

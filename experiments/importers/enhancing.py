@@ -39,16 +39,21 @@ def dims(source: Source, part: str, head_dim: int) -> list[int]:
     return [source.count(layers), inner // head_dim, width, mlp_width]
 
 
-def infer(source: Source, options: Options) -> dict[str, Any]:
-    """Raises ValueError for a grid that is not square, or an `image_size` that the positions contradict."""
-    patch_size = source.shape("encoder.to_patch_embedding.0.weight", 4)[-1]
-    num_tokens = source.shape("encoder.en_pos_embedding", 3)[1]
+def square_size(source: Source, num_tokens: int, patch_size: int, options: Options) -> int:
+    """Pixels along a side. Raises ValueError for a grid that is not square, or another `--image-size`."""
     image_size = math.isqrt(num_tokens) * patch_size
     if math.isqrt(num_tokens) ** 2 != num_tokens:
         raise ValueError(f"{source.origin}: {num_tokens} positions are no square grid; only square images are known")
     if options.image_size not in (None, image_size):
         found = f"{num_tokens} positions of {patch_size}-pixel patches are {image_size} pixels"
         raise ValueError(f"--image-size {options.image_size}: {found}, leave the option out")
+    return image_size
+
+
+def infer(source: Source, options: Options) -> dict[str, Any]:
+    """Raises ValueError for a grid that is not square, or an `image_size` that the positions contradict."""
+    patch_size = source.shape("encoder.to_patch_embedding.0.weight", 4)[-1]
+    image_size = square_size(source, source.shape("encoder.en_pos_embedding", 3)[1], patch_size, options)
     head_dim = HEAD_DIM if options.head_dim is None else options.head_dim
     codebook_size, code_dim = source.shape("quantizer.embedding.weight", 2)
     backbone = {

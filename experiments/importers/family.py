@@ -1,13 +1,16 @@
 """What defines a family of checkpoints: its signature, its model, and where it keeps each weight of this suite."""
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_modules.archives import readable
 from lightning_modules.tokenizer import TokenizerConfig
 
 Tensors = dict[str, Tensor]
@@ -19,6 +22,15 @@ class Options:
 
     image_size: int | None = None
     head_dim: int | None = None
+    folder: Path | None = None  # of the file, where its config.json may be
+
+    def beside(self) -> dict[str, Any]:
+        """What config.json beside the file holds; {} without one. Raises ValueError when it is damaged."""
+        if self.folder is None or not (path := self.folder / "config.json").is_file():
+            return {}
+        with readable(path):
+            content = dict(json.loads(path.read_text()))
+        return content
 
 
 class Source:
@@ -55,8 +67,18 @@ class Weight(NamedTuple):
     make: Callable[..., Tensor]
 
 
+def some(keys: Iterable[str]) -> str:
+    """At most four keys, quoted, and how many more there are."""
+    first, rest = list(keys)[:4], list(keys)[4:]
+    return ", ".join(f"'{key}'" for key in first) + (f" and {len(rest)} more" if rest else "")
+
+
 def same(key: str) -> Weight:
     return Weight((key,), lambda tensor: tensor)
+
+
+def as_it_is(tensors: Tensors, origin: str) -> tuple[Tensors, str]:
+    return tensors, ""
 
 
 TRUE = Weight((), lambda: torch.tensor(True))  # a flag of the module, such as "the table is filled"
@@ -71,6 +93,8 @@ class Family:
     dropped: prefixes of keys that are deliberately not imported, and why.
     infer: the `data` and `model` sections of the experiment, read from the shapes.
     weight: the source of one key of the module; None for a key that the family does not have.
+    mark: a prefix of keys that tells its files from another family's of the same signature, where they have it.
+    adapt: (tensors, name of the file) -> the tensors as `infer` and `weight` name them, and what was done, in words.
     """
 
     signature: tuple[str, ...]
@@ -78,6 +102,8 @@ class Family:
     dropped: dict[str, str]
     infer: Callable[[Source, Options], dict[str, Any]]
     weight: Callable[[str, TokenizerConfig], Weight | None]
+    mark: str = ""
+    adapt: Callable[[Tensors, str], tuple[Tensors, str]] = as_it_is
 
     def fits(self, tensors: Tensors) -> bool:
         return all(any(key.startswith(prefix) for key in tensors) for prefix in self.signature)

@@ -5,6 +5,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from experiments.importers.family import Family, Tensors
+from experiments.importers.family import Tensors
 from lightning_modules.archives import readable
 
 
@@ -30,17 +31,17 @@ RESAVE = (
 )
 
 
-def read_state_dict(path: Path, family: Family) -> tuple[Tensors, str]:
-    """The state dict in the file, and the top-level key it was under ("" when the file is nothing else).
+def read_state_dict(path: Path, wrappers: Sequence[str]) -> tuple[Tensors, str]:
+    """The state dict in the file, and the one of `wrappers` it was under ("" when the file is nothing else).
 
     Raises ValueError that names the file and says what to do: it is not there, truncated, holds code, no state dict.
     """
-    content = read(path, family)
-    if isinstance(content, dict) and "experiment" in content and "state_dict" in content:
+    content = read(path, wrappers)
+    if is_own(content):
         raise ValueError(f"{path}: a checkpoint of this suite already; give it to experiments.evaluate as it is")
     wrapper = ""
     if isinstance(content, dict):
-        wrapper = next((key for key in family.wrappers if isinstance(content.get(key), dict)), "")
+        wrapper = next((key for key in wrappers if isinstance(content.get(key), dict)), "")
         content = content[wrapper] if wrapper else content
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path}: holds no state dict, but {type(content).__name__}")
@@ -48,12 +49,17 @@ def read_state_dict(path: Path, family: Family) -> tuple[Tensors, str]:
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"{path}: '{key}' is {type(value).__name__}, not a tensor: no state dict was found, neither at the top "
-                f"nor under {', '.join(family.wrappers)}"
+                f"nor under {', '.join(wrappers)}"
             )
     return {str(key): value for key, value in content.items()}, wrapper
 
 
-def read(path: Path, family: Family) -> Any:
+def is_own(content: Any) -> bool:
+    """Whether this is what a checkpoint of this suite holds."""
+    return isinstance(content, dict) and {"experiment", "state_dict"} <= content.keys()
+
+
+def read(path: Path, wrappers: Sequence[str]) -> Any:
     if path.is_dir():
         raise ValueError(f"{path}: a folder; give the checkpoint file that is in it (.ckpt, .pt, .pth or .safetensors)")
     if not path.is_file():
@@ -69,7 +75,7 @@ def read(path: Path, family: Family) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many kinds for a file that is truncated or not its own
         if isinstance(error, pickle.UnpicklingError) and is_pickle(path):
-            raise ValueError(refusal(path, family, str(error))) from None
+            raise ValueError(refusal(path, wrappers, str(error))) from None
         reason = str(error).split(". ")[0] or type(error).__name__
         raise ValueError(f"{path}: not readable as a checkpoint ({reason}): truncated? Fetch it again") from None
 
@@ -80,10 +86,10 @@ def is_pickle(path: Path) -> bool:
         return zipfile.is_zipfile(path) or file.read(1) == pickle.PROTO
 
 
-def refusal(path: Path, family: Family, error: str) -> str:
+def refusal(path: Path, wrappers: Sequence[str], error: str) -> str:
     match = re.search(r"GLOBAL ([\w.]+)", error)
     what = f"it asks for '{match[1]}'" if match else "it is pickled in a way that is not known to be harmless"
-    command = RESAVE.replace("FILE", path.name).replace("WRAPPER", family.wrappers[0])
+    command = RESAVE.replace("FILE", path.name).replace("WRAPPER", wrappers[0])
     return (
         f"{path}: refused, because to load all of it could run code that is in it ({what}). If you trust its source, "
         "save its weights alone, in a place where nothing can be harmed, such as a container without network, and "

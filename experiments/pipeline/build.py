@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from datamodules import DATAMODULES, ImageDataModule
 from datamodules.cifar10 import find_cifar10
 from experiments.config.compose import parse
@@ -26,6 +29,12 @@ def build_data(experiment: Experiment) -> ImageDataModule:
     return data
 
 
+def first_images(data: ImageDataModule, number: int = 8) -> Tensor:
+    """(B, 3, H, W) in [-1, 1], the first validation images of data that is set up."""
+    images: Any = data.val_set
+    return torch.stack([images[index]["image"] for index in range(min(number, len(images)))])
+
+
 def data_module(experiment: Experiment) -> ImageDataModule:
     """The data module, not yet set up."""
     runtime = experiment.runtime
@@ -35,7 +44,7 @@ def data_module(experiment: Experiment) -> ImageDataModule:
 
 def plain(experiment: Experiment, **changes: Any) -> Experiment:
     """The experiment on its images without augmentation, with `changes` to those data options that its data has."""
-    wanted = {"flip": False, "random_crop": False} | changes
+    wanted: dict[str, Any] = {"flip": False, "random_crop": False, "augment": ""} | changes
     known = {key: value for key, value in wanted.items() if hasattr(experiment.data, key)}
     return replace(experiment, data=replace(experiment.data, **known))
 

@@ -45,6 +45,7 @@ def gather(experiment: Experiment, trains: bool = True) -> tuple[ImageDataModule
     with main_first():  # caches, the classifier's head
         images = build_data(plain(experiment) if experiment.upstream else experiment)
         if trains:
+            model.check_ready(images.num_classes)
             views = len(view_names(None, experiment.data.flip)) if experiment.is_encoded_once else 1
             size = views * len(images.train_set)  # type: ignore[arg-type]
             require_full_batch(size, experiment.data.batch_size, images.origin("train"))
@@ -80,11 +81,10 @@ def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = 
         codebook = codebook_for(experiment, images.data_id) if makes_codebook else None
     setting = Setting(experiment.data.image_size, images.num_classes, codebook=codebook)
     if below is not None:
-        grid = below.tokenizer.encoder.grid_size
         setting = replace(
             setting,
             codebook_size=below.tokenizer.config.codebook_size,
-            grid_size=(grid, grid),
+            grid_size=below.tokenizer.encoder.grid,
             code_dim=below.tokenizer.config.code_dim,
             upstream=below.upstream,
             tokenizer=below.tokenizer,

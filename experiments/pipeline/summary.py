@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +24,7 @@ def print_summary(experiment: Experiment, module: Any, name: str, data_id: str, 
     if (start := experiment.start_from).path:
         more = f", codebook grown from {start.grown_from:,} codes" if start.grown_from else ""
         rows["starts from"] = f"{start.path}, {start.parts or 'all parts'}{more}"
-    rows |= module.start_screen()
+    rows |= module.start_screen() | slow_precision(experiment)
     if needed := memory_bytes(experiment, num_devices(experiment.runtime)):
         rows["peak memory, estimate"] = f"{needed / 2**30:.2f} GiB a device"
     rows |= expected_time(experiment, module.rough_seconds(data.batch_size))
@@ -40,3 +41,12 @@ def expected_time(experiment: Experiment, seconds: float) -> dict[str, str]:
         return {"steps": f"{trainer.max_steps:,}, {trainer.precision}"}
     minutes = seconds * experiment.model.optimizer.accumulate * trainer.max_steps / devices / 60
     return {"expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps here, {trainer.precision}"}
+
+
+def slow_precision(experiment: Experiment) -> dict[str, str]:
+    """A row where bfloat16 has to be imitated: on x86 processors that have no instructions for it."""
+    is_bf16, on_cpu = "bf16" in experiment.trainer.precision, build_device(experiment).type == "cpu"
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
+    if not (is_bf16 and on_cpu) or has.get("architecture") != "x86_64" or has["avx512_bf16"] or has["amx_bf16"]:
+        return {}
+    return {"precision": "bf16 without instructions for it on this CPU: trainer.precision=32-true may be faster"}

@@ -67,7 +67,6 @@ def make_job(
 
     `latents`: float32 or float16, to keep latents as that; "" = keep tokens.
     """
-    size = tokenizer.encoder.grid_size
     of_kind: dict[str, Any] = {"codebook_size": experiment.tokenizer.codebook_size}
     if latents:
         of_kind = {"code_dim": experiment.tokenizer.code_dim, "stored": latents}
@@ -77,7 +76,7 @@ def make_job(
         tokenizer_digest=tokenizer_digest,
         model=experiment.model.name,
         precision=experiment.trainer.precision,
-        grid_size=[size, size],
+        grid_size=list(tokenizer.encoder.grid),
         data_id=data.data_id,
         data={key: value for key, value in identity(experiment.data).items() if key not in OF_TRAINING},
         num_classes=data.num_classes,

@@ -12,20 +12,23 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from datamodules import ImageDataModule
+from experiments.config import plugins
+from experiments.config.compose import changed
 from experiments.config.experiment import Experiment
-from experiments.config.values import flatten
-from experiments.pipeline.build import build_data, plain
+from experiments.pipeline.build import build_data, first_images, plain
 from experiments.pipeline.codebooks.extraction import build_device
+from experiments.pipeline.configuration import CONFIG, described
 from experiments.pipeline.inputs import Inputs, inputs_of
 from experiments.pipeline.prepare import gather, prepare, prepare_evaluation
 from experiments.pipeline.summary import print_summary
 from experiments.pipeline.upstream import checkpoint_below, upstream_of
 from experiments.pipeline.weights import can_wait, keep_weights, read_weights, restore_weights, weights_path
 from experiments.runtime import health, progress
-from experiments.runtime.callbacks import InCheckpoint
+from experiments.runtime.callbacks import Dashboard, InCheckpoint
 from experiments.runtime.errors import is_main
-from experiments.runtime.files import LOCK, inherited, locked, require_writable, write_json
-from experiments.runtime.precision import full_float32
+from experiments.runtime.files import LOCK, inherited, locked, replacing, require_writable, write_json
+from experiments.runtime.loggers import check_loggers, log_hyperparameters
+from experiments.runtime.precision import full_float32, precision_options
 from experiments.runtime.progress import Throughput
 from experiments.runtime.ranks import check_devices, from_main, main_first, num_devices, silent_trainer
 from experiments.runtime.records import FORMAT, Record, environment, read_record, record_path, same_experiment
@@ -54,6 +57,7 @@ def train(
     """
     quiet()
     check_devices(experiment)
+    check_loggers(experiment.runtime)
     records = Path(experiment.runtime.output_dir) / "records"
     with main_first():  # the first look at images reads them all
         inputs = inputs_of(experiment)
@@ -133,12 +137,17 @@ def train_alone(
     health.reset_peak_memory()
     throughput = Throughput()
     module, data, images = prepare(experiment, needs)
+    module.shown = first_images(images)
+    text, changes = described(experiment, name), {"recipe": name} | changed(experiment, name)
+    if is_main():
+        with replacing(folder / CONFIG) as file:
+            file.write(text.encode())
     if is_main() and not progress.prefix:  # one of many says little
         print_summary(experiment, module, name, images.data_id, images.placing(build_device(experiment)))
 
     with StopRequest() as stop, not_swallowed(), health.naming_last_checkpoint(checkpoints):
-        images_read = InCheckpoint(**inputs._asdict())
-        trainer = build_trainer(experiment, module, folder, images_read, throughput, *callbacks, stop=stop)
+        kept, shown = InCheckpoint(configuration=text, **inputs._asdict()), Dashboard(experiment.trainer, text, changes)
+        trainer = build_trainer(experiment, module, folder, kept, shown, throughput, *callbacks, stop=stop)
         if experiment.trainer.validate_every:
             use_reference(trainer, module, images, output_dir)
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
@@ -173,10 +182,9 @@ def train_alone(
             record |= measured(record, trainer, module, data, images, output_dir)
         record |= spent(throughput)
     if trainer.is_global_zero:
-        shown = {f"final/{metric}": value for metric, value in record["metrics"].items()}
-        assert trainer.logger is not None
-        trainer.logger.log_hyperparams(flatten(experiment.identity()), shown)  # TensorBoard's HPARAMS tab
-        trainer.logger.finalize("success")
+        log_hyperparameters(trainer, changes, record["metrics"].keys() - module.training_metrics.keys())
+        for logger in trainer.loggers:
+            logger.finalize("success")
         if not is_later:
             write_json(path, record)
     return record
@@ -249,6 +257,7 @@ def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Seq
     file = run_dir / f"{name}.json"
     write_json(file, experiment.identity() | {"runtime": vars(experiment.runtime)})
     command = [sys.executable, "-m", "experiments.train", str(file), "--run-dir", str(run_dir)]
+    command += [f"--import={name}" for name in plugins.imported]
     process = subprocess.Popen(command, env=os.environ | inherited(run_dir / LOCK))
     wait_for([process])
     if process.returncode:
@@ -287,6 +296,14 @@ def evaluate(
     with full_float32():
         metrics, *_ = trainer.validate(module, data, verbose=False)  # the same for every loader
     return {name: float(value) for name, value in metrics.items()}
+
+
+def measure(experiment: Experiment, module: Any, tokenizer: str | None = None) -> tuple[dict[str, float], str]:
+    """Validation metrics of a restored module, and the id of the images: what `experiments.evaluate` prints."""
+    module, data, images = prepare_evaluation(experiment, module, tokenizer)
+    precision = precision_options(experiment.trainer.precision, experiment.runtime)
+    trainer = silent_trainer(experiment.runtime, devices=1, **precision)
+    return evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir)), images.data_id
 
 
 def use_reference(trainer: L.Trainer, module: Any, images: ImageDataModule, output_dir: Path) -> None:

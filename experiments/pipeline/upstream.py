@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config.compose import RECIPES, load_experiment
+from experiments.config import plugins
+from experiments.config.compose import changed
 from experiments.config.experiment import Experiment, RuntimeConfig
 from experiments.config.identity import digest_of
-from experiments.config.values import flatten, from_dotlist, merge
+from experiments.config.values import from_dotlist, merge
 from experiments.pipeline.build import restore, restore_tokenizer
 from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.inputs import inputs_of
@@ -19,11 +20,16 @@ from lightning_modules.tokenizer import Tokenizer
 
 
 def run_dir(experiment: Experiment, name: str, data_id: str = "") -> Path:
-    """OUTPUT_DIR/experiments/NAME_kK_sSEED_DIGEST (of experiment and data): TensorBoard's list shows K and seed."""
+    """OUTPUT_DIR/experiments/NAME_kK_dD_sSEED_DIGEST (of experiment and data), for people who read lists of runs.
+
+    A run of the suite's earlier versions, which left out dimension and quantizer, keeps its folder.
+    """
     digest = digest_of([experiment.digest(), data_id or inputs_of(experiment).data_id])
-    codes = getattr(experiment.bottom.model, "codebook_size", None)
-    size = "" if codes is None else f"_k{codes}"
-    return Path(experiment.runtime.output_dir) / "experiments" / f"{name}{size}_s{experiment.seed}_{digest}"
+    runs, below = Path(experiment.runtime.output_dir) / "experiments", experiment.bottom.model
+    size = f"_k{below.codebook_size}" if hasattr(below, "codebook_size") else ""
+    earlier = runs / f"{name}{size}_s{experiment.seed}_{digest}"
+    label = f"_{below.label}" if below.label else ""
+    return earlier if earlier.is_dir() else runs / f"{name}{label}_s{experiment.seed}_{digest}"
 
 
 def upstream_of(experiment: Experiment) -> Experiment | None:
@@ -92,10 +98,10 @@ def existing(experiment: Experiment, upstream: Experiment, data_id: str = "") ->
 
 def training_command(experiment: Experiment, recipe: str) -> str:
     """The command that trains `experiment`, which is `recipe` with changes."""
-    before = flatten(load_experiment(RECIPES / recipe).identity())
-    changes = {key: value for key, value in flatten(experiment.identity()).items() if before.get(key, "") != value}
+    changes = changed(experiment, Path(recipe).stem)
     changes |= {f"runtime.{key}": getattr(experiment.runtime, key) for key in ("data_dir", "output_dir")}
-    words = [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
+    words = [f"{key}={'null' if value is None else value}" for key, value in changes.items() if key != "plugins"]
+    words += [f"--import={name}" for name in plugins.imported]
     return f"python -m experiments.train {shlex.join([str(Path('experiments') / recipe), *words])}"
 
 

@@ -6,13 +6,22 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.config import plugins
 from lightning_modules.checks import home_expanded
 
 PATH = re.compile(r"((?:--[\w-]+=)?)(~(?:/.*)?)", re.DOTALL)
 
 
 class Parser(argparse.ArgumentParser):
-    """Where an argument, or the value after an option's "=", begins with ~, the home folder is meant."""
+    """Where an argument, or the value after an option's "=", begins with ~, the home folder is meant.
+
+    Every command has --import.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        help = "with your own quantizer, backbone, data set, ...: docs/plugins.md"
+        self.add_argument("--import", action="append", type=plugins.load, dest="imports", metavar="MODULE", help=help)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         words = [PATH.fullmatch(word) or word for word in (sys.argv[1:] if args is None else args)]
@@ -31,7 +40,7 @@ FITS = ("crop", "pad")  # see datamodules/files.py: frame
 
 
 def of_recipe(name: str, doc: str | None, optional: bool = False) -> argparse.ArgumentParser:
-    """Of `python -m experiments.NAME FILE [key=value ...]`; `doc`, the command's docstring, is its help."""
+    """Of `python -m experiments.NAME FILE [key=value ...]`."""
     return parser(name, doc, optional, file="a recipe's name, such as vqgan_lc_cifar10, or the path of a YAML file")
 
 

@@ -13,6 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from experiments.config.experiment import TrainerConfig
+from experiments.runtime.checkpoints import is_validation_next
+from experiments.runtime.loggers import tensorboard
 from lightning_modules.distributed import is_distributed, rank, world_size
 
 
@@ -26,32 +29,61 @@ class InCheckpoint(Callback):
         checkpoint |= self.entries
 
 
-def tensorboard(trainer: L.Trainer) -> SummaryWriter | None:
-    """Where pictures go; None on other ranks and without a TensorBoard logger."""
-    is_writing = trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)
-    return trainer.logger.experiment if is_writing else None  # type: ignore[union-attr]
-
-
 class Dashboard(Callback):
-    """At every validation the module's figures go to TensorBoard; plots are also PNG files in the run's folder."""
+    """What the loggers show beside numbers: the configuration, and the module's pictures every so many steps.
+
+    TensorBoard alone has pictures; plots are also PNG files in the run's folder.
+    """
+
+    def __init__(self, config: TrainerConfig, configuration: str, changes: dict[str, Any]) -> None:
+        """`configuration`: a text for TensorBoard; `changes`: what the other loggers list."""
+        self.configuration, self.changes = configuration, changes
+        self.every_steps = config.show_every or -(-config.max_steps // 10)
+        self.shown_step = -1
 
     def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.changes)
         if writer := tensorboard(trainer):
             writer.add_custom_scalars(module.layout)
+            writer.add_text("configuration", f"```yaml\n{self.configuration}\n```")
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if step % self.every_steps or step in (0, self.shown_step, trainer.max_steps) or is_validation_next(trainer):
+            return  # with `accumulate` several batches have one number; validations, one at the end, show more
+        self.shown_step = step
+        if writer := tensorboard(trainer):
+            modes = [(part, part.training) for part in module.modules()]
+            module.eval()
+            show(writer, module.pictures(), step)
+            for part, mode in modes:
+                part.training = mode
+
+    def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
+        for logger in trainer.loggers:
+            logger.is_validating = True  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        if not (writer := tensorboard(trainer)):
-            return
-        for name, picture in module.figures().items():
-            if isinstance(picture, Figure):
-                picture.savefig(Path(writer.log_dir) / f"{name.replace(' ', '_')}.png", dpi=150)
-                writer.add_figure(name, picture, trainer.global_step)
-            elif picture.ndim == 1:
-                writer.add_histogram(name, picture, trainer.global_step)
-            else:
-                writer.add_image(name, picture, trainer.global_step)
-        writer.flush()
+        for logger in trainer.loggers:
+            logger.is_validating = False  # type: ignore[attr-defined]
+        if writer := tensorboard(trainer):
+            show(writer, module.pictures() | module.figures(), trainer.global_step)
+
+
+def show(writer: SummaryWriter, pictures: dict[str, Any], step: int) -> None:
+    for name, picture in pictures.items():
+        if isinstance(picture, Figure):
+            picture.savefig(Path(writer.log_dir) / f"{name.replace(' ', '_')}.png", dpi=150)
+            writer.add_figure(name, picture, step)
+        elif picture.ndim == 1:
+            writer.add_histogram(name, picture, step)
+        else:
+            writer.add_image(name, picture, step)
+    writer.flush()
 
 
 class CapturedSteps(Callback):

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
+from experiments.runtime import progress
 from experiments.runtime.files import replacing
 from experiments.runtime.signals import Stopped, StopRequest
 from lightning_modules.lightning_fixes import count_last_step, resume_with_validation, true_epochs
@@ -66,6 +67,8 @@ class ResumePoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.stop.listen()  # in place of Lightning's handler, which talks to other ranks wherever a SIGTERM is met
         self.step, self.saved = trainer.global_step, time.monotonic()
+        if self.step:
+            say_step(trainer)
         if self.resumes_validation:
             self.saved_step = self.step
             resume_with_validation(trainer)
@@ -90,6 +93,7 @@ class ResumePoints(Checkpoint):
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self.has_ended:  # nothing was left to train
+            say_step(trainer)
             self.progress, self.has_ended = trainer.fit_loop.state_dict(), True
             count_last_step(trainer)
 
@@ -129,6 +133,11 @@ class ResumePoints(Checkpoint):
         """Raises Stopped on all ranks when a signal has come to one of them."""
         if any_rank(trainer, bool(self.stop.number)):
             raise Stopped(self.stop.number or 15, f"step {self.step} of {trainer.max_steps} is in {self.path}")
+
+
+def say_step(trainer: L.Trainer) -> None:
+    if trainer.is_global_zero:
+        print(f"{progress.prefix}continues from step {trainer.global_step} of {trainer.max_steps}", flush=True)
 
 
 def is_validation_next(trainer: L.Trainer) -> bool:

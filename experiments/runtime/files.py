@@ -117,6 +117,18 @@ def locked(path: Path, doing: str, waits: bool = True, advice: str = "wait for i
             del HELD[path]
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock."""
+    if not path.is_file():
+        return False
+    with open(path) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+    return False
+
+
 def open_lock(path: Path) -> IO[str]:
     """The file, to read and append. Raises PermissionError that says what to do where it is another user's."""
     try:

@@ -96,8 +96,13 @@ class TimeLeft(RichProgressBar):
         self.pace = Pace(trainer.global_step)
         super().on_train_start(trainer, pl_module)
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Without the number of epochs, which is unlimited: Lightning would say "Epoch 1/-2"."""
+        return f"{f'Epoch {current_epoch}':{len(self.validation_description)}}"
+
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics: dict[str, Any] = {**super().get_metrics(trainer, pl_module)}
+        metrics.pop("v_num", None)  # a logger's version, of which a run has one
         metrics["step"] = f"{trainer.global_step}/{trainer.max_steps}"
         if trainer.global_step > self.pace.first:
             left = self.pace.each(trainer.global_step) * (trainer.max_steps - trainer.global_step)
@@ -126,6 +131,6 @@ class ProgressLines(Callback):
         step, pace = trainer.global_step, self.training
         if trainer.is_global_zero and step > pace.first and pace.is_due():
             each = pace.each(step)
-            loss = float(trainer.callback_metrics.get(module.progress_metric, float("nan")))
-            words = f"step {step}/{trainer.max_steps}  loss {loss:.4f}  {each:.3f} s/step"
-            print(f"{prefix}  {words}  {each * (trainer.max_steps - step):.0f} s left", flush=True)
+            loss = trainer.callback_metrics.get(module.progress_metric)  # None before the first logged step
+            words = f"step {step}/{trainer.max_steps}" + ("" if loss is None else f"  loss {float(loss):.4f}")
+            print(f"{prefix}  {words}  {each:.3f} s/step  {each * (trainer.max_steps - step):.0f} s left", flush=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from experiments.config.experiment import Experiment
-from experiments.runtime.callbacks import CapturedSteps, Dashboard, InCheckpoint, RandomState
+from experiments.runtime.callbacks import CapturedSteps, InCheckpoint, RandomState
 from experiments.runtime.checkpoints import AtomicCheckpointIO, ResumePoints
 from experiments.runtime.health import FiniteWeights
+from experiments.runtime.loggers import build_loggers
 from experiments.runtime.precision import precision_options
 from experiments.runtime.progress import ProgressLines, TimeLeft
 from experiments.runtime.ranks import SameStart, build_strategy, placement
@@ -34,7 +34,6 @@ def build_trainer(
         InCheckpoint(format=CHECKPOINT_FORMAT, experiment=experiment.identity()),
         ResumePoints(run_dir / "checkpoints", config.checkpoint_every, stop or StopRequest()),
         LearningRateMonitor("step"),
-        Dashboard(),
         SameStart(),
         RandomState(),
         FiniteWeights(),
@@ -44,8 +43,7 @@ def build_trainer(
     if config.compile == "graphs":
         callbacks.append(CapturedSteps())
     if config.weight_ema:
-        # use_buffers=False: averaging an EMA codebook's counts and sums once more would corrupt it
-        callbacks.append(AveragedWeights(decay=config.weight_ema, use_buffers=False))
+        callbacks.append(AveragedWeights(config.weight_ema, config.weight_ema_ramp))
     accumulate, clip = optimizer.accumulate, optimizer.gradient_clip or None
     if not module.automatic_optimization:  # it accumulates and clips by hand
         accumulate, clip = 1, None
@@ -64,7 +62,7 @@ def build_trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=config.log_every,
-        logger=TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
+        logger=build_loggers(runtime, run_dir),
         callbacks=callbacks,
         enable_progress_bar=on_terminal,
         enable_model_summary=False,

@@ -13,13 +13,17 @@ from .discriminators import (
 from .dit import DIT_SIZES, DiT, DiTConfig
 from .encoders import PretrainedEncoder, load_encoder
 from .gpt import GPT, GPT_SIZES, GPTConfig
+from .magvit2 import MAGVIT2Config, MAGVIT2Decoder, MAGVIT2Encoder
 from .sampling import SamplingConfig, generate
+from .titok import TiTokConfig, TiTokDecoder, TiTokEncoder
 from .unet import UNet, UNetConfig
 from .vit import VIT_SIZES, ViTConfig, ViTDecoder, ViTEncoder
 
 BACKBONES: dict[str, tuple[type[Encoder], type[Decoder], type[BackboneConfig]]] = {
     "cnn": (CNNEncoder, CNNDecoder, CNNConfig),
     "vit": (ViTEncoder, ViTDecoder, ViTConfig),
+    "magvit2": (MAGVIT2Encoder, MAGVIT2Decoder, MAGVIT2Config),
+    "titok": (TiTokEncoder, TiTokDecoder, TiTokConfig),
 }
 
 __all__ = [
@@ -39,12 +43,18 @@ __all__ = [
     "DiscriminatorConfig",
     "Encoder",
     "GPTConfig",
+    "MAGVIT2Config",
+    "MAGVIT2Decoder",
+    "MAGVIT2Encoder",
     "PatchGAN",
     "PatchGANConfig",
     "PretrainedEncoder",
     "SamplingConfig",
     "StyleGANConfig",
     "StyleGANDiscriminator",
+    "TiTokConfig",
+    "TiTokDecoder",
+    "TiTokEncoder",
     "UNet",
     "UNetConfig",
     "ViTConfig",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lightning_modules.checks import check_sizes
+from lightning_modules.checks import check_sizes, require
 
 
 @dataclass
@@ -28,21 +28,41 @@ class DiscriminatorConfig:
         check_sizes(self)
 
 
+def divided(image_size: int, factor: int, name: str) -> int:
+    """image_size / factor. Raises ValueError, with the factor's `name`, when there is a remainder."""
+    require(image_size % factor == 0, f"image_size {image_size} is not divisible by {name}; change either")
+    return image_size // factor
+
+
 class Encoder(nn.Module):
-    """Image (B, 3, H, W) in [-1, 1] -> latents (B, grid_size, grid_size, width)."""
+    """Image (B, 3, H, W) in [-1, 1] -> latents (B, *grid, width)."""
 
     width: int
-    grid_size: int
+    grid_size: int  # of latents along one side, where they are a square
     image_size: int
+    downsampling: int = 0  # pixels per latent along one side, where all sides fit that it divides; 0: one size fits
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the latents of an image of `image_size`."""
+        return self.grid_size, self.grid_size
 
     def fits(self, height: int, width: int) -> bool:
         """Whether images of this size can be encoded."""
-        return height == width == self.image_size
+        if not self.downsampling:
+            return height == width == self.image_size
+        return min(height, width) > 0 and height % self.downsampling == width % self.downsampling == 0
+
+    def fits_grid(self, rows: int, columns: int) -> bool:
+        """Whether so many latents can be those of an image."""
+        return min(rows, columns) > 0 if self.downsampling else (rows, columns) == self.grid
 
     @property
     def sizes(self) -> str:
         """The sizes that fit, in words."""
-        return f"{self.image_size} x {self.image_size} pixels"
+        if not self.downsampling:
+            return f"{self.image_size} x {self.image_size} pixels"
+        return f"sides that {self.downsampling} divides (trained at {self.image_size})"
 
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless these are (B, 3, H, W) floats of a size that fits."""
@@ -54,14 +74,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module, ABC):
-    """Latents (B, grid_size, grid_size, width) -> image (B, out_channels, H, W)."""
+    """Latents (B, *grid, width) -> image (B, out_channels, H, W)."""
 
     width: int
-    grid_size: int
 
     @abstractmethod
     def features(self, latents: Tensor) -> Tensor:
-        """All but the last layer: latents (B, grid_size, grid_size, width) -> (B, C, h, w)."""
+        """All but the last layer: latents (B, *grid, width) -> (B, C, h, w)."""
 
     @abstractmethod
     def to_pixels(self, features: Tensor) -> Tensor:

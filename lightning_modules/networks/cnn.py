@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_modules.options import neutral
 
-from .base import BackboneConfig, Decoder, Encoder
+from .base import BackboneConfig, Decoder, Encoder, divided
 
 
 @dataclass
@@ -30,6 +30,7 @@ class CNNConfig(BackboneConfig):
     latent_channels: int = 256
     dropout: float = 0.0
     stem: int = neutral(1)
+    middle_attention: bool = neutral(True)  # at the lowest resolution, between two residual blocks
 
     @property
     def downsampling(self) -> int:
@@ -37,24 +38,24 @@ class CNNConfig(BackboneConfig):
         return self.stem * 2 ** (len(self.channel_multipliers) - 1)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
     """GroupNorm with 32 groups, or the most below 32 that divide `channels`."""
     num_groups = next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
-    return nn.GroupNorm(num_groups, channels, eps=1e-6)
+    return nn.GroupNorm(num_groups, channels, eps=1e-6, affine=affine)
 
 
 class ResBlock(nn.Module):
     """Pre-activation residual block: two of norm, swish, 3x3 convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
         self.norm1 = group_norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
         same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))  # (B, C, h, w)
@@ -104,9 +105,11 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, attention after each where asked for, then a change of resolution."""
 
-    def __init__(self, widths: list[int], attention: bool, dropout: float, resample: nn.Module) -> None:
+    def __init__(
+        self, widths: list[int], attention: bool, dropout: float, resample: nn.Module, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(ResBlock(a, b, dropout) for a, b in pairwise(widths))
+        self.blocks = nn.ModuleList(ResBlock(a, b, dropout, bias) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList(Attention(b) if attention else nn.Identity() for b in widths[1:])
         self.resample = resample
 
@@ -116,19 +119,18 @@ class Level(nn.Module):
         return self.resample(x)
 
 
-def _middle(channels: int, dropout: float) -> nn.Sequential:
+def _middle(channels: int, config: CNNConfig) -> nn.Sequential:
     return nn.Sequential(
-        ResBlock(channels, channels, dropout), Attention(channels), ResBlock(channels, channels, dropout)
+        ResBlock(channels, channels, config.dropout),
+        Attention(channels) if config.middle_attention else nn.Identity(),
+        ResBlock(channels, channels, config.dropout),
     )
 
 
 def _grid_size(config: CNNConfig, image_size: int) -> int:
-    if image_size % config.downsampling:
-        raise ValueError(
-            f"image_size {image_size} is not divisible by {config.downsampling}, the downsampling of "
-            f"channel_multipliers {config.channel_multipliers} and stem {config.stem}; change one of them"
-        )
-    return image_size // config.downsampling
+    factor = config.downsampling
+    origin = f"the downsampling of channel_multipliers {config.channel_multipliers} and stem {config.stem}"
+    return divided(image_size, factor, f"{factor}, {origin}")
 
 
 class CNNEncoder(Encoder):
@@ -154,16 +156,9 @@ class CNNEncoder(Encoder):
             widths = [channels] + [width] * config.num_res_blocks
             self.levels.append(Level(widths, attention, config.dropout, resample))
             channels, size = width, size // 2
-        self.middle = _middle(channels, config.dropout)
+        self.middle = _middle(channels, config)
         self.norm_out = group_norm(channels)
         self.conv_out = nn.Conv2d(channels, self.width, 3, padding=1)
-
-    def fits(self, height: int, width: int) -> bool:
-        return min(height, width) > 0 and height % self.downsampling == width % self.downsampling == 0
-
-    @property
-    def sizes(self) -> str:
-        return f"sides that {self.downsampling} divides (trained at {self.image_size})"
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.conv_in(self.fold(image))  # (B, C, H / stem, W / stem)
@@ -188,7 +183,7 @@ class CNNDecoder(Decoder):
         channels, size = config.channels * config.channel_multipliers[-1], self.grid_size
         last = len(config.channel_multipliers) - 1
         self.conv_in = nn.Conv2d(self.width, channels, 3, padding=1)
-        self.middle = _middle(channels, config.dropout)
+        self.middle = _middle(channels, config)
         self.levels = nn.ModuleList()  # coarsest first
         for index, multiplier in enumerate(reversed(config.channel_multipliers)):
             width = config.channels * multiplier

@@ -142,21 +142,11 @@ class TimmEncoder(PretrainedEncoder):
     """
 
     def __init__(self, model: str, input_size: int = 224) -> None:
-        import timm
-
-        cfg = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
-        if cfg is None or not cfg.has_weights:
-            raise ValueError(f"encoder 'timm:{model}': timm has no pretrained model of this name")
+        cfg = pretrained_config(model)
         super().__init__(f"timm:{model}", input_size, cfg.mean, cfg.std)
         self.is_classifier = cfg.num_classes == 1000
         options: dict[str, Any] = {"img_size": input_size} if cfg.fixed_input_size else {}
-        try:
-            network: Any = timm.create_model(model, pretrained=True, **options)
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"encoder 'timm:{model}': its weights are not on disk and the model hub is unreachable "
-                f"({type(error).__name__}); use encoder 'efficientnet-lite0', which needs no hub"
-            ) from error
+        network = pretrained_timm(model, "use encoder 'efficientnet-lite0', which needs no hub", **options)
         self.network = network
         depth = len(network.feature_info)
         self.stage_indices = [depth * quarter // 4 - 1 for quarter in range(1, 5)] if depth > 5 else [*range(depth)]
@@ -181,6 +171,31 @@ class TimmEncoder(PretrainedEncoder):
         maps = self.network.forward_features(self.preprocess(images))
         pooled = self.network.forward_head(maps, pre_logits=True)  # (B, C)
         return pooled, self.network.get_classifier()(pooled)
+
+
+def pretrained_config(model: str) -> Any:
+    """timm's description of a pretrained model. Raises ValueError where it has none of this name."""
+    import timm
+
+    config = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    if config is None or not config.has_weights:
+        raise ValueError(f"'timm:{model}': timm has no pretrained model of this name")
+    return config
+
+
+def pretrained_timm(model: str, otherwise: str, **options: Any) -> Any:
+    """A timm model with its weights. Raises ValueError as `pretrained_config`, and FileNotFoundError, which ends with
+    `otherwise`, what the user can do, where the weights are neither on disk nor to be downloaded."""
+    import timm
+
+    pretrained_config(model)
+    try:
+        return timm.create_model(model, pretrained=True, **options)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"'timm:{model}': its weights are not on disk and the model hub is unreachable ({type(error).__name__}); "
+            f"{otherwise}"
+        ) from error
 
 
 def load_encoder(name: str, input_size: int = 224) -> PretrainedEncoder:

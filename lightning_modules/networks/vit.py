@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import BackboneConfig, Decoder, Encoder
+from .base import BackboneConfig, Decoder, Encoder, divided
 
 
 class ViTSize(NamedTuple):
@@ -78,12 +78,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention over all tokens."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, qkv_bias: bool) -> None:
+    def __init__(self, width: int, heads: int, head_dim: int, qkv_bias: bool, projects: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=qkv_bias)
         # One head of full width needs no output projection: it would only follow the linear value projection.
-        whole = heads == 1 and head_dim == width
+        whole = heads == 1 and head_dim == width and not projects
         self.proj = nn.Identity() if whole else nn.Linear(heads * head_dim, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +96,8 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, size: ViTSize, config: ViTConfig) -> None:
+    def __init__(self, size: ViTSize, config: ViTConfig, projects: bool = False) -> None:
+        """`projects`: attention of one head has an output projection, too."""
         super().__init__()
         if not config.head_dim and size.width % size.heads:
             raise ValueError(f"width {size.width} is not divisible by {size.heads} heads; set head_dim")
@@ -104,7 +105,7 @@ class Block(nn.Module):
             raise ValueError(f"mlp_activation {config.mlp_activation!r} is not one of {', '.join(ACTIVATIONS)}")
         head_dim = config.head_dim or size.width // size.heads
         self.norm1 = nn.LayerNorm(size.width)
-        self.attention = Attention(size.width, size.heads, head_dim, config.qkv_bias)
+        self.attention = Attention(size.width, size.heads, head_dim, config.qkv_bias, projects)
         self.norm2 = nn.LayerNorm(size.width)
         self.mlp = nn.Sequential(
             nn.Linear(size.width, size.mlp_width),
@@ -173,12 +174,6 @@ def _initialise(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _grid_size(config: ViTConfig, image_size: int) -> int:
-    if image_size % config.patch_size:
-        raise ValueError(f"image_size {image_size} is not divisible by patch_size {config.patch_size}; change either")
-    return image_size // config.patch_size
-
-
 class ViTEncoder(Encoder):
     """Image (B, 3, H, W) in [-1, 1] to latents (B, h, w, D), with H = W = `image_size` and D = `width`.
 
@@ -189,7 +184,7 @@ class ViTEncoder(Encoder):
     def __init__(self, config: ViTConfig, image_size: int) -> None:
         super().__init__()
         size = config.size("encoder")
-        self.grid_size = _grid_size(config, image_size)
+        self.grid_size = divided(image_size, config.patch_size, f"patch_size {config.patch_size}")
         self.width, self.image_size = size.width, image_size
         self.patch_embedding = nn.Conv2d(3, size.width, config.patch_size, stride=config.patch_size)
         self.transformer = Transformer(size, config, self.grid_size)
@@ -210,7 +205,7 @@ class ViTDecoder(Decoder):
     def __init__(self, config: ViTConfig, image_size: int, out_channels: int = 3) -> None:
         super().__init__()
         size = config.size("decoder")
-        self.grid_size = _grid_size(config, image_size)
+        self.grid_size = divided(image_size, config.patch_size, f"patch_size {config.patch_size}")
         self.width = size.width
         self.transformer = Transformer(size, config, self.grid_size)
         self.pixels = nn.ConvTranspose2d(size.width, out_channels, config.patch_size, stride=config.patch_size)

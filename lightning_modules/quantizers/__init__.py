@@ -4,6 +4,7 @@ from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, Quanti
 from lightning_modules.quantizers.ema import EMAConfig, EMAQuantizer
 from lightning_modules.quantizers.factorized import FactorizedConfig, FactorizedQuantizer
 from lightning_modules.quantizers.fsq import FSQ, FSQConfig
+from lightning_modules.quantizers.ibq import IBQ, IBQConfig
 from lightning_modules.quantizers.large_codebook import CodebookSource, LargeCodebook, LargeCodebookConfig
 from lightning_modules.quantizers.lfq import LFQ, LFQConfig
 from lightning_modules.quantizers.none import NoQuantizer, NoQuantizerConfig
@@ -21,11 +22,13 @@ QUANTIZERS: dict[str, tuple[type[Quantizer], type[QuantizerConfig]]] = {
     "rotation": (RotationQuantizer, RotationConfig),
     "fsq": (FSQ, FSQConfig),
     "lfq": (LFQ, LFQConfig),
+    "ibq": (IBQ, IBQConfig),
     "none": (NoQuantizer, NoQuantizerConfig),
 }
 
 __all__ = [
     "FSQ",
+    "IBQ",
     "LFQ",
     "QUANTIZERS",
     "CodebookSource",
@@ -34,6 +37,7 @@ __all__ = [
     "FSQConfig",
     "FactorizedConfig",
     "FactorizedQuantizer",
+    "IBQConfig",
     "LFQConfig",
     "LargeCodebook",
     "LargeCodebookConfig",

@@ -29,6 +29,11 @@ class QuantizerConfig:
     codebook_weight: float = 1.0
     trains_codes: ClassVar[bool] = True  # by gradient, so that `codebook_weight` has something to move
 
+    @property
+    def label(self) -> str:
+        """What tells two of the same name apart in the names of runs; "" = nothing."""
+        return ""
+
     def check(self, codebook_size: int, code_dim: int) -> None:
         """Raises ValueError for sizes or options that this quantizer cannot have. Makes no tensor."""
         if codebook_size < 1 or code_dim < 1:

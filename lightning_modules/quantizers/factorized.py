@@ -23,6 +23,10 @@ class FactorizedConfig(PlacedConfig):
     name: str = "factorized"
     l2_norm: bool = True
 
+    @property
+    def label(self) -> str:
+        return "l2" if self.l2_norm else ""
+
 
 class FactorizedQuantizer(PlacedQuantizer):
     """Codes and latents on the unit sphere when `l2_norm`: the nearest code is then the one of largest cosine."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.distributed import mean_over_ranks
+from lightning_modules.options import neutral
 from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput
 
 
@@ -22,13 +23,15 @@ class LFQConfig(QuantizerConfig):
     Departs from the paper: its weight falls from 0.3 to 0.1 in the first 2,000 steps; here it is constant.
     `temperature` is that of the softmax over -||z - code||^2, which the paper does not state. Public
     codes have 0.01; at it the codes of a latent near 0 are a coin's toss, and the bits are noise (15.0 dB where 1 has
-    15.4, 150 steps on CIFAR-10).
+    15.4, 150 steps on CIFAR-10). `entropy_eps` is added inside the logarithm of the codes' entropy: 0 is equation 5,
+    1e-5 Open-MAGVIT2's code.
     """
 
     name: str = "lfq"
     codebook_weight: float = 0.0  # no code is learned
     entropy_weight: float = 0.1
     temperature: float = 1.0
+    entropy_eps: float = neutral(0.0)
     trains_codes: ClassVar[bool] = False
 
     def check(self, codebook_size: int, code_dim: int) -> None:
@@ -89,7 +92,7 @@ class LFQ(Quantizer):
             if self.training:
                 mean = mean_over_ranks(mean)
         smallest = torch.finfo(mean.dtype).tiny  # the gradient of 0 log 0 would be infinite
-        return of_latents, -(mean * mean.clamp_min(smallest).log()).sum()
+        return of_latents, -(mean * (mean + self.config.entropy_eps).clamp_min(smallest).log()).sum()
 
 
 def joint(logits: Tensor) -> Tensor:

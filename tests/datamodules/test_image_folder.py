@@ -82,6 +82,19 @@ def test_flip_is_for_training(folder: Path):
     assert {pixels(data.val_set[0]["image"])[0, 0, 0].item() for _ in range(40)} == {12}
 
 
+def test_maes_augmentation_is_for_training_and_follows_torchs_seed(folder: Path):
+    data, plain = loaded(folder, augment="mae"), loaded(folder)
+    torch.manual_seed(0)
+    images = [data.train_set[0]["image"] for _ in range(8)]
+    torch.manual_seed(0)
+    assert all(torch.equal(image, data.train_set[0]["image"]) for image in images)
+    widths = {int(image[0].amax() * 127.5 - image[0].amin() * 127.5) for image in images}
+    assert len(widths) > 4 and images[0].shape == (3, 16, 16), "boxes and colours vary"
+    assert torch.equal(data.val_set[0]["image"], plain.val_set[0]["image"]) and data.data_id == plain.data_id
+    with pytest.raises(ValueError, match="augment='strong' is none of"):
+        ImageFolderConfig(augment="strong").check()
+
+
 @pytest.mark.parametrize("size", [(20, 50), (50, 20), (20, 20), (8, 12)])
 def test_shorter_side_is_resized(folder: Path, size: tuple[int, int]):
     ramp(*size).save(folder / "val" / "apple" / "0.png")

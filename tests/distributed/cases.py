@@ -64,6 +64,7 @@ TOKENIZERS: dict[str, tuple[str, ...]] = {
         "model.codebook_size=64",
         "model.code_dim=6",
     ),
+    "ibq": ("vqgan", *UNEVEN, "model.quantizer={name: ibq, temperature: 1}"),
     "vit": (
         "vit_vqgan",
         *UNEVEN,

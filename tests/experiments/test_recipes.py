@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from experiments.config.experiment import Experiment
 from experiments.config.values import flatten
 from experiments.pipeline.build import build_model, resolve_data
 from experiments.pipeline.training import train
-from lightning_modules import prior, tokenizer, vim
+from lightning_modules import prior, token_classifier, tokenizer, vim
 from lightning_modules.base import Setting
 from lightning_modules.latent_prior import LatentPrior
+from lightning_modules.token_classifier import TokenClassifier
 from lightning_modules.tokenizer import TokenizerConfig
 from sweeps.grid import load_grid
 
@@ -29,14 +30,15 @@ TRAINED = [
     path for path in RECIPES if path.stem.endswith("_cifar10")
 ]  # those of stage 2 are in tests/experiments/pipeline
 PAPER_SCALE = [path for path in ALL if path.stem.endswith(("_imagenet", "_ffhq", "_celebahq"))]
+OWN = sorted(FOLDER.glob("own_images_*.yaml"))  # for the user's photographs: rows of no paper
 BUILT = [path for path in PAPER_SCALE if path in RECIPES]
 
 named = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 
 
 def test_every_recipe_is_tested() -> None:
-    assert TRAINED and BUILT and sorted(TRAINED + BUILT) == RECIPES
-    assert len(DOWNSTREAM) >= 9 and all(path.stem.endswith("_cifar10") for path in set(ALL) - set(PAPER_SCALE))
+    assert TRAINED and BUILT and sorted(TRAINED + BUILT + OWN) == RECIPES
+    assert len(DOWNSTREAM) >= 9 and all(path.stem.endswith("_cifar10") for path in set(ALL) - {*PAPER_SCALE, *OWN})
 
 
 @named
@@ -49,7 +51,7 @@ def test_a_recipe_begins_with_its_source_and_its_command(path: Path) -> None:
 @named
 def test_a_recipe_parses_and_holds_no_machine_of_ours(path: Path) -> None:
     experiment = load_experiment(path)
-    assert {"linear_probe": "probe"}.get(experiment.model.name, experiment.model.name) in path.stem
+    assert {"linear_probe": "probe"}.get(experiment.model.name, experiment.model.name) in path.stem or path in OWN
     assert "runtime" not in path.read_text().replace("runtime.data_dir=", "")
     assert experiment.model.optimizer.warmup_steps < experiment.trainer.max_steps
     if isinstance(experiment.model, TokenizerConfig):
@@ -162,11 +164,25 @@ def test_a_paper_scale_recipe_builds(path: Path, monkeypatch: pytest.MonkeyPatch
     assert module.discriminator is not None
 
 
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
+def test_a_recipe_for_own_images_makes_256_tokens_and_needs_no_download(path: Path) -> None:
+    experiment = load_experiment(path)
+    with torch.device("meta"):
+        module = build_model(experiment, Setting(experiment.data.image_size, for_use=True))
+        latents = module.pre_quant(module.encoder(torch.zeros(1, 3, *[experiment.data.image_size] * 2)))
+    assert latents.shape == (1, 16, 16, experiment.model.code_dim)
+    assert experiment.data.flip and experiment.model.loss.perceptual_network == "efficientnet-lite0"
+    quantizer, steps = experiment.model.quantizer, experiment.trainer.max_steps
+    assert quantizer.place_at == experiment.model.optimizer.warmup_steps == steps // 20
+    assert experiment.model.loss.adversarial_start == experiment.model.loss.discriminator_start == steps * 3 // 4
+
+
 @pytest.mark.parametrize("path", DOWNSTREAM, ids=lambda path: path.stem)
 def test_a_recipe_of_stage_two_builds_on_what_it_stands_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device: the tokens of the tokenizer are those of the transformer, whose width is the probe's."""
     for module, name in (tokenizer, "TokenizerMetrics"), (tokenizer, "build_perceptual"), (prior, "GenerationMetrics"):
         monkeypatch.setattr(module, name, lambda *_: nn.Identity())
+    monkeypatch.setattr(token_classifier, "load_pretrained", lambda *_, **__: None)
     experiment = load_experiment(path)
     with torch.device("meta"):
         module = build_downstream(experiment)
@@ -179,6 +195,10 @@ def test_a_recipe_of_stage_two_builds_on_what_it_stands_on(path: Path, monkeypat
         dims = 4 if "_f8_" in path.stem else 8
         assert (module.network.channels, *module.network.grid_size) == (dims, side, side)
         assert module.network.num_classes == (0 if path.stem == "ldm_ffhq" else 10 if side == 8 else 1000)
+    elif isinstance(module, TokenClassifier):
+        width, side = (768, 16) if path in PAPER_SCALE else (128, 8)
+        embed = module.network.patch_embed
+        assert (embed.proj.weight.shape, embed.grid_size) == ((width, 8, 1, 1), (side, side))
     else:
         of_vim = {"probe_vim_imagenet": (36, 2048, 1000), "probe_vim_cifar10": (4, 128, 10)}
         assert module.weight.shape == of_vim.get(path.stem, (1, 128, 10))
@@ -208,3 +228,20 @@ def test_the_probes_of_table_7_stand_on_what_the_paper_says(scale: str) -> None:
             if scale == "paper":
                 expected = {"Base 650M": ("base", 0.1), "Large 1697M": ("large", 0.0)}[row.heads["size"]]
                 assert (gpt.size, gpt.dropout) == expected, run.label
+
+
+@pytest.mark.parametrize("scale", ["quick", "reduced", "cifar", "paper"])
+def test_the_classifiers_of_section_4_2_have_one_budget(scale: str) -> None:
+    """Network, length, images and augmentation, whatever they read."""
+    (table,) = load_grid(FOLDER.parent / "sweeps/vqgan_lc/section4_2.yaml", scale).tables
+    rows = [run.experiment for row in table.rows for run in row.runs]
+    assert {row.model.reads for row in rows} >= {"codes", "images"}
+    assert (
+        len(
+            {
+                str(replace(row, model=replace(row.model, reads="codes"), upstream=None, recipe="", seed=0))
+                for row in rows
+            }
+        )
+        == 1
+    )

@@ -14,6 +14,7 @@ from torch import Tensor
 PARITY = Path(__file__).parents[1] / "parity"
 VECTORS = PARITY / "vectors"
 MANIFESTS = sorted((PARITY / "manifests").glob("*.json"))
+REFUSED = sorted((PARITY / "manifests" / "refused").glob("*.json"))
 Tensors = dict[str, Tensor]
 
 
@@ -24,8 +25,9 @@ def load_meta(name: str) -> dict[str, Any]:
 
 
 def load_weights(name: str) -> Tensors:
-    """The module's state dict under the public implementation's own key names."""
-    return load_file(VECTORS / name / "weights.safetensors")
+    """The module's state dict under the public implementation's own key names; what is stored as float16 fits it."""
+    weights = load_file(VECTORS / name / "weights.safetensors")
+    return {key: x.float() if x.dtype == torch.float16 else x for key, x in weights.items()}
 
 
 def load_io(name: str) -> Tensors:

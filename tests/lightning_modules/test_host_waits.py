@@ -47,7 +47,7 @@ def losses_of(module: Tokenizer, image: Tensor) -> int:
 
 
 PLACED = "init: latents, dead_code_threshold: 0.5"
-KINDS = ["vq", "ema", f"ema, {PLACED}", "factorized", "large_codebook", "simvq", "rotation"]
+KINDS = ["vq", "ema", f"ema, {PLACED}", "factorized", "large_codebook", "simvq", "rotation", "ibq"]
 
 
 @pytest.mark.parametrize("quantizer", KINDS)

@@ -83,7 +83,10 @@ def fit(module: L.LightningModule, steps: int, *callbacks: L.Callback, **options
     return made
 
 
-@pytest.mark.parametrize(("callback", "is_averaged"), [(EMAWeightAveraging, False), (AveragedWeights, True)])
+@pytest.mark.parametrize(
+    ("callback", "is_averaged"),
+    [(EMAWeightAveraging(decay=0.5, use_buffers=False), False), (AveragedWeights(0.5), True)],
+)
 def test_averaged_weights_stay_for_the_end_of_a_validation(callback: Any, is_averaged: bool) -> None:
     torch.manual_seed(0)
     module, weights = Tiny(), []
@@ -92,8 +95,25 @@ def test_averaged_weights_stay_for_the_end_of_a_validation(callback: Any, is_ave
         def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
             weights.append(float(pl_module.layer.weight))
 
-    fit(module, 3, Notes(), callback(decay=0.5, use_buffers=False))
+    fit(module, 3, Notes(), callback)
     assert (module.at_epoch_end[0] != pytest.approx(weights[-1])) == is_averaged
+
+
+@pytest.mark.parametrize(("ramp", "decays"), [(False, [0.3] * 5), (True, [0.25, 0.3, 0.3, 0.3, 0.3])])
+def test_the_decay_of_averaged_weights(ramp: bool, decays: list[float]) -> None:
+    """By the closed form; the first update is a copy, the second one of a ramp has the decay 3 / 12."""
+    torch.manual_seed(0)
+    module, weights = Tiny(), []
+
+    class Notes(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+            weights.append(float(pl_module.layer.weight))
+
+    fit(module, 6, Notes(), AveragedWeights(0.3, ramp))
+    average = weights[0]
+    for decay, weight in zip(decays, weights[1:], strict=True):
+        average = decay * average + (1 - decay) * weight
+    assert float(module.layer.weight) == pytest.approx(average, rel=1e-5)
 
 
 @pytest.mark.parametrize(("fixed", "steps"), [(False, 2), (True, 4)])

@@ -86,7 +86,7 @@ def test_encoding_changes_no_codebook(tiny: TinyExperiment, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["vqgan", "vit_vqgan"])
-@pytest.mark.parametrize("quantizer", ["vq", "factorized", "fsq", "lfq", "simvq"])
+@pytest.mark.parametrize("quantizer", ["vq", "factorized", "fsq", "lfq", "simvq", "ibq"])
 def test_every_quantizer_comes_back(tiny: TinyExperiment, tmp_path: Path, name: str, quantizer: str) -> None:
     sizes = {"fsq": ["model.codebook_size=240", "model.code_dim=3"], "lfq": ["model.codebook_size=256"]}
     module = build_model(tiny(name, f"model.quantizer.name={quantizer}", *sizes.get(quantizer, []))).eval()
@@ -137,6 +137,11 @@ def test_a_prior_brings_its_tokenizer(tiny: TinyExperiment, tmp_path: Path) -> N
     prior.save_pretrained(tmp_path / "exported")
     again = VIM.from_pretrained(tmp_path / "exported")
     assert torch.equal(again.generate(torch.tensor([3, 1, 3]), seed=5, temperature=0.9), pictures)
+
+    again.origin = {"images": {"classes": ["cat", "dog", "fox", "owl"]}}
+    assert torch.equal(again.generate(["owl", "dog", 3], seed=5, temperature=0.9), pictures)
+    with pytest.raises(ValueError, match=r"'cow' is none of the classes cat, dog, fox, owl"):
+        again.generate(["cow"])
 
     for labels in (16, [10], [-1]):
         with pytest.raises(ValueError, match="class"):
@@ -228,14 +233,28 @@ def test_a_hub_id(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         pretrained.find("someone/other")
 
 
-def test_use_imports_nothing_of_the_suite_nor_of_its_metrics(run_dir: Path) -> None:
-    """In a process of its own."""
+def test_use_takes_few_packages_and_nothing_else_of_the_suite(run_dir: Path) -> None:
+    """In a process of its own, where the others are neither to be imported nor, to importlib.metadata, installed."""
     code = f"""
-import sys
+import importlib.metadata as metadata, sys
+absent = ("optuna sqlalchemy matplotlib tensorboard torch_fidelity lpips timm scipy transformers "
+          "efficientnet_lite_pytorch experiments sweeps datamodules").split()
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(name, name=name)
+def installed(name, found=metadata.Distribution.from_name):
+    if name.replace("-", "_").lower() in absent:
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+sys.meta_path.insert(0, Absent())
+metadata.Distribution.from_name = installed
+import torch
 from lightning_modules import Tokenizer
-Tokenizer.from_pretrained({str(run_dir)!r})
-heavy = ["experiments", "sweeps", "datamodules", "timm", "lpips", "optuna", "tensorboard", "efficientnet_lite_pytorch"]
-print([name for name in heavy if name in sys.modules])
+tokenizer = Tokenizer.from_pretrained({str(run_dir)!r})
+tokenizer.reconstruct(torch.zeros(1, 3, 16, 16))
+tokenizer.save_pretrained({str(run_dir.parent / "saved")!r})
+print([name for name in absent if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

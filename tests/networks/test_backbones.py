@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.networks import BACKBONES, CNNConfig, ViTConfig
+from lightning_modules.networks import BACKBONES, CNNConfig, MAGVIT2Config, TiTokConfig, ViTConfig
 from lightning_modules.networks.base import BackboneConfig
 
 SMALL_CNN = CNNConfig(
@@ -19,7 +19,10 @@ CONFIGS = [
     SMALL_VIT,
     SMALL_STEM,
     ViTConfig(patch_size=4, encoder_size="micro", decoder_size="micro", positions="sincos"),
+    MAGVIT2Config(channels=8, channel_multipliers=[1, 2, 2], num_res_blocks=1, latent_channels=10),
+    TiTokConfig(patch_size=4, num_latents=5, encoder_dims=[1, 1, 32, 64], decoder_dims=[1, 2, 64, 64]),
 ]
+IDS = ["cnn", "vit", "stem", "vit-sincos", "magvit2", "titok"]
 
 
 def build(config: BackboneConfig, image_size: int) -> tuple[nn.Module, nn.Module]:
@@ -33,20 +36,22 @@ def num_parameters(*modules: nn.Module) -> float:
     return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["cnn", "vit", "stem", "vit-sincos"])
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
 def test_shapes_are_channels_last_latents(config: BackboneConfig) -> None:
     encoder, decoder = build(config, 32)
     z = encoder(torch.randn(2, 3, 32, 32))
-    assert z.shape == (2, encoder.grid_size, encoder.grid_size, encoder.width)
-    assert encoder.grid_size == decoder.grid_size == 8
-    latents = torch.randn(2, 8, 8, decoder.width)
+    grid = (1, 5) if config.name == "titok" else (8, 8)
+    assert z.shape == (2, *encoder.grid, encoder.width) and encoder.grid == grid
+    assert encoder.fits_grid(*grid) and not encoder.fits_grid(0, 8)
+    latents = torch.randn(2, *grid, decoder.width)
     assert decoder(latents).shape == (2, 3, 32, 32)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["cnn", "vit", "stem", "vit-sincos"])
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
 def test_gradient_reaches_every_parameter(config: BackboneConfig) -> None:
-    for network, x in zip(build(config, 32), (torch.randn(2, 3, 32, 32), None), strict=True):
-        x = torch.randn(2, network.grid_size, network.grid_size, network.width) if x is None else x
+    encoder, decoder = build(config, 32)
+    inputs = torch.randn(2, 3, 32, 32), torch.randn(2, *encoder.grid, decoder.width)
+    for network, x in zip((encoder, decoder), inputs, strict=True):
         network(x).square().mean().backward()
         silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         # A bias that the next norm takes away, or a key bias, which softmax cannot see, may have no gradient.
@@ -141,6 +146,9 @@ def test_options_of_the_vit_have_their_effect() -> None:
     [
         (CNNConfig(), 100, "image_size 100.*16"),
         (ViTConfig(), 30, "image_size 30.*patch_size 8"),
+        (MAGVIT2Config(), 100, "image_size 100.*16"),
+        (MAGVIT2Config(), 16, "image_size 16 is a single latent"),
+        (TiTokConfig(), 100, "image_size 100.*patch_size 16"),
         (ViTConfig(encoder_size="huge"), 32, "encoder_size 'huge'.*small"),
         (ViTConfig(encoder_dims=[1, 2]), 32, "encoder_dims"),
         (ViTConfig(encoder_dims=[1, 3, 64, 64]), 32, "width 64.*3 heads"),

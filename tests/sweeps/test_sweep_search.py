@@ -45,7 +45,9 @@ def command(path: Path, *extra: str) -> int:
 
 def trials(path: Path) -> list[optuna.trial.FrozenTrial]:
     (journal,) = (path.parent / "runs" / "sweeps").glob("search_reduced_shapes_*.journal")
-    return Queue(journal.stem, "journal", path.parent / "runs", direction="maximize").study.get_trials()
+    study = Queue(journal.stem, "journal", path.parent / "runs", direction="maximize").study
+    assert study.metric_names == ["psnr"]
+    return study.get_trials()
 
 
 def test_a_search_goes_on_from_what_it_knows(search_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,7 @@ def test_data_defaults_are_those_of_the_data_set() -> None:
         ("model.codebook_size=0", r"codebook_size=0 and code_dim=\d+ must be at least 1"),
         ("trainer.max_steps=0", r"max_steps=0 must be at least 1"),
         ("trainer.precision=16", r"precision='16' is none of 32-true, bf16-mixed, 16-mixed"),
+        ("trainer.weight_ema_ramp=true", r"weight_ema_ramp needs trainer\.weight_ema above 0"),
         ("trainer.weight_ema=1.0", r"weight_ema=1\.0 must be in \[0, 1\)"),
         ("data.batch_size=0", r"batch_size=0 must be at least 1"),
         (
@@ -175,6 +176,13 @@ def test_sizes_of_a_vit_that_cannot_be(recipe: Path, override: str, message: str
 def test_moving_averages_that_cannot_be(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_experiment(recipe, ["model.quantizer.name=ema", f"model.quantizer.{override}"])
+
+
+def test_codes_that_a_training_would_never_place(recipe: Path) -> None:
+    keys = ["model.quantizer.name=ema", "model.quantizer.init=latents", "model.quantizer.place_at=9"]
+    with pytest.raises(ValueError, match=r"place_at=9: the codes would not be placed in trainer\.max_steps=9"):
+        load_experiment(recipe, [*keys, "trainer.max_steps=9"])
+    load_experiment(recipe, [*keys, "trainer.max_steps=10"])
 
 
 def test_precision_and_recall_take_three_neighbours(recipe: Path) -> None:

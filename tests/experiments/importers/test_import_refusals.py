@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 from foreign import SIZE, D, K, Tensors, as_enhancing, as_llamagen, as_vqgan_lc, conv, taming_state
+from parity_vectors import load_weights
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,13 +30,17 @@ FOREIGN: dict[str, Callable[[Tensors], Tensors]] = {
     "llamagen": as_llamagen,
     "vqgan-lc": as_vqgan_lc,
     "enhancing": as_enhancing,
+    "ibq": lambda _: load_weights("ibq"),
+    "open-magvit2": lambda _: load_weights("open_magvit2"),
+    "titok": lambda _: load_weights("titok"),
+    "diffusers": lambda _: load_weights("diffusers_vq"),
 }
 
 
 @pytest.mark.parametrize("right", FOREIGN)
 @pytest.mark.parametrize("wrong", FOREIGN)
 def test_the_wrong_family_names_the_right_one(taming: Tensors, right: str, wrong: str) -> None:
-    if right != wrong:
+    if right != wrong and (right, wrong) != ("taming", "ibq"):  # whose keys are the same without an averaged copy
         with pytest.raises(ValueError, match=f"file: not a {wrong} checkpoint.*use --from {right}$"):
             convert(wrong, FOREIGN[right](taming), origin="file")
 
@@ -83,7 +88,7 @@ def test_what_ours_has_no_counterpart_for(taming: Tensors) -> None:
         convert("taming", taming, SIZE, {"model": {"loss": {"adversarial": 0.1}, "discriminator": {"num_layers": 1}}})
     with pytest.raises(ValueError, match="use --image-size"):
         convert("taming", taming, SIZE, {"data": {"image_size": 32}})
-    with pytest.raises(ValueError, match="--head-dim is of use to --from enhancing only"):
+    with pytest.raises(ValueError, match="--head-dim is of use to --from enhancing and titok only"):
         convert("taming", taming, Options(head_dim=64))
     with pytest.raises(ValueError, match="image_size 15 is not divisible by 2"):
         convert("taming", taming, Options(image_size=15))
@@ -106,6 +111,84 @@ def test_enhancing_tells_its_image_size() -> None:
         convert("enhancing", keys | {"encoder.en_pos_embedding": torch.zeros(1, 60, 64)})
     with pytest.raises(ValueError, match=re.escape("lacks 'decoder.de_pos_embedding', 'decoder.to_pixel.1.bias'")):
         convert("enhancing", keys)
+
+
+CHANGES: list[tuple[str, dict[str, Any], str]] = [
+    ("ibq", {"encoder.conv_in.bias": None}, r"holds 'model_ema.encoderconv_inbias', averaged copies of no weight"),
+    (
+        "ibq",
+        {"model_ema.encoderconv_inbias": None},
+        r"lacks 'model_ema.encoderconv_inbias': not all weights have their",
+    ),
+    ("ibq", {"model_ema.quantizeembeddingweight": torch.zeros(128, 7)}, r"'quant_conv.weight'.* does not fit"),
+    (
+        "open-magvit2",
+        {"model_ema.decoderadaptive1gammaweight": torch.zeros(3, 3)},
+        r"'decoder.adaptive.1.gamma.weight' \(3,",
+    ),
+    ("open-magvit2", {"model_ema.decoderup1upsampleconv1bias": torch.zeros(7)}, r"conv1.bias' \(7,\) does not fit our"),
+    (
+        "open-magvit2",
+        {"quantize.x": torch.zeros(1), "model_ema.quantizex": torch.zeros(1)},
+        r"holds 'quantize.x', of which",
+    ),
+    ("titok", {"decoder.mask_token": None}, r"lacks 'decoder.mask_token'"),
+    (
+        "titok",
+        {"encoder.text_embedding": torch.zeros(1)},
+        r"holds 'encoder.text_embedding', of which --from titok knows",
+    ),
+    (
+        "titok",
+        {"decoder.ffn.0.weight": torch.zeros(100, 128, 1, 1)},
+        r"'decoder.ffn.0.weight' \(100, 128, 1, 1\) does not fit",
+    ),
+    ("titok", {"encoder.positional_embedding": torch.zeros(20, 64)}, r"19 positions are no square grid"),
+    (
+        "diffusers",
+        {"encoder.mid_block.attentions.0.to_k.bias": None},
+        r"lacks 'encoder.mid_block.attentions.0.to_k.bias'",
+    ),
+    (
+        "diffusers",
+        {"encoder.mid_block.attentions.0.to_k.weight": torch.zeros(9, 9)},
+        r"to_k.weight' \(9, 9\).* does not fit",
+    ),
+    (
+        "diffusers",
+        {"quantize.embedding.weight": None, "quantize.x": torch.zeros(1)},
+        r"no key 'quantize.embedding.weight'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "change", "message"), CHANGES)
+def test_keys_and_shapes_of_the_others_are_strict(family: str, change: dict[str, Any], message: str) -> None:
+    state = {key: x for key, x in (FOREIGN[family]({}) | change).items() if x is not None}
+    options = None if family == "titok" else Options(image_size=32)
+    with pytest.raises(ValueError, match=f"^file: .*{message}"):
+        convert(family, state, options, origin="file")
+
+
+def test_what_stands_beside_the_weights_is_heeded(tmp_path: Path, no_metrics: None) -> None:
+    """config.json says what weights do not tell; without it the published models' values hold."""
+    titok, config = load_weights("titok"), tmp_path / "config.json"
+    options = Options(folder=tmp_path)
+    assert vars(convert("titok", titok, options)[0].model.quantizer)["l2_norm"] is False
+    config.write_text('{"model": {"vq_model": {"use_l2_norm": true}}}')
+    assert vars(convert("titok", titok, options)[0].model.quantizer)["l2_norm"] is True
+    config.write_text('{"norm_num_groups": 16}')
+    with pytest.raises(
+        ValueError, match=r"file: a VQModel with norm_num_groups=16; only those with norm_num_groups=32"
+    ):
+        convert("diffusers", load_weights("diffusers_vq"), Options(folder=tmp_path, image_size=32), origin="file")
+    config.write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        convert("titok", titok, options)
+    with pytest.raises(ValueError, match="16 positions of 8-pixel patches are 32 pixels"):
+        convert("titok", titok, Options(image_size=64))
+    with pytest.raises(ValueError, match=r"is of width 64, no multiple of --head-dim 48"):
+        convert("titok", titok, Options(head_dim=48))
 
 
 class Evil:

@@ -187,6 +187,13 @@ def test_the_recipe_and_changes_of_its_upstream() -> None:
             },
             "random_crop needs model.encode",
         ),
+        (
+            {
+                "data": {"name": "image_folder", "image_size": 32, "random_crop": False, "augment": "mae"},
+                "model": {"encode_on_the_fly": False},
+            },
+            r"data\.augment needs model\.encode",
+        ),
     ],
 )
 def test_mistakes_are_found_before_the_work(change: dict[str, Any], message: str) -> None:

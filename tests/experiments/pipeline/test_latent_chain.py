@@ -95,6 +95,7 @@ def test_a_continued_run_is_bit_equal(
 ) -> None:
     """Four batches an epoch; with dropped labels, two views, averaged weights, and scaled latents."""
     random = ["model.label_dropout=0.3", "data.flip=true", "trainer.weight_ema=0.5", "model.scale_latents=true"]
+    random += ["trainer.weight_ema_ramp=true"] if name == "ldm" else []
     experiment = tiny_latents(tiny, name, NO_IMAGES, "trainer.max_steps=7", *random, *options)
     straight = train(experiment, name, tmp_path / "a")
     expected = load_checkpoint(tmp_path / "a/checkpoints/final.ckpt")

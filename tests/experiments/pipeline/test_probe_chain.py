@@ -188,7 +188,8 @@ def test_the_whole_chain(
         restore(folder(experiment) / "checkpoints/final.ckpt")
     assert (folder(experiment) / "accuracy_by_block.png").stat().st_size > 5000
     tags = EventAccumulator(str(folder(experiment)), size_guidance={"images": 0}).Reload().Tags()
-    assert tags["images"] == ["accuracy by block"] and {"loss/probe", "probe/accuracy", *blocks} <= set(tags["scalars"])
+    assert tags["images"] == ["accuracy by block"] and {"loss/probe", "val/probe/accuracy"} <= set(tags["scalars"])
+    assert {f"val/{block}" for block in blocks} <= set(tags["scalars"])
 
     # A run that was stopped ends where one that was not does; nothing upstream is trained again.
     other = probe("seed=1", "model.normalize=true")

@@ -26,3 +26,14 @@ def test_the_perceptual_network_is_named(tiny: TinyExperiment, capsys: pytest.Ca
         summary.print_summary(experiment, build_model(experiment), "vqgan", "shapes")
         (line,) = (line for line in capsys.readouterr().out.splitlines() if "perceptual loss" in line)
         assert name in line
+
+
+def test_a_cpu_that_has_to_imitate_bf16_is_named(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, half = (tiny("vqgan", f"trainer.precision={name}") for name in ("32-true", "bf16-mixed"))
+    for bf16, amx, is_slow in ((False, False, True), (True, False, False), (False, True, False)):
+        found = {"architecture": "x86_64", "avx512_bf16": bf16, "amx_bf16": amx}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert ("32-true" in summary.slow_precision(half).get("precision", "")) == is_slow
+        assert summary.slow_precision(plain) == {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "arm64"}, raising=False)
+    assert summary.slow_precision(half) == {}

@@ -89,7 +89,7 @@ def test_killed_everywhere(driver: Driver, tiny: TinyExperiment, tmp_path: Path)
     runs.killed(f"{TOKENIZER}.validation_step", 2, "kill")  # of the evaluation
     runs.killed("experiments.pipeline.training:write_json", 1, "kill")
     runs.finish()
-    for tag in ("psnr", "rfid", "usage/val"):
+    for tag in ("val/psnr", "val/rfid", "val/usage"):
         expected = curve(tmp_path / "straight", tag)
         assert [*expected] == [2, 5, 8, 9], "Lightning counts from 0; the last is the evaluation"
         assert expected.pop(8) == expected[9], "killed, it is not made again: the evaluation measures the same"
@@ -136,7 +136,7 @@ def test_stage_two(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> None
     runs.killed(f"{VIM}.sample", 2, "kill")  # of the images of step 5's validation
     runs.killed("half a save", 1)  # after 6
     runs.finish()
-    assert curve(tmp_path / "killed", "fid") == curve(tmp_path / "straight", "fid")
+    assert curve(tmp_path / "killed", "val/fid") == curve(tmp_path / "straight", "val/fid")
 
 
 def test_a_probe(driver: Driver, tiny: TinyExperiment, tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""TencentARC/SEED-Voken, IBQ: taming's network under its names, and codes of the largest dot product.
+
+Its files hold the weights twice; published numbers are those of the averaged copy, which is taken where it is there.
+"""
+
+from typing import Any
+
+from experiments.importers import taming
+from experiments.importers.averaged import EMA, averaged
+from experiments.importers.cnn import infer_cnn
+from experiments.importers.family import Family, Options, Source
+
+
+def infer(source: Source, options: Options) -> dict[str, Any]:
+    codebook_size, code_dim = source.shape("quantize.embedding.weight", 2)
+    sizes = {"codebook_size": codebook_size, "code_dim": code_dim}
+    return infer_cnn(source, "encoder.down.", "block", options, name="vqgan", quantizer={"name": "ibq"}, **sizes)
+
+
+IBQ = Family(
+    signature=("encoder.down.", "quantize.embedding."),
+    mark=EMA,  # without an averaged copy the keys are taming's
+    wrappers=("state_dict", "model"),
+    dropped={"loss.": "LPIPS and discriminator"},
+    infer=infer,
+    weight=taming.weight,
+    adapt=averaged,
+)
