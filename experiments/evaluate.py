@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--unpaired", action="store_true", help="equal file names mean nothing")
     parser.add_argument("--batch-size", type=int, default=64, help="of --images")
     given = parser.parse_intermixed_args()
-    if given.checkpoint and "=" in given.checkpoint:  # without CHECKPOINT the first key comes there
+    if given.images and given.checkpoint and "=" in given.checkpoint:  # without CHECKPOINT the first key comes there
         given.checkpoint, given.overrides = None, [given.checkpoint, *given.overrides]
     if bool(given.images) != bool(given.reference) or bool(given.images) == bool(given.checkpoint):
         parser.error("name a checkpoint, or images with --images and --reference")

@@ -13,30 +13,34 @@ OUTPUT_DIR/leaderboard/DATA.md. Keys: data.*, model.metrics.*, runtime.*.
 
 from pathlib import Path
 
-from datamodules import DATAMODULES
-from datamodules.cifar10 import find_cifar10
-from experiments.config.values import flatten, from_dotlist, merge
-from experiments.importers import Options
-from experiments.pipeline.leaderboard import measure_all, page
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
-from experiments.runtime.files import replacing, require_writable
-from experiments.runtime.trainer import quiet
-from lightning_modules.checks import require
 
 KEYS = ("data.", "model.metrics.", "runtime.")
 
 
 def main() -> None:
     parser = arguments.parser("leaderboard", __doc__, checkpoints="folder of checkpoints, runs and exported folders")
-    choices = ("auto", *DATAMODULES)
-    parser.add_argument("--data", default="auto", choices=choices, help="auto: CIFAR-10 if it is there, else a folder")
+    parser.add_argument("--data", default="auto", help="auto: CIFAR-10 if it is there, else a folder")
     parser.add_argument("--data-dir", default="data", help="folder of the images (default: data)")
     parser.add_argument("--output-dir", default="runs", help="where records and table go (default: runs)")
     parser.add_argument("--image-size", type=int, help="pixels of public models that do not tell theirs (default: 256)")
     given = parser.parse_intermixed_args()
+    from omegaconf import OmegaConf
+
+    from datamodules import DATAMODULES
+    from datamodules.cifar10 import find_cifar10
+    from experiments.config.values import flatten, from_dotlist, merge
+    from experiments.importers import Options
+    from experiments.pipeline.leaderboard import measure_all, page
+    from experiments.runtime.files import replacing, require_writable
+    from experiments.runtime.trainer import quiet
+    from lightning_modules.checks import hint, require
+
     with user_errors():
         quiet()
+        words = ("auto", *DATAMODULES)
+        require(given.data in words, f"--data {given.data}: none of {', '.join(words)}{hint(given.data, words)}")
         overrides = from_dotlist(given.overrides)
         for key in flatten(overrides):
             require(key.startswith(KEYS), f"{key}: the models are as they are; keys may begin with {', '.join(KEYS)}")
@@ -45,6 +49,9 @@ def main() -> None:
         where = {"data_dir": given.data_dir, "output_dir": given.output_dir}
         data = {"name": found if given.data == "auto" else given.data}
         settings = merge({"data": data, "runtime": where}, overrides)
+        if given.print_config:
+            print(OmegaConf.to_yaml(settings), end="")
+            return
         out = Path(settings["runtime"]["output_dir"]) / "leaderboard"
         require_writable(out)
         size = given.image_size

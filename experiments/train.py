@@ -73,15 +73,16 @@ def main() -> None:
     with user_errors():
         follow_parent()
         experiment = experiment_of(given)
+        name = experiment.name or (Path(given.file).stem if given.file else experiment.model.name)
         if given.print_config:
-            print(as_yaml(experiment), end="")
+            resolved = experiment if given.data == "auto" else resolve_data(experiment, given.data)
+            print(as_yaml(resolved, name), end="")
             return
         quiet()
         join(experiment)
         with main_first():  # may download
             experiment = resolve_data(experiment, given.data)
         experiment = from_main(experiment)
-        name = experiment.name or (Path(given.file).stem if given.file else experiment.model.name)
         folder = Path(given.run_dir) if given.run_dir else run_dir(experiment, name)
         if given.dry_run:
             print("\n".join(plan(experiment, folder)))

@@ -30,9 +30,10 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     return parse(values, str(path))
 
 
-def as_yaml(experiment: Experiment) -> str:
-    """The whole configuration, which `experiments.train` reads again."""
-    return OmegaConf.to_yaml(experiment.identity() | {"runtime": asdict(experiment.runtime)})
+def as_yaml(experiment: Experiment, name: str = "") -> str:
+    """The whole configuration, which `experiments.train` reads again; `name`: of the run, by default its own."""
+    values = {"name": name or experiment.name} | experiment.identity() | {"runtime": asdict(experiment.runtime)}
+    return OmegaConf.to_yaml(values)
 
 
 def changed(experiment: Experiment, name: str) -> dict[str, Any]:

@@ -3,10 +3,8 @@
 import re
 import shlex
 import sys
-from dataclasses import asdict
 
-from omegaconf import OmegaConf
-
+from experiments.config.compose import as_yaml
 from experiments.config.experiment import Experiment
 
 CONFIG = "config.yaml"
@@ -18,5 +16,4 @@ def described(experiment: Experiment, name: str) -> str:
     Passwords in URLs are left out of the command.
     """
     command = re.sub(r"(?<=://)[^/@\s]+@", "", shlex.join(sys.orig_argv))
-    values = {"name": name} | experiment.identity() | {"runtime": asdict(experiment.runtime)}
-    return f"# {' '.join(command.split())}\n{OmegaConf.to_yaml(values)}"
+    return f"# {' '.join(command.split())}\n{as_yaml(experiment, name)}"

@@ -80,8 +80,12 @@ def export(tokenizer: Tokenizer, out: Path, kind: str) -> dict[str, Any]:
         folder.mkdir()
         runs: list[Run] = []
         for name, part, example in (("encoder", Encode, images[:2]), ("decoder", Decode, ids[:2])):
-            program = torch.export.export(part(tokenizer), (example,), dynamic_shapes=({0: batch},))
-            save(program, file := folder / f"{name}.{suffix}")
+            file = folder / f"{name}.{suffix}"
+            try:
+                save(torch.export.export(part(tokenizer), (example,), dynamic_shapes=({0: batch},)), file)
+            except Exception as error:  # of the exporters, many kinds
+                reason = str(error).strip().splitlines()[0]
+                raise ValueError(f"--to {kind}: the {name} of this model cannot be exported ({reason})") from error
             runs.append(load(file))
         made, pixels = runs[0](images.numpy()), runs[1](ids.numpy())
         agreement = {

@@ -83,6 +83,11 @@ class RegisteredExtractor(FidelityExtractor):
             ) from error
         size = network.resolution if hasattr(network, "resolution") else network.INPUT_IMAGE_SIZE
         super().__init__(f"{name}@{size}px", network)
+        black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 8, 8)
+        with torch.no_grad():
+            black, white = self(black_and_white)[0]
+        if torch.equal(black, white):  # all distances would be 0
+            raise ValueError(f"{name}: sees no difference between black and white: a file of its weights lacks some")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         (features,) = self.network(images)
@@ -96,7 +101,7 @@ def build_extractor(name: str, image_size: int, input_size: int | None = None) -
     by default 64 for images up to 64 pixels (enough for 32-pixel images, and cheap) and 224 above.
 
     Raises:
-        ValueError: the name is not in `EXTRACTORS`, or one whose size is fixed got an `input_size`.
+        ValueError: the name is not in `EXTRACTORS`, one whose size is fixed got an `input_size`, or weights are zeros.
         FileNotFoundError: the weights are not on disk and cannot be downloaded, or a package is missing.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3

@@ -60,12 +60,10 @@ for module in {list(cli.COMMANDS.values())}:
 def test_a_configuration_is_printed_and_read_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    run(monkeypatch, "train", "vim_cifar10", "--print-config", "model.label_dropout=0.25", "runtime.output_dir=there")
+    key = "model.label_dropout=0.25"
+    run(monkeypatch, "train", "vim_cifar10", "--print-config", key, "runtime.output_dir=there")
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
-    again, expected = (
-        load_experiment(tmp_path / "printed.yaml"),
-        load_experiment("vim_cifar10", ["model.label_dropout=0.25"]),
-    )
+    again, expected = load_experiment(tmp_path / "printed.yaml"), load_experiment("vim_cifar10", [key])
     assert again.digest() == expected.digest() and again.runtime.output_dir == "there"
     assert again.upstream.identity() == expected.upstream.identity()
     for command in ("preview", "build-codebook"):

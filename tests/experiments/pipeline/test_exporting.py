@@ -147,6 +147,8 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
     wrong = exporting.KINDS["torch.export"]._replace(load=lambda file: lambda values: np.zeros(1))
     monkeypatch.setitem(exporting.KINDS, "torch.export", wrong)
     assert "the files do not give what the model gives" in refused(model, "--to", "torch.export")
+    monkeypatch.setattr(exporting.Encode, "forward", lambda self, images: 1 / 0)
+    assert "the encoder of this model cannot be exported (" in refused(model, "--to", "torch.export")
     out.mkdir(parents=True)
     (out / "mine.txt").touch()
     with pytest.raises(SystemExit):

@@ -187,6 +187,18 @@ def test_other_judges_by_a_key(
         extractors.build_extractor("dinov2-vit-s-14", 16, 64)
 
 
+def test_weights_of_zeros_are_no_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as known
+
+    class Blind(Tiny):
+        def forward(self, images: Tensor) -> tuple[Tensor]:
+            return (torch.zeros(len(images), 4),)
+
+    monkeypatch.setitem(known, "vgg16", Blind)
+    with pytest.raises(ValueError, match="vgg16: sees no difference between black and white"):
+        extractors.build_extractor("vgg16", 16)
+
+
 def test_missing_weights_are_one_line(
     reference: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
