@@ -103,6 +103,11 @@ class ModuleConfig:
         return 0
 
     @property
+    def is_control(self) -> bool:
+        """Whether its numbers are a bound on those of the other rows of a table, with which it does not compete."""
+        return False
+
+    @property
     def needs_codebook(self) -> bool:
         """Whether the quantizer needs a table of pretrained features, which is then built, or read from a file."""
         return False

@@ -120,6 +120,10 @@ class TokenClassifierConfig(ModuleConfig):
     def decodes(self) -> bool:
         return self.reads == "reconstructions"
 
+    @property
+    def is_control(self) -> bool:
+        return self.reads == "images"
+
     def describe(self) -> dict[str, str]:
         blocks, heads, width = self.dims
         return {"model": f"{self.name} of {self.reads}: {blocks} blocks of {heads} heads, {width} wide"}

@@ -136,7 +136,8 @@ def best_of(column: Column, rows: Sequence[Row]) -> list[int]:
 
 
 def is_control(row: Row) -> bool:
-    return getattr(getattr(row.runs[0].experiment.model, "quantizer", None), "name", "") == "none"
+    model = row.runs[0].experiment.model
+    return model.is_control or getattr(getattr(model, "quantizer", None), "name", "") == "none"
 
 
 def entries(column: Column, row: Row, measured: Measured | None, num_seeds: int, bound: float | None) -> dict[str, str]:

@@ -21,6 +21,7 @@ from lightning_modules.latent_prior import LatentPrior
 from lightning_modules.token_classifier import TokenClassifier
 from lightning_modules.tokenizer import TokenizerConfig
 from sweeps.grid import load_grid
+from sweeps.sheet import is_control
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 ALL = sorted(FOLDER.glob("*.yaml"))
@@ -236,6 +237,7 @@ def test_the_classifiers_of_section_4_2_have_one_budget(scale: str) -> None:
     (table,) = load_grid(FOLDER.parent / "sweeps/vqgan_lc/section4_2.yaml", scale).tables
     rows = [run.experiment for row in table.rows for run in row.runs]
     assert {row.model.reads for row in rows} >= {"codes", "images"}
+    assert [row.heads["read as"] for row in table.rows if is_control(row)] == ["images"], "it is not a best row"
     assert (
         len(
             {
