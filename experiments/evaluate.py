@@ -15,6 +15,7 @@ PSNR, SSIM and LPIPS are measured, too.
 
 import argparse
 import json
+from typing import Any
 
 from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
@@ -57,7 +58,7 @@ def main() -> None:
             print(f"  {name:22} {value:12.4f}   {result['protocols'].get(name, '')}")
 
 
-def of_model(given: argparse.Namespace) -> tuple[str, dict[str, object]]:
+def of_model(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """A line, and what --json prints."""
     from dataclasses import replace
 
@@ -77,7 +78,7 @@ def of_model(given: argparse.Namespace) -> tuple[str, dict[str, object]]:
     return f"{given.checkpoint}  ({data_id})", result
 
 
-def of_folders(given: argparse.Namespace) -> tuple[str, dict[str, object]]:
+def of_folders(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """The same of --images and --reference."""
     from pathlib import Path
 
@@ -99,7 +100,7 @@ def of_folders(given: argparse.Namespace) -> tuple[str, dict[str, object]]:
     name = given.reference_name or Path(given.reference).expanduser().resolve().name
     device = L.Fabric(accelerator=experiment.runtime.accelerator, devices=1).device
     options = (given.image_size, given.batch_size, not given.unpaired)
-    result = compare(images, reference, name, experiment.model.metrics, device, *options)
+    result = compare(images, reference, name, experiment.tokenizer.metrics, device, *options)
     title = f"{len(images)} images, {len(reference)} of {name}, {result['image_size']} pixels"
     return f"{title}; names in common: {result['same_names']}", result
 

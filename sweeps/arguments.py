@@ -12,7 +12,7 @@ def parser_of(command: str, file: str, has_seeds: bool = True, **texts: str) -> 
 
     The options name the runs: taken by all commands of `sweeps`, so that one set of words names one set of cells.
     """
-    parser = Parser(prog=f"python -m sweeps.{command}", **texts)  # type: ignore[arg-type]
+    parser = Parser(prog=f"python -m sweeps.{command}", **texts)
     parser.add_argument("file", help=file)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every experiment")
     parser.add_argument("--scale", default="quick", help="quick | reduced | cifar | paper (default: quick)")
