@@ -88,11 +88,8 @@ class IBQ(Quantizer):
         """Latents (N, d) -> indices (N,), the softmax's means of the codes (N, d), and the two entropies in nats: that
         of a latent's choice, on average, and that of the choices of all, in training those of all ranks.
         """
-        rows = max(1, PAIRS // self.codebook_size)
-        blocks, keeps = (
-            (z,) if torch.compiler.is_exporting() else z.split(rows),
-            {"use_reentrant": False, "preserve_rng_state": False},
-        )
+        blocks = (z,) if torch.compiler.is_exporting() else z.split(max(1, PAIRS // self.codebook_size))
+        keeps: Any = {"use_reentrant": False, "preserve_rng_state": False}
         again = len(blocks) > 1 and torch.is_grad_enabled()
         parts: Any = [checkpoint(self.compare, b, **keeps) if again else self.compare(b) for b in blocks]
         indices, mixed, entropies, chances = zip(*parts, strict=True)
