@@ -39,7 +39,8 @@ $(SAMPLES) $(1)
 
 endef
 
-.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims leaderboard dashboard bench gpu-check check format classify release report \
+.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims leaderboard \
+        report dashboard bench gpu-check check format classify release docs \
         options test test-fast clean
 .DEFAULT_GOAL := help
 
@@ -130,6 +131,11 @@ check: $(READY) ## ruff (lint and format) and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(READY) ## the documentation as a site in build/site, to read without a network; API, options, tables, notebook
+	@$(PY) -m pip install --quiet --editable '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "build/site/index.html; with the search: $(PY) -m http.server -d build/site"
 
 options: $(READY) ## write docs/options.md, the page of all options, from the dataclasses
 	$(PY) -m docs.options

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--name", default="ddp", help="printed before the ratio")
     parser.add_argument("--runs", type=int, default=3, help="of each side")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=32, help="global")
+    parser.add_argument("--batch", type=int, default=64, help="global")
     arguments = parser.parse_args()
     print(f"{arguments.recipe}, {arguments.steps} steps of {arguments.batch} images")
     sides: dict[tuple[int, int], list[float]] = {(2, 1): [], (1, 2): []}

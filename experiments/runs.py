@@ -20,7 +20,7 @@ from experiments.runtime.errors import user_errors
 if TYPE_CHECKING:
     from experiments.pipeline.run_folders import RunFolder
 
-METRICS = "rfid,psnr,usage/val,fid,bits_per_token/val,loss/val,probe/accuracy"
+METRICS = "rfid,psnr,usage/val,fid,bits_per_token/val,loss/val,probe/accuracy,classifier/accuracy"
 
 
 def read_runs(out: Path) -> "list[RunFolder]":

@@ -5,16 +5,14 @@ original code differ, a note says what was taken.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from torch import Tensor
 
 from lightning_modules import flow
-from lightning_modules.base import Setting
 from lightning_modules.denoising import GaussianNoise
 from lightning_modules.flow import FlowSamplingConfig
-from lightning_modules.latent_prior import LatentPrior, LatentPriorConfig, conditions
-from lightning_modules.networks.dit import DiT, DiTConfig
+from lightning_modules.latent_prior import LatentPrior, LatentPriorConfig
+from lightning_modules.networks.dit import DiTConfig
 
 
 @dataclass
@@ -23,19 +21,14 @@ class SiTConfig(LatentPriorConfig):
 
     name: str = "sit"
     dit: DiTConfig = field(default_factory=lambda: DiTConfig(drop_sigma=True))
-    # B: guidance 8, which its code applies to the first three channels of eight alone, an oddity it inherited; on all
-    # channels about 3.6 does as much. Departs from B: its code draws by dopri5, whose steps depend on the whole batch;
+    # B's guidance, see GuidanceConfig. Departs from B: its code draws by dopri5, whose steps depend on the whole batch;
     # Heun's 125 steps of two calls are the SiT author's choice.
     sampling: FlowSamplingConfig = field(
         default_factory=lambda: FlowSamplingConfig(guidance_scale=8.0, guided_channels=3)
     )
-    batch_size: ClassVar[int] = 256
-    max_steps: ClassVar[int] = 400_000
 
     def describe(self) -> dict[str, str]:
-        size = self.dit.resolved()
-        words = f"{size.blocks} blocks, {size.width} wide, patches of {self.dit.patch_size} x {self.dit.patch_size}"
-        return {"model": f"{self.name}: {words}"}
+        return {"model": f"{self.name}: {self.dit.words}"}
 
 
 class SiT(LatentPrior):
@@ -43,10 +36,6 @@ class SiT(LatentPrior):
 
     config: SiTConfig
     objective = "velocity-mse"
-
-    @classmethod
-    def build_network(cls, config: SiTConfig, setting: Setting) -> DiT:
-        return DiT(config.dit, setting.code_dim, setting.grid_size, conditions(config, setting))
 
     def losses(self, latents: Tensor, labels: Tensor | None, uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
         return {"velocity": flow.loss(self.network, latents, labels, uniform, noise)}

@@ -17,7 +17,7 @@ from lightning_modules.denoising import GaussianNoise
 from lightning_modules.diffusion import Diffusion, DiffusionSamplingConfig, ScheduleConfig
 from lightning_modules.distributed import own_random_numbers
 from lightning_modules.latent_prior import LatentPrior, LatentPriorConfig, conditions
-from lightning_modules.networks.dit import DiT, DiTConfig
+from lightning_modules.networks.dit import DiTConfig
 from lightning_modules.networks.unet import UNet, UNetConfig
 from lightning_modules.optimizer import OptimizerConfig
 from lightning_modules.parts import Part
@@ -107,20 +107,15 @@ class DiTDiffusionConfig(LatentDiffusionConfig):
     name: str = "dit"
     dit: DiTConfig = field(default_factory=DiTConfig)
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(name="linear", first=1e-4, last=0.02))
-    # B: guidance 8, which its code applies to the first three channels of eight alone, an oddity it inherited; on all
-    # channels about 3.6 does as much.
+    # B's guidance, see GuidanceConfig.
     sampling: DiffusionSamplingConfig = field(
         default_factory=lambda: DiffusionSamplingConfig(
             sampler="ancestral", steps=250, guidance_scale=8.0, guided_channels=3
         )
     )
-    batch_size: ClassVar[int] = 256
-    max_steps: ClassVar[int] = 400_000
 
     def describe(self) -> dict[str, str]:
-        size = self.dit.resolved()
-        words = f"{size.blocks} blocks, {size.width} wide, patches of {self.dit.patch_size} x {self.dit.patch_size}"
-        return {"model": f"{self.name}: {words}"}
+        return {"model": f"{self.name}: {self.dit.words}"}
 
 
 class DiTDiffusion(LatentDiffusion):
@@ -128,7 +123,3 @@ class DiTDiffusion(LatentDiffusion):
 
     config: DiTDiffusionConfig
     objective = "noise-mse+bound"
-
-    @classmethod
-    def build_network(cls, config: DiTDiffusionConfig, setting: Setting) -> DiT:
-        return DiT(config.dit, setting.code_dim, setting.grid_size, conditions(config, setting))

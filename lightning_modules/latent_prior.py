@@ -22,6 +22,7 @@ from lightning_modules.distributed import all_reduce_sum, draw_rows, mean_over_r
 from lightning_modules.figures import sample_grid
 from lightning_modules.finite import check_finite
 from lightning_modules.lightning_fixes import logs_now
+from lightning_modules.networks.dit import DiT
 from lightning_modules.optimizer import OptimizerConfig, build_optimizer, build_schedule, share_of_step
 from lightning_modules.parts import Part
 from lightning_modules.prior import Prior, PriorConfig, drop_labels
@@ -48,6 +49,8 @@ class LatentPriorConfig(PriorConfig):
     )
 
     sampling: GuidanceConfig = field(default_factory=GuidanceConfig)
+    batch_size: ClassVar[int] = 256  # DiT's and SiT's
+    max_steps: ClassVar[int] = 400_000
 
     def check(self) -> None:
         super().check()
@@ -91,9 +94,9 @@ class LatentPrior(Prior):
         self.register_buffer("scale", torch.ones(()))
 
     @classmethod
-    @abstractmethod
     def build_network(cls, config: Any, setting: Setting) -> nn.Module:
-        """(noisy latents (B, d, h, w), times (B,), labels (B,) or None) -> prediction (B, d or 2 d, h, w)."""
+        """(noisy latents (B, d, h, w), times (B,), labels (B,) or None) -> prediction (B, d or 2 d, h, w): a DiT."""
+        return DiT(config.dit, setting.code_dim, setting.grid_size, conditions(config, setting))
 
     @abstractmethod
     def losses(self, latents: Tensor, labels: Tensor | None, uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:

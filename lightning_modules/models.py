@@ -55,7 +55,7 @@ def config_of(values: dict[str, Any], plugins: str = "") -> ModuleConfig:
         typed.merge_with(values)
         made = OmegaConf.to_object(typed)
     except (OmegaConfBaseException, KeyError, TypeError) as error:
-        hint = f"; first import what it is made of: {plugins}" if plugins else ""
+        hint = f"; first import what it is made of (commands: --import): {plugins}" if plugins else ""
         raise ValueError(f"no model of this version: {' '.join(str(error).split())}{hint}") from None
     assert isinstance(made, ModuleConfig)
     return made

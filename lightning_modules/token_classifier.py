@@ -7,6 +7,7 @@ it. Here both readings are to be had. The defaults are MAE's fine-tuning (He et 
 Shapes: B images, C classes, d dimensions of a code, h x w tokens, H = W pixels.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -184,11 +185,12 @@ class TokenClassifier(Module):
     # ---- training
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        inputs = self.inputs(batch)
-        with own_random_numbers(self.device):  # mixed with images of the same device; drop path is of these numbers too
+        inputs, config = self.inputs(batch), self.config
+        is_random = config.drop_path or config.erasing or config.mixes  # mixes images of the same device
+        with own_random_numbers(self.device) if is_random else nullcontext():
             inputs, targets = self.augmented(inputs, batch["label"])
             logits = self.network(inputs).float()  # (B, C)
-        smoothing = self.config.label_smoothing if targets.ndim == 1 else 0.0  # mixed targets are smoothed already
+        smoothing = config.label_smoothing if targets.ndim == 1 else 0.0  # mixed targets are smoothed already
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         mean = mean_over_ranks(loss.detach())
         check_finite(self.global_step, {"classifier": mean}, inputs, self)

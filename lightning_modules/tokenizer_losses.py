@@ -41,7 +41,7 @@ def generator_terms(
     extra: Terms = {}
     if adversarial:
         module.discriminator.requires_grad_(False)
-        logits = module.discriminator(config.seen(reconstruction())).float()
+        logits = module.discriminator(reconstruction()).float()
         module.discriminator.requires_grad_(True)
         terms["adversarial"] = module.adversarial_loss(logits)
         sides = [gradient_at(prediction, side, scale) for side in (loss, terms["adversarial"])] if weigh else []
@@ -71,7 +71,7 @@ def critic_terms(module: Any, real: Tensor, fake: Tensor, r1: bool) -> Terms:
     """The discriminator's loss on real images and detached reconstructions, (B, 3, H, W) each, in `critic`, which
     alone has a gradient; its terms, the penalty with `r1` alone; and its accuracy."""
     config = module.config.loss
-    real, fake = config.seen(real).detach().requires_grad_(r1), config.seen(fake)
+    real = real.detach().requires_grad_(r1)
     logits_real, logits_fake = (logits.float() for logits in module.discriminator.pair(real, fake))
     loss = module.discriminator_loss(logits_real, logits_fake)
     terms = {"discriminator": loss}

@@ -25,7 +25,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises ValueError, with the file and key at fault and what to do, for a missing file, broken YAML, an unknown
     key (with the nearest existing one), a wrong type, or a wrong name.
     """
-    return parse(compose(read_recipe(path), from_dotlist(overrides)), str(path))
+    values = compose(read_recipe(path), from_dotlist(overrides))
+    values.pop("plugins", None)  # of a run's config.yaml: what trains is the code that is here now
+    return parse(values, str(path))
 
 
 def as_yaml(experiment: Experiment, name: str = "") -> str:

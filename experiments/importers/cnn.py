@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,15 +11,24 @@ from experiments.importers.family import Options, Source, Weight, same
 IMAGE_SIZE = 256  # not in the weights: all published models of these families are trained at it
 
 
-def infer_cnn(
-    source: Source, levels: str, blocks: str, options: Options, attention: str = "attn", middle: str = "", **model: Any
-) -> dict[str, Any]:
-    """The `data` and `model` sections; level i of the encoder has the blocks `{levels}{i}.{blocks}.{j}.`, followed by
-    `{levels}{i}.{attention}.{j}.` where attention is. That of the middle is `encoder.{middle}`, "" = always there.
+class Names(NamedTuple):
+    """Of the encoder's parts: level i has the blocks `{levels}{i}.{blocks}.{j}.`, followed by
+    `{levels}{i}.{attention}.{j}.` where attention is; that of the middle is `encoder.{middle}`, "" = always there.
+    """
+
+    levels: str
+    blocks: str
+    attention: str = "attn"
+    middle: str = ""
+
+
+def infer_cnn(source: Source, names: Names, options: Options, **model: Any) -> dict[str, Any]:
+    """The `data` and `model` sections.
 
     Attention is placed by level there and by resolution here, so `image_size` decides its numbers, not its place.
     Raises ValueError for a width that is no multiple of the first one.
     """
+    levels, blocks, attention, middle = names
     if options.head_dim is not None:
         raise ValueError(
             "--head-dim is of use to --from enhancing and titok only: attention of this family has one head"

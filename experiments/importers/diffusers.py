@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.importers.cnn import cnn_weight, infer_cnn
+from experiments.importers.cnn import Names, cnn_weight, infer_cnn
 from experiments.importers.family import Family, Options, Source, Tensors, Weight, same
 from lightning_modules.tokenizer import TokenizerConfig
 
@@ -42,9 +42,14 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
     codebook_size, code_dim = source.shape("quantize.embedding.weight", 2)
     # The library's loss is taming's legacy order: 0.25 multiplies the codebook term. It changes no reconstruction.
     quantizer = {"name": "vq", "commitment_weight": 1.0, "codebook_weight": 0.25}
-    model = {"name": "vqgan", "quantizer": quantizer, "codebook_size": codebook_size, "code_dim": code_dim}
-    names = {"attention": "attentions", "middle": "mid_block.attentions."}
-    return infer_cnn(source, "encoder.down_blocks.", "resnets", options, **names, **model)
+    model: dict[str, Any] = {
+        "name": "vqgan",
+        "quantizer": quantizer,
+        "codebook_size": codebook_size,
+        "code_dim": code_dim,
+    }
+    names = Names("encoder.down_blocks.", "resnets", "attentions", "mid_block.attentions.")
+    return infer_cnn(source, names, options, **model)
 
 
 def new_names(tensors: Tensors, origin: str) -> tuple[Tensors, str]:

@@ -7,14 +7,14 @@ from typing import Any
 
 from experiments.importers import taming
 from experiments.importers.averaged import EMA, averaged
-from experiments.importers.cnn import infer_cnn
+from experiments.importers.cnn import Names, infer_cnn
 from experiments.importers.family import Family, Options, Source
 
 
 def infer(source: Source, options: Options) -> dict[str, Any]:
     codebook_size, code_dim = source.shape("quantize.embedding.weight", 2)
     sizes = {"codebook_size": codebook_size, "code_dim": code_dim}
-    return infer_cnn(source, "encoder.down.", "block", options, name="vqgan", quantizer={"name": "ibq"}, **sizes)
+    return infer_cnn(source, Names("encoder.down.", "block"), options, name="vqgan", quantizer={"name": "ibq"}, **sizes)
 
 
 IBQ = Family(

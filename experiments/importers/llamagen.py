@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.importers.cnn import cnn_weight, infer_cnn
+from experiments.importers.cnn import Names, cnn_weight, infer_cnn
 from experiments.importers.family import Family, Options, Source, Weight, same
 from lightning_modules.tokenizer import TokenizerConfig
 
@@ -23,7 +23,9 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
     # codebook_l2_norm is not in the weights: True is the public default, and what all published models have
     quantizer = {"name": "factorized", "l2_norm": True, "commitment_weight": 0.25, "codebook_weight": 1.0}
     sizes = {"codebook_size": codebook_size, "code_dim": code_dim}
-    return infer_cnn(source, "encoder.conv_blocks.", "res", options, name="vqgan_fc", quantizer=quantizer, **sizes)
+    return infer_cnn(
+        source, Names("encoder.conv_blocks.", "res"), options, name="vqgan_fc", quantizer=quantizer, **sizes
+    )
 
 
 def weight(key: str, config: TokenizerConfig) -> Weight | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.importers.averaged import averaged
-from experiments.importers.cnn import infer_cnn
+from experiments.importers.cnn import Names, infer_cnn
 from experiments.importers.family import Family, Options, Source, Weight, same
 from lightning_modules.networks import MAGVIT2Config
 from lightning_modules.tokenizer import TokenizerConfig
@@ -26,7 +26,7 @@ RULES = [
 
 
 def infer(source: Source, options: Options) -> dict[str, Any]:
-    values = infer_cnn(source, "encoder.down.", "block", options, name="vqgan")
+    values = infer_cnn(source, Names("encoder.down.", "block"), options, name="vqgan")
     model = values["model"]
     del model["backbone"]["attention_resolutions"], model["backbone"]["middle_attention"]
     bits = model["backbone"]["latent_channels"]

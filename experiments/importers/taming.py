@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from experiments.importers.cnn import cnn_weight, infer_cnn
+from experiments.importers.cnn import Names, cnn_weight, infer_cnn
 from experiments.importers.family import Family, Options, Source, Weight, same
 from lightning_modules.networks import CNNConfig
 from lightning_modules.tokenizer import TokenizerConfig
@@ -40,7 +40,7 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
     # legacy=True, taming's default: beta = 0.25 multiplies the codebook term. It changes no reconstruction.
     quantizer = {"name": "vq", "commitment_weight": 1.0, "codebook_weight": 0.25}
     sizes = {"codebook_size": codebook_size, "code_dim": code_dim}
-    return infer_cnn(source, "encoder.down.", "block", options, name="vqgan", quantizer=quantizer, **sizes)
+    return infer_cnn(source, Names("encoder.down.", "block"), options, name="vqgan", quantizer=quantizer, **sizes)
 
 
 def weight(key: str, config: TokenizerConfig) -> Weight | None:

@@ -6,7 +6,7 @@ by gradient or (`--quantizer_type ema`) by moving averages.
 
 from typing import Any
 
-from experiments.importers.cnn import infer_cnn
+from experiments.importers.cnn import Names, infer_cnn
 from experiments.importers.family import TRUE, Family, Options, Source, Weight, same
 from experiments.importers.taming import taming_cnn_weight
 from lightning_modules.tokenizer import TokenizerConfig
@@ -39,7 +39,7 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
         model |= {"name": "vqgan_ema", "quantizer": {"name": "ema"}}
     else:
         model |= {"name": "vqgan", "quantizer": {"name": "vq", "commitment_weight": 1.0, "codebook_weight": 0.33}}
-    return infer_cnn(source, "encoder.down.", "block", options, **model)
+    return infer_cnn(source, Names("encoder.down.", "block"), options, **model)
 
 
 def weight(key: str, config: TokenizerConfig) -> Weight | None:

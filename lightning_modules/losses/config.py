@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from lightning_modules.checks import at_least_one, not_negative, one_of, require
 from lightning_modules.losses.adversarial import ADVERSARIAL_LOSSES
 from lightning_modules.losses.perceptual import PERCEPTUAL_NETWORKS
@@ -17,15 +15,13 @@ class LossConfig:
     `adversarial` is multiplied by taming's gradient-norm ratio when `adaptive_weight`. Steps count generator updates:
     the discriminator is trained from `discriminator_start` on, and the generator feels it from `adversarial_start` on.
     `quantizer` multiplies the two VQ terms together (paper B's code: 0.1). With `logit_laplace` the decoder predicts a
-    mean and a scale on the logit axis, and its image is the sigmoid of the mean (paper A). The perceptual network and
-    the discriminator see only `subset` of a batch's images, its first ones; their losses are means over these.
+    mean and a scale on the logit axis, and its image is the sigmoid of the mean (paper A).
     """
 
     l1: float = 0.0
     l2: float = 0.0
     logit_laplace: float = 0.0
     perceptual: float = 0.0
-    subset: float = neutral(1.0)  # in (0, 1]; 1 in both papers
     perceptual_network: str = "lpips-vgg"  # both papers'; or lpips-alex, efficientnet-lite0 (needs no download), none
     quantizer: float = 1.0
     adversarial: float = 0.0
@@ -43,13 +39,8 @@ class LossConfig:
         one_of(self, "perceptual_network", PERCEPTUAL_NETWORKS)
         one_of(self, "adversarial_loss", ADVERSARIAL_LOSSES)
         at_least_one(self, "r1_every", "adaptive_every")
-        require(0 < self.subset <= 1, f"subset={self.subset} must be in (0, 1]")
         require(
             self.adversarial == 0 or self.adversarial_start >= self.discriminator_start,
             f"adversarial_start={self.adversarial_start} is before discriminator_start={self.discriminator_start}: an "
             "untrained discriminator would steer the generator",
         )
-
-    def seen(self, images: Tensor) -> Tensor:
-        """(B, ...) -> those of the batch that the perceptual network and the discriminator see, at least one."""
-        return images[: max(1, round(self.subset * len(images)))] if self.subset < 1 else images

@@ -29,5 +29,5 @@ def pixel_terms(
         terms["logit_laplace"] = logit_laplace_loss(prediction, image)
     if perceptual is not None:
         with torch.autocast(image.device.type, enabled=False):  # small maps: bf16 costs time and gains nothing
-            terms["perceptual"] = perceptual(config.seen(reconstruction).float(), config.seen(image))
+            terms["perceptual"] = perceptual(reconstruction.float(), image)
     return terms

@@ -70,6 +70,11 @@ class DiTConfig:
         require(size.width % 4 == 0, f"dims={self.dims}: the width must be divisible by 4, for the positions")
         return size
 
+    @property
+    def words(self) -> str:
+        size = self.resolved()
+        return f"{size.blocks} blocks, {size.width} wide, patches of {self.patch_size} x {self.patch_size}"
+
 
 def time_features(t: Tensor, width: int) -> Tensor:
     """Cosines, then sines, of the times t (B,) at `width` / 2 frequencies from 1 to nearly 1 / 10,000: (B, width)."""

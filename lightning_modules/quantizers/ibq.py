@@ -10,6 +10,7 @@ so z_q is the chosen code in value, and there is no identity path from z_q to z.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,11 +89,11 @@ class IBQ(Quantizer):
         """Latents (N, d) -> indices (N,), the softmax's means of the codes (N, d), and the two entropies in nats: that
         of a latent's choice, on average, and that of the choices of all, in training those of all ranks.
         """
+        compare: Any = self.compare
         blocks = (z,) if torch.compiler.is_exporting() else z.split(max(1, PAIRS // self.codebook_size))
-        keeps: Any = {"use_reentrant": False, "preserve_rng_state": False}
-        again = len(blocks) > 1 and torch.is_grad_enabled()
-        parts: Any = [checkpoint(self.compare, b, **keeps) if again else self.compare(b) for b in blocks]
-        indices, mixed, entropies, chances = zip(*parts, strict=True)
+        if len(blocks) > 1 and torch.is_grad_enabled():
+            compare = partial(checkpoint, self.compare, use_reentrant=False, preserve_rng_state=False)
+        indices, mixed, entropies, chances = zip(*map(compare, blocks), strict=True)
         chance = torch.stack(chances).sum(0) / z.shape[0]  # (K,); len() would fix the size of an exported batch
         if self.training:
             chance = mean_over_ranks(chance)

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 sys.path += [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "helpers")]
+from classifier_cases import tiny_classifier
 from conftest import ENCODER_USERS, load_once, tiny_experiment
 from latent_cases import tiny_latents
 from vim_cases import tiny_vim
@@ -34,6 +35,7 @@ from lightning_modules.distributed import all_reduce_sum, rank, world_size
 from lightning_modules.prior import Prior
 from lightning_modules.quantizers.ema import EMAQuantizer
 from lightning_modules.sharding import full
+from lightning_modules.token_classifier import TokenClassifier
 from lightning_modules.tokenizer import Tokenizer
 
 Result = dict[str, Any]
@@ -84,7 +86,7 @@ LOGGED = ("loss/", "weight/", "discriminator/", "bits_per_token/train")
 class Notes(Callback):
     """Losses and codes of every step, gradients of the first and last, and how many codes were put anew."""
 
-    def __init__(self, kind: type = Tokenizer) -> None:
+    def __init__(self, kind: type | tuple[type, ...] = Tokenizer) -> None:
         self.kind = kind
         self.losses: list[dict[str, float]] = []
         self.codes: list[Tensor] = []
@@ -147,13 +149,17 @@ def chain(folder: Path, name: str) -> Result:
         ),
         "vim_adafactor": ("runtime.strategy=fsdp", "data.val_size=13", "model.optimizer.name=adafactor"),
     }
+    plain = "model={drop_path: 0, mixup: 0, cutmix: 0, erasing: 0, optimizer: {eps: 1e-3, lr: 1e-3}}"
     strategy = f"runtime.strategy={'fsdp' if world_size() > 1 and 'vim_' in name else 'auto'}"
     tiny = functools.partial(tiny_experiment, folder / "chain")
-    if name == "sit":
+    experiment: Experiment
+    if name == "classifier":
+        experiment = tiny_classifier(tiny, plain, "data.val_size=13", "model.encode_on_the_fly=false")
+    elif name == "sit":
         experiment = tiny_latents(tiny, name, *downstream[name])
     else:
         experiment = tiny_vim(tiny, "model.gpt={dims: [2, 2, 16, 32], dropout: 0.0}", *downstream[name], strategy)
-    notes, calls = Notes(Prior), []
+    notes, calls = Notes((Prior, TokenClassifier)), []
     write, make = token_writer.encode_split, train_module.build_trainer
     token_writer.encode_split = lambda *a: (calls.append("tokens"), write(*a))  # type: ignore[assignment,func-returns-value]
     train_module.build_trainer = lambda *a, **options: make(*a, notes, **options)  # type: ignore[assignment]
@@ -212,7 +218,7 @@ def lead(folder: Path, name: str) -> Result:
 
 CASES: dict[str, Callable[[Path, str], Result]] = {
     **dict.fromkeys(TOKENIZERS, tokenizer),
-    **dict.fromkeys(("vim", "vim_fsdp", "vim_adafactor", "sit"), chain),
+    **dict.fromkeys(("vim", "vim_fsdp", "vim_adafactor", "sit", "classifier"), chain),
     "failure": failure,
     "lead": lead,
 }

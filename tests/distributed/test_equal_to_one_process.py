@@ -130,7 +130,7 @@ def test_accumulation_equals_the_larger_batch(results: Results, name: str) -> No
         assert_metrics_close(run["metrics"], whole["metrics"])
 
 
-@pytest.mark.parametrize("name", ["vim", "vim_fsdp", "vim_adafactor", "sit"])
+@pytest.mark.parametrize("name", ["vim", "vim_fsdp", "vim_adafactor", "sit", "classifier"])
 def test_two_processes_train_the_transformer_that_one_trains(results: Results, name: str) -> None:
     first, second, alone = results[name]
     assert first["losses"] == second["losses"]

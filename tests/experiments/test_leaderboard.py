@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TinyExperiment
+from conftest import tiny_experiment
 from parity_vectors import VECTORS, load_weights
 from safetensors.torch import save_file
 
@@ -17,13 +17,14 @@ from experiments.importers import Options
 from experiments.importers.convert import import_checkpoint
 from experiments.pipeline import leaderboard
 from experiments.pipeline.build import build_model
+from lightning_modules.base import Setting
 
 METRICS = ["model.metrics.extractor=efficientnet-lite0", "model.metrics.lpips=none", "runtime.accelerator=cpu"]
 DATA = ["data.train_size=16", "data.val_size=8", "model.metrics.extractor_image_size=32"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tiny: TinyExperiment) -> Path:
+def folder(tmp_path: Path) -> Path:
     """IBQ files, a TiTok with its config.json, an exported model of this suite, one that is cut off, other files."""
     folder = tmp_path / "checkpoints"
     (folder / "titok").mkdir(parents=True)
@@ -33,7 +34,7 @@ def folder(tmp_path: Path, tiny: TinyExperiment) -> Path:
     (folder / "titok/config.json").write_text('{"model": {"vq_model": {"use_l2_norm": false}}}')
     raw = {key: x for key, x in load_weights("ibq").items() if not key.startswith("model_ema.")}
     save_file(raw, folder / "ibq/raw.safetensors")  # which its keys would make a taming's
-    build_model(tiny("vqgan")).save_pretrained(folder / "exported")
+    build_model(tiny_experiment(tmp_path), Setting(16, for_use=True)).save_pretrained(folder / "exported")
     (folder / "cut.ckpt").write_bytes(b"PK" + bytes(99))
     torch.save({"fc.weight": torch.zeros(1)}, folder / "other.pt")
     (folder / "notes.txt").write_text("no weights")
@@ -47,7 +48,6 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
     experiments.leaderboard.main()
 
 
-@pytest.mark.usefixtures("shared_encoders")
 def test_one_table_of_all_that_can_be_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ from experiments.costs.report import preview
 from experiments.pipeline.build import build_model
 from experiments.preview import main
 from lightning_modules.base import count
+from sweeps.grid import load_grid
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 PAPER_SCALE = [
@@ -218,6 +219,20 @@ def test_generators_of_paper_b(recipe: str, millions: float, macs: float) -> Non
     cost = count_cost(load_experiment(FOLDER / f"{recipe}.yaml"))
     assert cost.parameters["network"] / 1e6 == pytest.approx(millions, rel=1e-3)
     assert cost.macs["network"] == pytest.approx(macs, rel=2e-2)
+
+
+def test_what_paper_b_trains_on_tokenizers_has_its_costs() -> None:
+    """Every row has a cell; parameters, MACs, memory and hours, once for each network."""
+    networks = {}
+    for sweep, rows in (("table1", 24), ("table4", 17), ("table5", 6), ("section4_2", 7)):
+        runs = load_grid(FOLDER.parent / f"sweeps/vqgan_lc/{sweep}.yaml", "paper").runs
+        assert len(runs) == rows
+        networks |= {str(run.experiment.model.describe()): run.experiment for run in runs if run.experiment.upstream}
+    assert len(networks) == 7  # GPT, SiT, DiT, LDM at f16 and f8, ViT on codes and on images
+    for experiment in networks.values():
+        text = text_of(experiment, "row", 1, 8.0)
+        for row in ("model .* [0-9,.]+ M ", "model .* [0-9,.]+ G: all", "GiB: weights", "about [0-9,.]+ h for"):
+            assert re.search(row, text), row
 
 
 # ---- the command

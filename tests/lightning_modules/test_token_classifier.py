@@ -1,17 +1,18 @@
 """The token classifier: what the ViT is fed, its start, rates by layer, that it learns, and wrong options."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from classifier_cases import PLAIN, SMALL, tiny_classifier
 from conftest import TinyExperiment
 from torch import Tensor, nn
 
-from experiments.config.compose import load_experiment, parse
+from experiments.config.compose import load_experiment
 from experiments.config.experiment import Experiment
-from experiments.config.values import from_dotlist, merge
 from experiments.costs.counts import count_cost
 from experiments.pipeline.prepare import prepare
 from experiments.pipeline.training import train
@@ -24,8 +25,6 @@ from lightning_modules.optimizer import build_optimizer
 from lightning_modules.pretrained import load_checkpoint
 from lightning_modules.token_classifier import TokenClassifier, TokenClassifierConfig, normalized
 
-SMALL: dict[str, Any] = {"pretrained": "", "dims": [2, 2, 16], "patch_size": 2}
-PLAIN = SMALL | {"mixup": 0.0, "cutmix": 0.0, "erasing": 0.0, "drop_path": 0.0, "label_smoothing": 0.0}
 READS = ("codes", "reconstructions", "images")
 MAE = "vit_base_patch16_224.mae"
 
@@ -209,20 +208,7 @@ def test_weights_that_cannot_be_had_are_named(monkeypatch: pytest.MonkeyPatch) -
 def tokens(tiny: TinyExperiment) -> Any:
     """tokens("key=value", ..., reads="codes") -> a classifier of the codes, or decoded images, of a tiny tokenizer."""
 
-    def build(*overrides: str, reads: str = "codes") -> Experiment:
-        below = tiny("vqgan")
-        images = {"name": "shapes", "image_size": 16, "train_size": 40, "val_size": 12}
-        values: dict[str, Any] = {
-            "data": images | {"flip": True, "batch_size": 10},
-            "model": SMALL | {"name": "token_classifier", "reads": reads, "optimizer": {"warmup_steps": 0}},
-            "trainer": {"max_steps": 7, "checkpoint_every": 5, "log_every": 1},
-            "runtime": vars(below.runtime),
-        }
-        if reads != "images":
-            values["upstream"] = {"recipe": "vqgan_cifar10.yaml", **below.identity()}
-        return parse(merge(values, from_dotlist(overrides)), "classifier.yaml")
-
-    return build
+    return functools.partial(tiny_classifier, tiny)
 
 
 def folder(experiment: Experiment) -> Path:

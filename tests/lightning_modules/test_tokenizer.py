@@ -371,21 +371,3 @@ def test_usage_is_counted_over_the_epoch(build: Any) -> None:
     assert set(module.epoch_usage) == {"usage/epoch", "reachable/epoch", "perplexity/epoch", "dead_codes/epoch"}
     used = round(module.epoch_usage["usage/epoch"] * 32 / 100)
     assert 1 <= used == 32 - module.epoch_usage["dead_codes/epoch"]
-
-
-def test_the_networks_around_see_the_first_images_alone(build: Any) -> None:
-    """`loss.subset` of 4 images; pixel errors are of all of them, and all losses are means."""
-    module = build("vqgan", GAN, "model.loss.perceptual=1", "model.loss.subset=0.5", "model.loss.adaptive_weight=false")
-    real, output = images(), module(images())
-    terms = generator_terms(module, real, output, True, False)
-    torch.testing.assert_close(terms["l2"], l2_loss(output.reconstruction, real).detach())
-    torch.testing.assert_close(terms["perceptual"], module.perceptual(output.reconstruction[:2], real[:2]).detach())
-    torch.testing.assert_close(terms["adversarial"], -module.discriminator(output.reconstruction[:2]).mean().detach())
-    fake = output.reconstruction.detach()
-    critic = critic_terms(module, real, fake, True)
-    module.config.loss.subset = 1.0
-    whole = critic_terms(module, real[:2], fake[:2], True)
-    assert critic.keys() == whole.keys() and all(torch.equal(critic[name], whole[name]) for name in whole)
-    assert len(module.config.loss.seen(real)) == 4
-    module.config.loss.subset = 0.01
-    assert len(module.config.loss.seen(real)) == 1

@@ -91,6 +91,10 @@ def test_a_log_shows_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[s
     module = SimpleNamespace(progress_metric="loss/generator")
     lines.on_train_batch_end(trainer_at(30), module, None, None, 0)  # type: ignore[arg-type]
     assert capsys.readouterr().out == "  step 30/110  loss 0.5000  2.000 s/step  160 s left\n"
+    early = trainer_at(50)
+    early.callback_metrics, clock.now = {}, clock.now + 40
+    lines.on_train_batch_end(early, module, None, None, 0)  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "  step 50/110  2.000 s/step  120 s left\n", "nothing was logged yet"
     lines.on_validation_start(trainer_at(30), None)  # type: ignore[arg-type]
     lines.on_validation_batch_end(trainer_at(30), None, None, None, 0)  # type: ignore[arg-type]
     assert capsys.readouterr().out == "", "a short validation says nothing"
