@@ -89,17 +89,16 @@ class IBQ(Quantizer):
         """Latents (N, d) -> indices (N,), the softmax's means of the codes (N, d), and the two entropies in nats: that
         of a latent's choice, on average, and that of the choices of all, in training those of all ranks.
         """
-        rows = len(z) if torch.compiler.is_exporting() else max(1, PAIRS // self.codebook_size)
         compare: Any = self.compare
-        blocks = z.split(rows)
+        blocks = (z,) if torch.compiler.is_exporting() else z.split(max(1, PAIRS // self.codebook_size))
         if len(blocks) > 1 and torch.is_grad_enabled():
             compare = partial(checkpoint, self.compare, use_reentrant=False, preserve_rng_state=False)
         indices, mixed, entropies, chances = zip(*map(compare, blocks), strict=True)
-        chance = torch.stack(chances).sum(0) / len(z)  # (K,)
+        chance = torch.stack(chances).sum(0) / z.shape[0]  # (K,); len() would fix the size of an exported batch
         if self.training:
             chance = mean_over_ranks(chance)
         of_codes = -(chance * (chance + EPS).log()).sum()
-        return torch.cat(indices), torch.cat(mixed), torch.stack(entropies).sum() / len(z), of_codes
+        return torch.cat(indices), torch.cat(mixed), torch.stack(entropies).sum() / z.shape[0], of_codes
 
     def compare(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of a block of latents (n, d), the entropies and chances as sums over them."""
