@@ -63,7 +63,7 @@ def of_model(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     from dataclasses import replace
 
     from experiments.pipeline.build import resolve_data
-    from experiments.pipeline.training import measure
+    from experiments.pipeline.evaluation import measure
     from experiments.pipeline.upstream import restore_for
     from experiments.runtime.ranks import check_accelerator
     from experiments.runtime.trainer import quiet

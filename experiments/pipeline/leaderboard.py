@@ -20,8 +20,8 @@ from experiments.importers import FAMILIES, Options
 from experiments.importers.convert import read_public
 from experiments.importers.files import is_own, read
 from experiments.pipeline.build import build_model
+from experiments.pipeline.evaluation import measure
 from experiments.pipeline.inputs import Seen, images_of
-from experiments.pipeline.training import measure
 from experiments.runtime import code_version
 from experiments.runtime.errors import is_disk_full
 from experiments.runtime.files import write_json

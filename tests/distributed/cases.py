@@ -26,8 +26,9 @@ from vim_cases import tiny_vim
 import experiments.pipeline.training as train_module
 from experiments.config.experiment import Experiment
 from experiments.pipeline import token_writer
+from experiments.pipeline.evaluation import evaluate
 from experiments.pipeline.prepare import prepare
-from experiments.pipeline.training import evaluate, train
+from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.ranks import join, main_first
 from experiments.runtime.trainer import build_trainer, quiet

@@ -19,8 +19,8 @@ from conftest import ENCODER_USERS, load_once
 from torch import Tensor
 
 from experiments.pipeline.build import restore
+from experiments.pipeline.evaluation import evaluate
 from experiments.pipeline.prepare import prepare_evaluation
-from experiments.pipeline.training import evaluate
 from experiments.pipeline.upstream import restore_below
 from experiments.runtime.records import read_record
 from lightning_modules.networks.gpt import GPT

@@ -23,8 +23,9 @@ from experiments.config.identity import digest_of
 from experiments.pipeline import token_writer
 from experiments.pipeline.build import build_data, resolve_data, restore, restore_tokenizer
 from experiments.pipeline.encode import EncodedImages
+from experiments.pipeline.evaluation import evaluate, use_reference
 from experiments.pipeline.prepare import prepare
-from experiments.pipeline.training import evaluate, train, train_upstream, use_reference
+from experiments.pipeline.training import train, train_upstream
 from experiments.pipeline.upstream import checkpoint_below, output_dir_of, run_dir, upstream_of
 from experiments.runtime.records import Record
 from experiments.runtime.trainer import build_trainer

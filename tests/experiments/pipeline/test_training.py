@@ -22,7 +22,8 @@ import experiments.train
 from datamodules.cifar10 import CIFAR10DataModule
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data, build_model, resolve_data, restore
-from experiments.pipeline.training import evaluate, plan, train
+from experiments.pipeline.evaluation import evaluate
+from experiments.pipeline.training import plan, train
 from experiments.runtime.errors import user_errors
 from experiments.runtime.records import Record, read_record
 from experiments.runtime.trainer import build_trainer
