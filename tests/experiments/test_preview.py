@@ -35,7 +35,7 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 PAPER_SCALE = [
     path
     for path in sorted(FOLDER.glob("*.yaml"))
-    if not path.stem.endswith("_cifar10") and "upstream:" not in path.read_text()
+    if path.stem.endswith(("_imagenet", "_ffhq", "_celebahq")) and "upstream:" not in path.read_text()
 ]
 LC = FOLDER / "vqgan_lc_imagenet.yaml"
 MODELS = ["vqgan", "vqgan_ema", "vqgan_fc", "vqgan_lc", "vit_vqgan"]

@@ -92,9 +92,10 @@ def differences(found: Any, expected: Any, where: str = "") -> list[str]:
 
 
 def final(run: Path) -> dict[str, Any]:
-    """All of final.ckpt but the times."""
+    """All of final.ckpt but the times and the text that names the command and the folders."""
     checkpoint = torch.load(run / "checkpoints/final.ckpt", weights_only=True)
     assert checkpoint["callbacks"].pop("Throughput")["wall_seconds"] > 0
+    assert checkpoint.pop("configuration").startswith("# ")
     return checkpoint
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-import sweeps.report
+import sweeps.report_page
 from sweeps.report import main
 
 
 def test_published_tables_and_claims_on_one_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps.report, "known_scales", lambda: ["cifar"])
+    monkeypatch.setattr(sweeps.report_page, "known_scales", lambda: ["cifar"])
     words = ["sweeps/vqgan_lc/table1.yaml", "sweeps/vit_vqgan/table2.yaml", "--scale", "cifar"]
     assert main([*words, "--output-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/report.html\n"

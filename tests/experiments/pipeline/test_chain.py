@@ -52,13 +52,14 @@ def own_dir(experiment: Experiment) -> Path:
 # ---- what is trained
 
 
-def test_the_folder_of_a_run_tells_codebook_size_and_seed(tiny: TinyExperiment) -> None:
+def test_the_folder_of_a_run_tells_codebook_size_dimension_and_seed(tiny: TinyExperiment) -> None:
     """The tokenizer's size for what stands on it, and the run's own seed."""
     experiment = tiny_vim(tiny, "seed=3", "upstream.model.codebook_size=48")
     folder = Path(experiment.runtime.output_dir) / "experiments"
     own, below = (digest_of([digest, "shapes"]) for digest in (experiment.digest(), experiment.upstream.digest()))
-    assert own_dir(experiment) == folder / f"vim_k48_s3_{own}"
-    assert run_dir(experiment.upstream, "vqgan").name == f"vqgan_k48_s0_{below}"
+    dim = experiment.tokenizer.code_dim
+    assert own_dir(experiment) == folder / f"vim_k48_d{dim}_s3_{own}"
+    assert run_dir(experiment.upstream, "vqgan").name == f"vqgan_k48_d{dim}_s0_{below}"
 
 
 def test_a_batch_larger_than_the_data_is_named_before_the_tokenizer_is_trained(

@@ -21,7 +21,7 @@ from experiments.runtime import arguments
 from experiments.runtime.files import locked, write_json
 from lightning_modules.archives import readable
 from lightning_modules.checks import home_expanded
-from sweeps.workers import parser_of
+from sweeps.arguments import parser_of
 
 
 @pytest.fixture
