@@ -119,7 +119,7 @@ dashboard: $(READY) ## TensorBoard over all runs
 	@echo "rFID, PSNR, utilisation and losses of all runs: http://localhost:$(PORT)/#custom_scalars"
 	$(PY) -m tensorboard.main --logdir "$(OUT:~/%=$(HOME)/%)/experiments" --port $(PORT)
 
-bench: $(READY) ## benchmarks, each against its alternative in the same run, about ten minutes; writes docs/benchmarks.md
+bench: $(READY) ## benchmarks, each against its alternative in the same run, about a quarter of an hour; writes docs/benchmarks.md
 	@$(PY) -m pip install --quiet --editable '.[dev,bench]'
 	$(PY) -m benchmarks.collect docs/benchmarks.md
 

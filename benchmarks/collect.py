@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-# Each under a minute on two idle cores, all in under ten.
+# About a quarter of an hour on two idle cores.
 COMMANDS = {
     "search": ["search", "--dense-runs", "2"],
     "large_codebook": ["large_codebook"],
