@@ -28,6 +28,7 @@ def main() -> None:
     parser = arguments.of_checkpoint("evaluate", __doc__, optional=True)
     arguments.add_data(parser)
     parser.add_argument("--tokenizer", help="the tokenizer's checkpoint (default: that of its upstream run)")
+    arguments.add_dry_run(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("--images", metavar="FOLDER", help="images to judge, instead of a model")
     parser.add_argument("--reference", metavar="FOLDER", help="images to compare them with")
@@ -50,6 +51,9 @@ def main() -> None:
             print(as_yaml(restore_for(given)[0]), end="")
             return
         title, result = of_folders(given) if given.images else of_model(given)
+        if given.dry_run:
+            print(title)
+            return
         if given.json:
             print(json.dumps(result))
             return
@@ -64,6 +68,7 @@ def of_model(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
     from experiments.pipeline.build import resolve_data
     from experiments.pipeline.evaluation import measure
+    from experiments.pipeline.inputs import Seen, images_of
     from experiments.pipeline.upstream import restore_for
     from experiments.runtime.ranks import check_accelerator
     from experiments.runtime.trainer import quiet
@@ -73,6 +78,8 @@ def of_model(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     check_accelerator(experiment.runtime)
     # the data of what it stands on is not needed any more
     resolved = replace(resolve_data(experiment, given.data), upstream=experiment.upstream)
+    if given.dry_run:
+        return f"{given.checkpoint}  would be measured on {images_of(resolved, Seen()).data_id}", {}
     metrics, data_id = measure(resolved, module, given.tokenizer)
     result = {"data_id": data_id, "metrics": metrics, "protocols": module.protocols()}
     return f"{given.checkpoint}  ({data_id})", result
@@ -87,7 +94,7 @@ def of_folders(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     from datamodules.files import image_files
     from experiments.config.compose import compose, parse
     from experiments.config.values import flatten, from_dotlist
-    from experiments.pipeline.folder_metrics import compare
+    from experiments.pipeline.folder_metrics import common_side, compare, partners, require_enough
     from lightning_modules.checks import require
 
     overrides = from_dotlist(given.overrides)
@@ -99,10 +106,14 @@ def of_folders(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     images, reference = image_files([given.images]), image_files([given.reference])
     name = given.reference_name or Path(given.reference).expanduser().resolve().name
     device = L.Fabric(accelerator=experiment.runtime.accelerator, devices=1).device
-    options = (given.image_size, given.batch_size, not given.unpaired)
-    result = compare(images, reference, name, experiment.tokenizer.metrics, device, *options)
-    title = f"{len(images)} images, {len(reference)} of {name}, {result['image_size']} pixels"
-    return f"{title}; names in common: {result['same_names']}", result
+    require_enough(images, reference)
+    side = given.image_size or common_side([*images, *reference])
+    title = f"{len(images)} images, {len(reference)} of {name}, {side} pixels"
+    title += f"; names in common: {partners(images, reference)[1]}"
+    if given.dry_run:
+        return title, {}
+    options = (side, given.batch_size, not given.unpaired)
+    return title, compare(images, reference, name, experiment.tokenizer.metrics, device, *options)
 
 
 if __name__ == "__main__":

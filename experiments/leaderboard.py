@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--data", default="auto", help="auto: CIFAR-10 if it is there, else a folder")
     parser.add_argument("--data-dir", default="data", help="folder of the images (default: data)")
     parser.add_argument("--output-dir", default="runs", help="where records and table go (default: runs)")
+    arguments.add_dry_run(parser)
     parser.add_argument("--image-size", type=int, help="pixels of public models that do not tell theirs (default: 256)")
     given = parser.parse_intermixed_args()
     from omegaconf import OmegaConf
@@ -53,10 +54,14 @@ def main() -> None:
             print(OmegaConf.to_yaml(settings), end="")
             return
         out = Path(settings["runtime"]["output_dir"]) / "leaderboard"
-        require_writable(out)
+        if not given.dry_run:
+            require_writable(out)
         size = given.image_size
         require(size is None or size >= 1, f"--image-size {size} must be at least 1")
-        rows, failures, data_id = measure_all(Path(given.checkpoints), Options(size), settings, out)
+        folder, dry_run = Path(given.checkpoints), given.dry_run
+        rows, failures, data_id = measure_all(folder, Options(size), settings, out, dry_run)
+        if dry_run:
+            return
         text = page(rows, failures, data_id)
         with replacing(out / f"{data_id}.md") as file:
             file.write(text.encode())

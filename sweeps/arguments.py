@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from experiments.runtime.arguments import Parser, add_dry_run
+from experiments.runtime.arguments import Parser, add_dry_run, add_print_config
 
 
 def parser_of(command: str, file: str, has_seeds: bool = True, **texts: str) -> argparse.ArgumentParser:
@@ -32,6 +32,7 @@ def parse_training(parser: argparse.ArgumentParser, arguments: list[str] | None)
         help="journal (a file in --output-dir) or a database URL (default: $STORAGE, or journal)",
     )
     add_dry_run(parser)
+    add_print_config(parser)
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cells (default: 1)")
     parser.add_argument(
         "--minutes",

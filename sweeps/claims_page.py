@@ -146,7 +146,7 @@ def section(each: Verdict) -> str:
     if versions := sorted(
         {" ".join(filter(None, one.measured.version)) for one in sides(each.findings) if one.measured}
     ):
-        parts += ["", f"Code and device: {', '.join(versions)}."]
+        parts += ["", f"Code and arithmetic: {', '.join(versions)}."]
     if records := list(dict.fromkeys(map(records_of, filter(lambda one: one.digests, sides(each.findings))))):
         parts += ["", f"Records: {'; '.join(records)}."]
     return "\n".join(parts) + "\n"

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from experiments.config.compose import compose, parse
+from experiments.config.compose import as_yaml, compose, parse
 from experiments.config.experiment import Experiment
 from experiments.config.identity import digest_of
 from experiments.config.values import flatten, from_dotlist
@@ -172,8 +172,11 @@ def run(options: argparse.Namespace) -> int:
     spec, experiment_of = load_search(path, options.scale, options.overrides)
     resolve = data_resolver(options.data, options.data_dir, options.output_dir)
     name, count = f"{sweep_name(path)}_{options.scale}", options.trials or spec.trials
+    first = resolve(experiment_of(corner(spec, 0)))
+    if options.print_config:
+        print(f"# of a trial at the lower end of {', '.join(spec.space)}\n{as_yaml(first)}", end="")
+        return 0
     if options.dry_run:
-        resolve(experiment_of(corner(spec, 0)))
         print(f"{spec.title}: {count} trials of {', '.join(spec.space)}, scale {options.scale}")
         return 0
     search = Search(spec, name, lambda params: resolve(experiment_of(params)), options.storage, output_dir)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, Trial
 
+from experiments.config.compose import as_yaml
 from experiments.config.identity import digest_of
 from experiments.pipeline.inputs import Seen, inputs_of
 from experiments.pipeline.training import train_apart as train
@@ -198,6 +199,10 @@ def run(options: argparse.Namespace) -> int:
     for pattern in options.only:
         if not any(grid.chosen([pattern]) for grid in trained):
             raise ValueError(f"--only '{pattern}': no row matches; for example {example(trained)}")
+    if options.print_config:
+        for run in (run for grid in trained for run in (grid.chosen(options.only) if options.only else grid.runs)):
+            print(f"---\n# {run.label}\n{as_yaml(run.experiment, run.name)}", end="")
+        return 0
     sweeps = [Sweep(grid, output_dir, options.published, options.only) for grid in trained]
     for sweep in sweeps:
         sweep.budget, sweep.is_shared = options.budget, options.as_worker

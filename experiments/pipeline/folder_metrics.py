@@ -35,6 +35,12 @@ def common_side(files: Sequence[ImageFile]) -> int:
     return width
 
 
+def require_enough(images: Sequence[ImageFile], reference: Sequence[ImageFile]) -> None:
+    """Raises ValueError for fewer images than the metrics take."""
+    for files, what in ((images, "--images"), (reference, "--reference")):
+        require(len(files) >= FEWEST, f"{what}: {len(files)} images; precision and recall take {FEWEST} a side")
+
+
 def partners(images: Sequence[ImageFile], reference: Sequence[ImageFile]) -> tuple[list[ImageFile], int]:
     """The reference image of each image, by its name without ending; [] unless all on both sides have one.
 
@@ -62,19 +68,15 @@ def compare(
     name: str,
     config: MetricsConfig,
     device: torch.device,
-    side: int = 0,
+    side: int,
     batch_size: int = 64,
     by_name: bool = True,
 ) -> dict[str, Any]:
-    """Metrics and protocols of `images` against `reference`, which ids call `name`, such as val.
+    """Metrics and protocols of `images` against `reference`, which ids call `name`, such as val; all S = `side`.
 
     Where all names pair up, and `by_name`, the images are reconstructions: rfid against the same images, and PSNR,
-    SSIM and LPIPS of each pair, rounded as files are; else generated ones. `side`: to which all are brought, 0 = they
-    have one already. Raises ValueError before any work.
+    SSIM and LPIPS of each pair, rounded as files are; else generated ones.
     """
-    for files, what in ((images, "--images"), (reference, "--reference")):
-        require(len(files) >= FEWEST, f"{what}: {len(files)} images; precision and recall take {FEWEST} a side")
-    side = side or common_side([*images, *reference])
     pairs, num_shared = partners(images, reference)
     is_paired = bool(pairs) and by_name
     fidelity = Fidelity(side, config.extractor, config.extractor_image_size or None, kid=True, prc=True).to(device)

@@ -91,8 +91,13 @@ def experiment_of(checkpoint: dict[str, Any], path: Path, settings: dict[str, An
     return parse(merge({"model": own | loss}, data, settings), str(path))
 
 
-def row_of(path: Path, folder: Path, options: Options, settings: dict[str, Any], out: Path, seen: Seen) -> Row:
-    """Of the model at `path`, from its record in `out` where one is there, else measured now. Raises ValueError."""
+def row_of(
+    path: Path, folder: Path, options: Options, settings: dict[str, Any], out: Path, seen: Seen, dry_run: bool
+) -> Row | None:
+    """Of the model at `path`, from its record in `out` where one is there, else measured now, unless `dry_run`.
+
+    Raises ValueError.
+    """
     name, checkpoint = str(path.relative_to(folder)), read_model(path, folder, options)
     experiment = experiment_of(checkpoint, path, settings)
     data_id, weights = images_of(experiment, seen).data_id, weights_hash(checkpoint["state_dict"])
@@ -104,6 +109,8 @@ def row_of(path: Path, folder: Path, options: Options, settings: dict[str, Any],
         return Row(name, content)
     module, model = build_model(experiment), experiment.tokenizer
     fill(module, checkpoint, path)
+    if dry_run:
+        return None
     metrics, _ = measure(experiment, module)
     content = {
         "family": checkpoint.get("imported", {}).get("family", "this suite"),
@@ -122,7 +129,7 @@ def row_of(path: Path, folder: Path, options: Options, settings: dict[str, Any],
 
 
 def measure_all(
-    folder: Path, options: Options, settings: dict[str, Any], out: Path
+    folder: Path, options: Options, settings: dict[str, Any], out: Path, dry_run: bool = False
 ) -> tuple[list[Row], dict[str, str], str]:
     """Rows of all models in `folder`, the reasons of those that have none by name, and the id of the images.
 
@@ -136,7 +143,10 @@ def measure_all(
         name = str(path.relative_to(folder))
         print(f"[{number}/{len(paths)}] {name}", flush=True)
         try:
-            rows.append(row_of(path, folder, options, settings, out, seen))
+            row = row_of(path, folder, options, settings, out, seen, dry_run)
+            rows += [row] if row else []
+            if dry_run:
+                print("  measured earlier" if row else "  to be measured", flush=True)
         except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
             if isinstance(error, OSError) and is_disk_full(error):
                 raise

@@ -51,6 +51,10 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
 def test_one_table_of_all_that_can_be_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    run(monkeypatch, folder, "--dry-run")
+    planned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [line.split(":")[0].strip() for line in planned].count("to be measured") == 4
+    assert len(planned) == 6 and not (tmp_path / "runs").exists(), "and two cannot be"
     run(monkeypatch, folder)
     printed = capsys.readouterr().out
     (page,) = (tmp_path / "runs/leaderboard").glob("shapes*.md")

@@ -101,6 +101,19 @@ def test_a_dry_run_says_what_is_to_be_trained(trainer: Trainer, tmp_path: Path, 
     assert lines[1].startswith("[2/3] 32: finished earlier") and "to be trained" in lines[2]
 
 
+def test_the_configuration_of_a_cell_is_a_recipe(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert command(tmp_path, "--print-config", "--only", "32", "--seeds", "7,", "data.batch_size=3") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("---\n# 32\n") and text.count("---") == 1
+    (recipe := tmp_path / "recipe.yaml").write_text(text)
+    experiment = config_module.load_experiment(recipe)
+    model, data = experiment.tokenizer, experiment.data
+    assert (model.codebook_size, experiment.seed, data.batch_size, experiment.name) == (32, 7, 3, "vqgan_cifar10")
+    assert trainer.trained == [] and not (tmp_path / "runs").exists()
+
+
 def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert command(tmp_path) == 0
     assert trainer.trained == [16, 32, 64]

@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+import yaml
 from shared_worker import RECIPE
 
 from experiments.pipeline.training import train
@@ -192,6 +193,15 @@ def test_a_key_that_is_searched_cannot_be_fixed(search_file: Path, argument: str
     key = argument.partition("=")[0]
     with pytest.raises(ValueError, match=rf"search\.yaml: {key} is searched, so it cannot be set as well"):
         load_search(search_file, "reduced", [argument])
+
+
+def test_the_configuration_of_a_trial_can_be_printed(search_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(search_file, "--print-config") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# of a trial at the lower end of model.optimizer.lr, model.codebook_size, model.code_dim\n")
+    values = yaml.safe_load(text)["model"]
+    assert (values["optimizer"]["lr"], values["codebook_size"], values["code_dim"]) == (1e-4, 8, 4)
+    assert not (search_file.parent / "runs").exists()
 
 
 def test_a_number_of_trials_below_one(search_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

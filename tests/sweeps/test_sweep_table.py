@@ -117,12 +117,12 @@ def test_the_best_of_ours_is_bold_and_nothing_else(sweep_file: Path) -> None:
     assert not alone.best, "one number is not the best of anything"
 
 
-def test_runs_of_different_code_or_device_never_share_a_mean(sweep_file: Path) -> None:
+def test_runs_of_different_code_or_arithmetic_never_share_a_mean(sweep_file: Path) -> None:
     grid = load_grid(sweep_file, "quick", "0,1,2")
     runs = grid.tables[0].rows[1].runs
-    for change in ({"commit": "other"}, {"precision": "bf16-mixed"}):
+    for change in ({"environment": {"commit": "other"}}, {"config": {"trainer": {"precision": "bf16-mixed"}}}):
         found = {run.digest: record({"usage/epoch": 50.0 + number}) for number, run in enumerate(runs)}
-        found[runs[0].digest]["environment"] |= change
+        found[runs[0].digest] |= change
         sheet, _ = sheet_of(grid, found)
         assert sheet.body[0][3].startswith("51.5 ± 0.7")
 
@@ -326,6 +326,41 @@ def test_speed_and_size_are_columns_too(sweep_file: Path) -> None:
     found = {grid.runs[0].digest: record(METRICS) | {"images_per_second": 12.0, "device": "cpu"}}
     sheet, _ = sheet_of(grid, found)
     assert sheet.body[0][-1] == "12.00" and "images/s: training/cpu" in " ".join(sheet.notes)
+
+
+@pytest.mark.parametrize(
+    ("precision", "devices", "usage"),
+    [
+        ("bf16-mixed", ["cuda:0", "cpu"], "85.2 ± 7.1"),  # the same products everywhere
+        ("32-true", ["cuda:0", "cuda:1"], "85.2 ± 7.1"),
+        ("32-true", ["cuda:0", "cpu"], "80.2"),  # TF32 and float32
+    ],
+)
+def test_seeds_of_two_devices_share_a_mean_where_they_compute_alike(
+    sweep_file: Path, precision: str, devices: list[str], usage: str
+) -> None:
+    grid = load_grid(sweep_file, "quick", "0,1")
+    config = {"config": {"trainer": {"precision": precision}}}
+    found = {
+        run.digest: record({"usage/epoch": value}) | {"device": device} | config
+        for run, value, device in zip(grid.tables[0].rows[1].runs, [80.25, 90.25], devices, strict=True)
+    }
+    sheet, _ = sheet_of(grid, found)
+    assert sheet.body[0][3] == usage
+
+
+def test_speed_is_of_one_device(sweep_file: Path) -> None:
+    sweep_file.write_text(SWEEP.replace("{metric: psnr, head: PSNR}", "{metric: images_per_second, head: images/s}"))
+    grid = load_grid(sweep_file, "quick", "0,1,2")
+    config = {"config": {"trainer": {"precision": "bf16-mixed"}}}
+    found = {
+        run.digest: record(METRICS) | {"images_per_second": speed, "device": device} | config
+        for run, speed, device in zip(
+            grid.tables[0].rows[1].runs, [900.0, 12.0, 14.0], ["cuda:0", "cpu", "cpu"], strict=True
+        )
+    }
+    sheet, _ = sheet_of(grid, found)
+    assert sheet.body[0][-1].startswith("13.00 ± 1.41")
 
 
 def test_what_a_column_would_need_is_in_the_caption(sweep_file: Path) -> None:

@@ -102,7 +102,10 @@ def test_generated_images_are_compared_with_all_of_the_reference(
     assert found["protocols"]["fid"].split("/")[2] == f"generated-vs-train{NUM}"
     call(monkeypatch, *same)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{NUM} images, {NUM} of train, 16 pixels; names in common: {NUM}"
+    title = f"{NUM} images, {NUM} of train, 16 pixels; names in common: {NUM}"
+    assert lines[0] == title
+    call(monkeypatch, *same, "--dry-run")
+    assert capsys.readouterr().out.splitlines() == [title]
     assert any(line.split()[:2] == ["psnr", "inf"] for line in lines)
 
 

@@ -174,6 +174,10 @@ def test_evaluate_prints_what_the_record_holds(
     assert printed["data_id"] == "shapes"
     assert printed["metrics"] == {key: record["metrics"][key] for key in VALIDATION}
     assert printed["protocols"] == {key: record["protocols"][key] for key in VALIDATION}
+    monkeypatch.setattr(sys, "argv", [*command[:-2], "--dry-run", command[-1]])
+    monkeypatch.setattr("experiments.pipeline.evaluation.evaluate", lambda *_: pytest.fail("measured"))
+    experiments.evaluate.main()
+    assert capsys.readouterr().out.splitlines()[-1] == f"{command[1]}  would be measured on shapes"
 
 
 def test_the_dashboard(tiny: TinyExperiment, tmp_path: Path) -> None:
