@@ -3,20 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from conftest import TinyExperiment
 from latent_cases import NAMES, build, shaken, tiny_latents
+from prior_cases import Batch, loader, pieces, trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_modules import latent_prior
 from lightning_modules.base import Setting
 from lightning_modules.latent_prior import LatentPrior
 from lightning_modules.optimizer import build_optimizer
 
-Batch = dict[str, Tensor]
 START = {"ldm": 1.0, "dit": 1.016, "sit": 1 + 1.0}  # loss of unit-variance latents; 1 + E[x^2] for SiT
 
 each = pytest.mark.parametrize("name", NAMES)
@@ -28,19 +26,6 @@ def batch_of(size: int, seed: int = 0) -> Batch:
         "latents": torch.randn(size, 8, 8, 8, generator=generator),
         "label": torch.randint(10, (size,), generator=generator),
     }
-
-
-def pieces(batch: Batch, size: int) -> list[Batch]:
-    return [{key: value[i : i + size] for key, value in batch.items()} for i in range(0, len(batch["label"]), size)]
-
-
-def trainer(**options: Any) -> L.Trainer:
-    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    return L.Trainer(accelerator="cpu", enable_model_summary=False, **quiet, **options)
-
-
-def loader(batches: list[Batch]) -> DataLoader:
-    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
 @pytest.fixture

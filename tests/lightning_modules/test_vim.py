@@ -4,13 +4,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TinyExperiment
+from prior_cases import Batch, loader, pieces, trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 from vim_cases import build, tiny_vim
 
 from lightning_modules import vim as vim_module
@@ -19,8 +18,6 @@ from lightning_modules.optimizer import build_optimizer, decay_of_matrices
 from lightning_modules.vim import VIM
 from lightning_modules.vim_parts import keep_tokens
 
-Batch = dict[str, Tensor]
-
 
 def batch_of(size: int, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
@@ -28,19 +25,6 @@ def batch_of(size: int, seed: int = 0) -> Batch:
         "tokens": torch.randint(32, (size, 64), generator=generator),
         "label": torch.randint(10, (size,), generator=generator),
     }
-
-
-def pieces(batch: Batch, size: int) -> list[Batch]:
-    return [{key: value[i : i + size] for key, value in batch.items()} for i in range(0, len(batch["tokens"]), size)]
-
-
-def trainer(**options: Any) -> L.Trainer:
-    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    return L.Trainer(accelerator="cpu", enable_model_summary=False, **quiet, **options)
-
-
-def loader(batches: list[Batch]) -> DataLoader:
-    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -12,16 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SWEEP = """
-title: A test
-tables:
-  - id: one
-    title: Quantizers
-    paper: "a paper"
-    row_heads: [K]
-    columns: [{metric: rfid, head: rFID, format: .1f}]
-    cells:
-"""
+from small_sweep import sweep_of
+
 RECIPE = """
 data: {name: shapes, image_size: 16, batch_size: 4, train_size: 16, val_size: 12}
 model:
@@ -40,9 +32,8 @@ runtime: {accelerator: cpu}
 
 def write_sweep(folder: Path, sizes: list[int]) -> Path:
     """A sweep over codebook sizes and its recipe."""
-    cell = "      - {{experiment: vqgan, row: {{K: {0}}}, set: {{model.codebook_size: {0}}}}}\n"
     (folder / "vqgan_cifar10.yaml").write_text(RECIPE)
-    (folder / "sweep.yaml").write_text(SWEEP + "".join(cell.format(size) for size in sizes))
+    (folder / "sweep.yaml").write_text(sweep_of(*sizes))
     return folder / "sweep.yaml"
 
 

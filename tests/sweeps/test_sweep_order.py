@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_sweep import sweep_of
 
 import sweeps.sweep as sweep_module
 from experiments.config.experiment import Experiment
@@ -15,18 +16,6 @@ from sweeps import queue as queue_module
 from sweeps.run import main as run_main
 from sweeps.workers import Budget
 
-SWEEP = """
-title: A test
-tables:
-  - id: one
-    title: Quantizers
-    paper: "a paper"
-    row_heads: [K]
-    columns: [{metric: rfid, head: rFID, format: .1f}]
-    cells:
-      - {experiment: vqgan, row: {K: 16}, set: {model.codebook_size: 16}}
-      - {experiment: vqgan, row: {K: 32}, set: {model.codebook_size: 32}}
-"""
 Command = Callable[..., int]
 
 
@@ -48,8 +37,8 @@ class Trained(list[tuple[int, int]]):
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
     (tmp_path / "vqgan_cifar10.yaml").write_text("model:\n  name: vqgan\ndata:\n  name: shapes\n")
-    (tmp_path / "a.yaml").write_text(SWEEP)
-    (tmp_path / "b.yaml").write_text(SWEEP.replace("32", "64").replace("one", "two"))  # shares its first cell with a
+    (tmp_path / "a.yaml").write_text(sweep_of(16, 32))
+    (tmp_path / "b.yaml").write_text(sweep_of(16, 64).replace("one", "two"))  # shares its first cell with a
     monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
     monkeypatch.setattr(sweep_module, "train", trained := Trained())
     monkeypatch.setattr(queue_module, "POLL_SECONDS", 0.05)

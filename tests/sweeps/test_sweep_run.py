@@ -11,6 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import FrozenTrial
+from small_sweep import sweep_of
 
 import sweeps.sweep as sweep_module
 from experiments.config import compose as config_module
@@ -27,19 +28,7 @@ from sweeps.grid import SWEEPS
 from sweeps.queue import Queue
 from sweeps.run import main as run_main
 
-SWEEP = """
-title: A test
-tables:
-  - id: one
-    title: Quantizers
-    paper: "a paper"
-    row_heads: [K]
-    columns: [{metric: rfid, head: rFID, format: .1f}]
-    cells:
-      - {experiment: vqgan, row: {K: 16}, set: {model.codebook_size: 16}}
-      - {experiment: vqgan, row: {K: 32}, set: {model.codebook_size: 32}}
-      - {experiment: vqgan, row: {K: 64}, set: {model.codebook_size: 64}}
-"""
+SWEEP = sweep_of(16, 32, 64)
 
 
 class Trainer:

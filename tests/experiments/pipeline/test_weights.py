@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import TinyExperiment
+from small_sweep import sweep_of
 
 from experiments.config.experiment import Experiment
 from experiments.pipeline.codebooks import build
@@ -71,20 +72,6 @@ def test_weights_of_another_file_are_refused(tiny: TinyExperiment) -> None:
         train(other, "vqgan", run_dir(other, "vqgan"))
 
 
-SWEEP = """
-title: A test
-tables:
-  - id: one
-    title: Quantizers
-    paper: "a paper"
-    row_heads: [K]
-    columns: [{metric: rfid, head: rFID, format: .1f}]
-    cells:
-      - {experiment: vqgan, row: {K: 16}, set: {model.codebook_size: 16}}
-      - {experiment: vqgan, row: {K: 32}, set: {model.codebook_size: 32}}
-"""
-
-
 def test_a_sweep_is_trained_and_later_evaluated(
     tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,7 +79,7 @@ def test_a_sweep_is_trained_and_later_evaluated(
     identity.pop("seed")
     identity["model"].pop("codebook_size")
     (tmp_path / "vqgan_imagenet.yaml").write_text(yaml.safe_dump(identity))
-    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    (tmp_path / "sweep.yaml").write_text(sweep_of(16, 32))
     monkeypatch.setattr(grid_module, "EXPERIMENTS", tmp_path)
     words = [str(tmp_path / "sweep.yaml"), "--scale", "paper", "--output-dir", str(tmp_path / "runs")]
     records = tmp_path / "runs" / "records"
