@@ -19,6 +19,7 @@ from experiments.runtime.files import write_json
 from experiments.runtime.health import releasing_memory
 from experiments.runtime.records import PUBLISHED, Record, data_name, find_records, record_path, same_experiment
 from sweeps.grid import Grid, Run, label_of
+from sweeps.measure import head_of
 from sweeps.queue import Lot, Queue, job_of, work
 from sweeps.tables import render_grid
 from sweeps.workers import Budget, begin, duration, grids_of, keep_traceback, share
@@ -154,9 +155,12 @@ class Sweep:
 
     def numbers(self, run: Run, record: Record) -> str:
         """ ", util % 93.4, rFID 31.2": the first metrics of the table that the run is in."""
-        metrics = record["metrics"]
+        metrics, protocols = record["metrics"], record["protocols"]
         measured = [column for column in self.columns[run.digest] if column.metric in metrics]
-        return "".join(f", {c.head} {format(metrics[c.metric] * c.scale, c.format)}" for c in measured[:3])
+        return "".join(
+            f", {head_of(c.head, protocols.get(c.metric, ''))} {format(metrics[c.metric] * c.scale, c.format)}"
+            for c in measured[:3]
+        )
 
     def say(self, run: Run, text: str) -> None:
         print(f"[{self.number(run)}] {run.label}: {text}", flush=True)

@@ -48,7 +48,7 @@ class Trainer:
             "config": experiment.identity(),
             "data_id": "shapes",
             "metrics": {"rfid": 100.0 / size},
-            "protocols": {"rfid": "p"},
+            "protocols": {"rfid": "rfid/efficientnet-lite2@64px/val"},
         }
         write_json(record_path(Path(experiment.runtime.output_dir) / "records", experiment, "shapes"), record)
         return record
@@ -106,7 +106,7 @@ def test_the_configuration_of_a_cell_is_a_recipe(
 def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert command(tmp_path) == 0
     assert trainer.trained == [16, 32, 64]
-    assert "[2/3] 32: trained 0 s, rFID 3.1" in capsys.readouterr().out
+    assert "[2/3] 32: trained 0 s, rFD (Lite2) 3.1" in capsys.readouterr().out
     assert command(tmp_path) == 0
     other = tmp_path / "other.yaml"
     other.write_text(SWEEP.replace("K:", "size:").replace("[K]", "[size]"))
