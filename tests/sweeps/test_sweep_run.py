@@ -112,7 +112,7 @@ def test_finished_cells_are_not_trained_again(trainer: Trainer, tmp_path: Path, 
     other.write_text(SWEEP.replace("K:", "size:").replace("[K]", "[size]"))
     assert run_main([str(other), "--output-dir", str(tmp_path / "runs")]) == 0
     assert trainer.trained == [16, 32, 64]
-    assert capsys.readouterr().out.count("finished earlier, rFID") == 6
+    assert capsys.readouterr().out.count("finished earlier, rFD (Lite2)") == 6
     done = trials(tmp_path)
     assert [(t.state.name, t.value, t.params["codebook_size"]) for t in done] == [
         ("COMPLETE", 100 / size, size) for size in (16, 32, 64)
