@@ -39,7 +39,7 @@ $(SAMPLES) $(1)
 
 endef
 
-.PHONY: help setup check-data preview ablation-codebook factorized-codes generate probe search tables claims leaderboard \
+.PHONY: help setup check-data preview ablation-codebook factorized-codes losses generate probe search tables claims leaderboard \
         report dashboard bench gpu-check check format classify release docs \
         options test test-fast clean
 .DEFAULT_GOAL := help
@@ -77,6 +77,9 @@ ablation-codebook: $(READY) ## {VQ, FC, FC+l2, EMA, LC, ...} x codebook size, an
 
 factorized-codes: $(READY) ## what decides how many factorized codes are used: l2-norm, dimension, order of the VQ terms
 	$(call show,sweeps/factorized_codes.yaml)
+
+losses: $(READY) ## what each loss of ViT-VQGAN is for: logit-Laplace, L2 and perceptual left out in turn (A, section 3.3)
+	$(call show,sweeps/vit_vqgan/section3_3.yaml)
 
 search: $(READY) ## SEARCH=sweeps/search_....yaml TRIALS=20: best values of a recipe's keys by TPE, hopeless trials ended early
 	$(PY) -m sweeps.search "$(SEARCH)" --scale $(SCALE) --data $(DATA) --data-dir "$(DATA_DIR)" --output-dir "$(OUT)" \

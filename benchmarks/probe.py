@@ -13,9 +13,10 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.timing import Side, paired, peak_memory, report
-from lightning_modules.linear_probe import BlockFeatures, LinearProbe, LinearProbeConfig
+from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.optimizer import build_optimizer
+from lightning_modules.probe_features import BlockFeatures
 
 Batch = dict[str, torch.Tensor]
 

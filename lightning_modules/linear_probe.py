@@ -6,9 +6,7 @@ are one stacked weight whose losses are summed, so that each is trained as if it
 Shapes: n blocks, B images, T tokens of an image, D width, C classes.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,21 +17,26 @@ from lightning_modules.base import Layout, Module, ModuleConfig, Setting
 from lightning_modules.checks import one_of, require
 from lightning_modules.distributed import all_reduce_sum, mean_over_ranks
 from lightning_modules.figures import accuracy_figure
-from lightning_modules.frozen import freeze
 from lightning_modules.networks.batch_norm import BatchNorm1d
-from lightning_modules.networks.gpt import GPT
 from lightning_modules.optimizer import OptimizerConfig, build_optimizer, build_schedule, share_of_step
-from lightning_modules.tokenizer import Tokenizer, TokenizerConfig
+from lightning_modules.probe_features import (
+    TOKENIZER_FEATURES,
+    BlockFeatures,
+    FrozenFeatures,
+    PixelFeatures,
+    TokenizerFeatures,
+)
+from lightning_modules.tokenizer import TokenizerConfig
 from lightning_modules.vim import VIMConfig
 
-TOKENIZER_FEATURES = ("encoder", "latents", "codes")
 HELDOUT, VAL = 0, 1  # the validation loaders, in their order
 
 
 @dataclass
 class LinearProbeConfig(ModuleConfig):
     """`features`: vim (A), or of the tokenizer: encoder (the backbone's output), latents (the encoder's output before
-    quantization) or codes (the looked-up ones), each averaged over the image's tokens.
+    quantization) or codes (the looked-up ones), each averaged over the image's tokens; or pixels, the image itself,
+    which needs `upstream: null`. Codes and pixels are the controls that tell what VIM adds.
 
     `blocks`: of VIM, 1 is the first, A's best are 10 of 24 and 15 of 36; [] = all. `heldout`: share of the training
     images that no head is trained on and that choose the block whose test accuracy is reported.
@@ -54,7 +57,7 @@ class LinearProbeConfig(ModuleConfig):
 
     def check(self) -> None:
         """Raises ValueError for a value out of range."""
-        one_of(self, "features", ("vim", *TOKENIZER_FEATURES))
+        one_of(self, "features", ("vim", *TOKENIZER_FEATURES, "pixels"))
         require(0 < self.heldout < 1, f"heldout={self.heldout} must be between 0 and 1: it chooses the block")
         are_different = len(set(self.blocks)) == len(self.blocks) and min(self.blocks, default=1) >= 1
         require(are_different, f"blocks={self.blocks} must be different numbers from 1 on")
@@ -70,6 +73,9 @@ class LinearProbeConfig(ModuleConfig):
 
     def check_upstream(self, upstream: ModuleConfig | None) -> None:
         """Raises ValueError when these features cannot be had of `upstream`."""
+        if self.features == "pixels":
+            require(upstream is None, "model.features=pixels needs no other model: set upstream=null")
+            return
         upstream = self.required(upstream)
         if self.features != "vim":
             if not isinstance(upstream, TokenizerConfig):
@@ -93,68 +99,6 @@ class LinearProbeConfig(ModuleConfig):
     @property
     def inputs(self) -> str:
         return "tokens" if self.features == "vim" else "images"
-
-
-class FrozenFeatures(ABC):
-    """What is probed: features (n, B, D) float32 of n blocks, of a model that is not changed.
-
-    Not a module: the model stays in eval mode, takes no gradients, and is in no checkpoint of the probe.
-    """
-
-    name: str  # in protocol ids
-    blocks: list[int]  # their numbers, from 1
-    width: int
-    num_tokens: int
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = freeze(model)
-
-    @abstractmethod
-    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        """A batch of the model's input -> features (n, B, D) float32."""
-
-
-class BlockFeatures(FrozenFeatures):
-    """The mean over the T tokens of an image of the output of VIM's blocks, before the final LayerNorm.
-
-    Input: "no class", never a label, then all T tokens. Feature: the mean of slots 1 to T, whose inputs are the tokens;
-    slot t has seen the first t of them. Slot 0, the start, is left out: it has seen nothing of the image.
-    """
-
-    name = "vim/no-class-start"
-
-    def __init__(self, gpt: GPT, blocks: list[int]) -> None:
-        super().__init__(gpt)
-        self.gpt = gpt
-        self.blocks = sorted(blocks) or list(range(1, gpt.size.blocks + 1))
-        self.width, self.num_tokens = gpt.size.width, gpt.num_tokens
-
-    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        means = []
-        states = self.gpt.hidden_states(batch["tokens"])  # each (B, 1 + T, D)
-        for block, state in enumerate(islice(states, self.blocks[-1]), 1):
-            if block in self.blocks:
-                means.append(state[:, 1:].mean(1, dtype=torch.float32))  # (B, D)
-        return torch.stack(means)
-
-
-class TokenizerFeatures(FrozenFeatures):
-    """The mean over an image's tokens of the tokenizer's features, as the only "block"; see the config for which."""
-
-    def __init__(self, tokenizer: Tokenizer, kind: str) -> None:
-        super().__init__(tokenizer)
-        self.tokenizer, self.name, self.blocks = tokenizer, kind, [1]
-        self.width = tokenizer.encoder.width if kind == "encoder" else tokenizer.config.code_dim
-        rows, columns = tokenizer.encoder.grid
-        self.num_tokens = rows * columns
-
-    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        features = self.tokenizer.encoder(batch["image"])  # (B, h, w, D)
-        if self.name != "encoder":
-            features = self.tokenizer.pre_quant(features)  # (B, h, w, d)
-        if self.name == "codes":
-            features = self.tokenizer.quantizer.lookup(self.tokenizer.quantizer(features).indices)
-        return features.flatten(1, 2).mean(1, dtype=torch.float32)[None]
 
 
 class LinearProbe(Module):
@@ -195,6 +139,8 @@ class LinearProbe(Module):
         if config.features == "vim":
             setting.upstream.expect_tokenizer(setting.tokenizer_digest)
             features: FrozenFeatures = BlockFeatures(setting.upstream.gpt, config.blocks)
+        elif config.features == "pixels":
+            features = PixelFeatures(setting.image_size)
         else:
             features = TokenizerFeatures(setting.upstream, config.features)
         return cls(config, features, setting.num_classes)
@@ -202,7 +148,7 @@ class LinearProbe(Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits (n, B, C)."""
         model = self.features.model
-        if next(model.parameters()).device != self.device:
+        if next(model.parameters(), self.weight).device != self.device:
             model.to(self.device)
         with torch.no_grad():
             features = self.features(batch)  # (n, B, D)
@@ -262,7 +208,7 @@ class LinearProbe(Module):
         features = self.features
         frozen = sum(p.numel() for p in features.model.parameters())
         return {
-            "features": f"{features.name}, mean of {features.num_tokens} tokens, {features.width} wide",
+            "features": f"{features.name}, {features.summary.replace('-', ' ')}, {features.width} wide",
             "blocks": f"{len(features.blocks)}, each with a head for {self.bias.shape[-1]} classes",
             "held out": f"{self.config.heldout:.0%} of the training images",
             "parameters": f"{self.num_parameters:,} trained, {frozen:,} frozen",
@@ -280,7 +226,7 @@ class LinearProbe(Module):
     def protocols(self) -> dict[str, str]:
         """How each metric was made."""
         blocks = self.features.blocks
-        how = f"linear-probe/{self.features.name}/mean-of-{self.features.num_tokens}-tokens"
+        how = f"linear-probe/{self.features.name}/{self.features.summary}"
         how += "/batchnorm" if self.config.normalize else ""
         val, heldout = f"{how}/top1/val/n{self.num_seen[VAL]}", f"{how}/top1/heldout-train/n{self.num_seen[HELDOUT]}"
         choice = f"best-of-{len(blocks)}-blocks-on-heldout-train-n{self.num_seen[HELDOUT]}"

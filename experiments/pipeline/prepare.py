@@ -43,7 +43,7 @@ def gather(experiment: Experiment, trains: bool = True) -> tuple[ImageDataModule
     with `trains` also where the training images fill no batch, or the network does not fit the tokens."""
     model = experiment.model
     with main_first():  # caches, the classifier's head
-        images = build_data(plain(experiment) if experiment.upstream else experiment)
+        images = build_data(plain(experiment) if experiment.upstream or model.heldout else experiment)
         if trains:
             model.check_ready(images.num_classes)
             views = len(view_names(None, experiment.data.flip)) if experiment.is_encoded_once else 1
@@ -76,7 +76,7 @@ def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = 
     images, classifier = needs or gather(experiment)
     below = restore_below(experiment)
     with main_first():  # tokens or latents, codebook
-        data: Any = images if below is None else data_for(experiment, below, images)
+        data: Any = data_for(experiment, below, images)
         makes_codebook = experiment.model.needs_codebook and not brings_codebook(experiment.start_from)
         codebook = codebook_for(experiment, images.data_id) if makes_codebook else None
     setting = Setting(experiment.data.image_size, images.num_classes, codebook=codebook)
@@ -99,14 +99,16 @@ def prepare(experiment: Experiment, needs: tuple[ImageDataModule, Any] | None = 
     return Prepared(module, data, images)
 
 
-def data_for(experiment: Experiment, below: Below, images: ImageDataModule) -> L.LightningDataModule:
+def data_for(experiment: Experiment, below: Below | None, images: ImageDataModule) -> L.LightningDataModule:
     """Set up: images, encoded at every step or once, or as they are; with `heldout` a second validation set."""
     model = experiment.model
-    if model.inputs != "images" and model.encode_on_the_fly:
-        return encoded(experiment, below, build_data(experiment))
     data: Any
-    if model.inputs == "images":
+    if below is None and not model.heldout:
+        return images
+    if below is None or model.inputs == "images":
         data = build_data(experiment)
+    elif model.encode_on_the_fly:
+        return encoded(experiment, below, build_data(experiment))
     else:
         job = encoding_job(experiment, below, images)
         job.tokenizer.to(build_device(experiment))

@@ -28,8 +28,9 @@ class DiTSize(NamedTuple):
 
 
 DIT_SIZES: dict[str, DiTSize] = {
-    "micro": DiTSize(4, 128, 4),  # micro and tiny: of no paper, for CIFAR-10 on a CPU
+    "micro": DiTSize(4, 128, 4),  # micro to mini: of no paper, for CIFAR-10 on a CPU
     "tiny": DiTSize(6, 192, 3),
+    "mini": DiTSize(8, 256, 4),
     "s": DiTSize(12, 384, 6),  # s to xl: the DiT paper's Table 1
     "b": DiTSize(12, 768, 12),
     "l": DiTSize(24, 1024, 16),

@@ -33,6 +33,7 @@ class GPTSize(NamedTuple):
 GPT_SIZES: dict[str, GPTSize] = {
     "micro": GPTSize(4, 4, 128, 512),  # micro to small: of no paper, for CIFAR-10 on a CPU
     "tiny": GPTSize(6, 4, 192, 768),
+    "mini": GPTSize(8, 8, 256, 1024),
     "small": GPTSize(8, 8, 512, 2048),
     "gpt-404m": GPTSize(24, 16, 1024, 4096),  # B, appendix A
     "base": GPTSize(24, 16, 1536, 6144),  # base and large: A-Table 2

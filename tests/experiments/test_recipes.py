@@ -201,7 +201,7 @@ def test_a_recipe_of_stage_two_builds_on_what_it_stands_on(path: Path, monkeypat
         embed = module.network.patch_embed
         assert (embed.proj.weight.shape, embed.grid_size) == ((width, 8, 1, 1), (side, side))
     else:
-        of_vim = {"probe_vim_imagenet": (36, 2048, 1000), "probe_vim_cifar10": (4, 128, 10)}
+        of_vim = {"probe_vim_imagenet": (36, 2048, 1000), "probe_vim_cifar10": (8, 256, 10)}
         assert module.weight.shape == of_vim.get(path.stem, (1, 128, 10))
 
 
@@ -221,7 +221,13 @@ def test_the_probes_of_table_7_stand_on_what_the_paper_says(scale: str) -> None:
     """None of A's tokenizers there had the perceptual loss; VIM-Base was trained with dropout, VIM-Large without."""
     (table,) = load_grid(FOLDER.parent / "sweeps/vit_vqgan/table7.yaml", scale).tables
     rows = [row for row in table.rows if row.runs]
+    controls = [row for row in rows if row.heads["method"] != "VIM"]
+    rows = rows[: len(rows) - len(controls)]
     assert len(rows) == {"quick": 1, "reduced": 2, "paper": 3}[scale]
+    for run in (run for row in controls if row.heads["tokenizer"] != "none" for run in row.runs):
+        vim = next(other for row in rows for other in row.runs if other.experiment.seed == run.experiment.seed
+                   and row.heads["tokenizer"] in run.label)  # fmt: skip
+        assert run.experiment.upstream == vim.experiment.upstream.upstream, "the same tokenizer, not trained again"
     for row in rows:
         for run in row.runs:
             gpt = run.experiment.upstream.model.gpt

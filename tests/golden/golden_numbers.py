@@ -33,7 +33,7 @@ from experiments.config.experiment import MODULES
 from experiments.pipeline.training import train
 from experiments.runtime import code_version
 from lightning_modules.base import Setting
-from lightning_modules.linear_probe import BlockFeatures, LinearProbe, LinearProbeConfig
+from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.losses import (
     LossConfig,
     hinge_d_loss,
@@ -50,6 +50,7 @@ from lightning_modules.metrics.reconstruction import ReconstructionMetrics
 from lightning_modules.networks.gpt import GPTConfig
 from lightning_modules.networks.sampling import SamplingConfig, generate
 from lightning_modules.optimizer import OptimizerConfig
+from lightning_modules.probe_features import BlockFeatures
 from lightning_modules.quantizers import QUANTIZERS, EMAQuantizer, LargeCodebook
 from lightning_modules.tokenizer import Tokenizer
 from lightning_modules.vim import VIM, VIMConfig

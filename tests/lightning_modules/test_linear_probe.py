@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_modules.linear_probe import BlockFeatures, FrozenFeatures, LinearProbe, LinearProbeConfig
+from lightning_modules.linear_probe import LinearProbe, LinearProbeConfig
 from lightning_modules.networks.gpt import GPT, GPTConfig
 from lightning_modules.optimizer import OptimizerConfig, build_optimizer
+from lightning_modules.probe_features import BlockFeatures, FrozenFeatures
 
 BLOCKS, CLASSES, VOCABULARY = 3, 4, 11
 Batch = dict[str, Tensor]
@@ -55,7 +56,7 @@ def test_features_are_the_mean_of_each_blocks_outputs_at_the_tokens() -> None:
         by_hand = sum(output[:, slot] for slot in range(1, 7)) / 6
         torch.testing.assert_close(mean, by_hand)
         assert (mean - output.mean(1)).abs().max() > 0.01
-    assert (features.blocks, features.width, features.num_tokens) == ([1, 2, 3], 16, 6)
+    assert (features.blocks, features.width, features.summary) == ([1, 2, 3], 16, "mean-of-6-tokens")
 
 
 def test_the_last_token_counts_and_nothing_is_random() -> None:
@@ -162,7 +163,7 @@ def test_the_loss_is_the_cross_entropy_of_each_head() -> None:
 class Given(FrozenFeatures):
     """Two-dimensional features that come with the batch; the larger one is the predicted class."""
 
-    name, blocks, width, num_tokens = "given", [1, 2, 3], 2, 6
+    name, blocks, width, summary = "given", [1, 2, 3], 2, "mean-of-6-tokens"
 
     def __init__(self) -> None:
         super().__init__(torch.nn.Linear(1, 1))
@@ -207,7 +208,7 @@ def test_the_block_is_chosen_on_held_out_images_and_reported_on_the_test(monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": "pixels"}, r"features='pixels' is none of vim, encoder, latents, codes"),
+        ({"features": "image"}, r"features='image' is none of vim, encoder, latents, codes, pixels"),
         ({"heldout": 0.0}, r"heldout=0\.0 must be between 0 and 1"),
         ({"heldout": 1.0}, r"heldout=1\.0 must be between 0 and 1"),
         ({"blocks": [0]}, r"blocks=\[0\] must be different numbers from 1 on"),

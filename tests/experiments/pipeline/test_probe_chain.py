@@ -107,7 +107,7 @@ def test_recipes_share_their_tokenizer_and_leave_the_perceptual_loss_out() -> No
 def test_overrides_of_all_sections_do_not_replace_the_recipe() -> None:
     keys = ["seed=1", "data.train_size=100", "model.gpt.dropout=0", "trainer.max_steps=3"]
     experiment = load_experiment(PROBES[0].with_name("probe_vim_cifar10.yaml"), [f"upstream.{k}" for k in keys])
-    assert experiment.upstream.model.gpt.size == "micro" and experiment.upstream.model.gpt.dropout == 0
+    assert experiment.upstream.model.gpt.size == "mini" and experiment.upstream.model.gpt.dropout == 0
 
 
 @pytest.mark.parametrize(
@@ -239,3 +239,22 @@ def test_features_of_the_tokenizer(probe: Any, capsys: pytest.CaptureFixture[str
         widths[kind] = module.weight.shape[1]
     assert widths == {"encoder": 16, "latents": 8, "codes": 8}
     assert capsys.readouterr().out.count("is trained first") == 1
+
+
+def test_pixels_stand_on_no_model(probe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = probe("upstream=null", features="pixels")
+    record = train(experiment, "probe", folder(experiment))
+    assert record["protocols"]["probe/accuracy"].startswith("linear-probe/pixels/all/top1/val/n12/best-of-1-blocks-on")
+    assert "is trained first" not in capsys.readouterr().out
+    module, data, images = prepare(experiment)
+    batch = next(iter(images.val_dataloader()))
+    assert module.weight.shape == (1, 3 * 16 * 16, 10)
+    assert torch.equal(module.features(batch)[0], batch["image"].flatten(1))
+    data.setup("validate")
+    heldout, _ = data.val_dataloader()
+    seen = torch.cat([batch["image"] for batch in heldout])
+    whole = torch.stack([images.train_set[i]["image"] for i in range(40)])
+    assert len(seen) == 10, "and not mirrored"
+    assert all(((whole - image).abs().amax((1, 2, 3)) == 0).any() for image in seen)
+    with pytest.raises(ValueError, match="pixels needs no other model: set upstream=null"):
+        probe(features="pixels")
