@@ -94,7 +94,7 @@ def compare(metric: str, left: Side, sign: str, right: Side, rules: Rules, share
     found = Finding(UNDECIDED, metric, left, sign, right, share)
     sides = [side for side in (left, right) if not side.is_exact]
     if missing := [side.label for side in sides if side.measured is None]:
-        return replace(found, verdict=NOT_RUN, reason=f"not run: {', '.join(missing)}")
+        return replace(found, verdict=NOT_RUN, reason="; ".join(missing))
     assert left.measured and right.measured
     difference = left.measured.mean - right.measured.mean
     bound = rules.margin * math.sqrt(left.variance + right.variance)
@@ -211,7 +211,7 @@ def peak(node: Node, metric: str, fixed: Row, cells: Cells, rules: Rules) -> Ite
     for row in rows_of(node["peaks"], fixed):
         points = cells.history(node["table"], row, metric)
         if not points:
-            yield Finding(NOT_RUN, metric, Side(label_of(row), None), reason=f"not run: {label_of(row)}")
+            yield Finding(NOT_RUN, metric, Side(label_of(row), None), reason=label_of(row))
         elif len(points) < node["points"]:
             reason = f"{len(points)} blocks have no middle: at least {node['points']} are needed"
             yield Finding(UNDECIDED, metric, points[-1], reason=reason)
