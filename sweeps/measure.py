@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.runtime import code_version
 from experiments.runtime.records import PUBLISHED, Record, find_records, images_id
 from sweeps.grid import Grid, Row
-from sweeps.schema import ColumnSpec
+from sweeps.schema import CODES, USAGE, ColumnSpec
 
 PARAMETERS = "parameters/trained-without-discriminator"
 LOWER = ("rfid", "fid", "lpips", "feature_distance", "l1", "l2", "logit_laplace", "bits_per_token")  # is better
@@ -65,7 +65,11 @@ def measure(column: ColumnSpec, row: Row, finished: Finished) -> Measured | None
 
 
 def find_number(record: Record, metric: str) -> tuple[float, str] | None:
-    """The metric and its protocol. Speed and size are facts of the run, not among its metrics."""
+    """The metric and its protocol. Speed and size are facts of the run, not among its metrics; codes/... is usage/... of
+    the codebook, as a number of codes."""
+    if metric.startswith(CODES):
+        usage = find_number(record, USAGE + metric.removeprefix(CODES))
+        return usage and (usage[0] / 100 * record["config"]["model"]["codebook_size"], usage[1])
     if metric in record["metrics"]:
         return record["metrics"][metric], record["protocols"].get(metric, "not stated")
     facts = {"images_per_second": f"training/{record.get('device')}", "parameters": PARAMETERS}

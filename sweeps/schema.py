@@ -15,6 +15,7 @@ from lightning_modules.checks import hint
 
 SWEEPS = Path(__file__).resolve().parent
 PLOT_KINDS = ("rows", "history", "columns")
+USAGE, CODES = "usage/", "codes/"  # percent of the codebook, and the same as a number of codes
 
 
 @dataclass
@@ -52,10 +53,17 @@ class CellSpec:
     dataset: str = ""  # suffix in place of the scale's, at scales that have the papers' data: ffhq, celebahq
     set: dict[str, Any] = field(default_factory=dict)  # dotted key: value
     small: dict[str, Any] = field(default_factory=dict)  # in place of `set` at the scales that are small
-    paper: dict[str, float] = field(default_factory=dict)  # metric: value in the column's unit
+    paper: dict[str, float] = field(default_factory=dict)  # metric: value in the column's unit; see `papers`
     scales: list[str] = field(default_factory=list)  # scales that train it; empty = all
     rule: bool = False  # a horizontal rule above this row
     use: dict[str, str] = field(default_factory=dict)  # column's metric: another metric of the record, shown there
+
+    def papers(self, metric: str) -> float | None:
+        """The paper's number, in the column's unit; that of codes in use is computed from its usage."""
+        if not metric.startswith(CODES):
+            return self.paper.get(metric)
+        usage, size = self.paper.get(USAGE + metric.removeprefix(CODES)), self.set.get("model.codebook_size")
+        return None if usage is None or size is None else usage / 100 * size
 
 
 @dataclass

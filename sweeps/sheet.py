@@ -69,7 +69,7 @@ def make_sheet(grid: Grid, table: Table, by_data: Mapping[str, Finished], data: 
     best: set[tuple[int, int]] = set()
     for column in shown:
         metric, subs, head = column.spec.metric, ["ours"], head_of(column.spec.head, column.protocol)
-        if any(metric in row.cell.paper for row in rows):
+        if any(row.cell.papers(metric) is not None for row in rows):
             subs = ["paper", "ours"] + ["diff"] * (is_papers_data and has_papers_scale(column.protocol))
         is_own = head != column.spec.head and "paper" in subs  # never under one head with the paper's
         heads += [(column.spec.head, ["paper"]), (head, subs[1:])] if is_own else [(head, subs)]
@@ -142,7 +142,7 @@ def is_control(row: Row) -> bool:
 
 def entries(column: Column, row: Row, measured: Measured | None, num_seeds: int, bound: float | None) -> dict[str, str]:
     """The row's texts under one column. `bound`: the usage that its tokens can reach, in percent."""
-    form, paper = column.spec.format, row.cell.paper.get(column.spec.metric)
+    form, paper = column.spec.format, row.cell.papers(column.spec.metric)
     texts = {"paper": "" if paper is None else format(paper, form), "ours": "", "diff": ""}
     if measured is not None:
         of = f" of {bound:.3g}" if bound is not None and bound < ALL_REACHABLE else ""

@@ -152,7 +152,7 @@ class Records:
         _, images, finished = self.sweep(reference.partition("#")[0])
         columns = {column.metric: column for column in table_spec(reference).columns}
         parts = [measure(columns[name], row, finished) for name in operands(metric)]
-        paper = [row.cell.paper.get(name) for name in operands(metric)]
+        paper = [row.cell.papers(name) for name in operands(metric)]
         digests = [run.digest for run in row.runs if finished.get(run.digest) in records_of(row, finished)]
         measured = difference_of(parts)
         protocols = measured.protocols if measured else frozenset()

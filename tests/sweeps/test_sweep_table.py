@@ -134,6 +134,18 @@ def test_usage_stands_beside_what_its_tokens_can_reach(sweep_file: Path) -> None
     assert [row[3] for row in sheet.body] == ["60.0 of 86.5", "60.0", ""]
 
 
+def test_codes_in_use_are_usage_as_a_number_ours_and_the_papers(sweep_file: Path) -> None:
+    sweep_file.write_text(SWEEP.replace("{metric: psnr, head: PSNR}", "{metric: codes/epoch, head: codes, format: .0f}"))
+    grid = load_grid(sweep_file, "quick", "0,1")
+    found = {
+        run.digest: record({"usage/epoch": usage}) | {"config": {"model": {"codebook_size": 16}}}
+        for run, usage in zip(grid.tables[0].rows[1].runs, [75.0, 87.5], strict=True)
+    }
+    sheet, _ = sheet_of(grid, found)
+    assert ("codes", ["paper", "ours"]) in sheet.groups
+    assert sheet.body[0][-2:] == [format(3.5 / 100 * 16, ".0f"), f"13 ± {statistics.stdev([12, 14]):.0f}"]
+
+
 def test_another_judge_than_inception_is_named_and_has_a_head_of_its_own(sweep_file: Path) -> None:
     sweep_file.write_text(
         SWEEP.replace("metric: ssim, head: SSIM %", "metric: rfid, head: rFID").replace("ssim:", "rfid:")
