@@ -6,6 +6,8 @@ Shapes: B images a batch, N in all, S x S pixels, h x w tokens.
 import csv
 import io
 import json
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +87,25 @@ def batches_of(tokenizer: Tokenizer, files: Sequence[ImageFile], fit: str, batch
 # ---- reconstructions
 
 
+class Arrays:
+    """Arrays of N rows that are filled batch by batch, on disk: a folder of images may be larger than the memory."""
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self.folder, self.total = folder, total
+        self.filled: dict[str, Any] = {}  # name: array
+        self.counts: Counter[str] = Counter()
+
+    def add(self, batch: dict[str, Tensor]) -> None:
+        for name, value in batch.items():
+            rows = value.numpy()
+            if name not in self.filled:
+                path, shape = self.folder / f"{name}.npy", (self.total, *rows.shape[1:])
+                self.filled[name] = np.lib.format.open_memmap(path, "w+", rows.dtype, shape)
+            first = self.counts[name]
+            self.filled[name][first : first + len(rows)] = rows
+            self.counts[name] += len(rows)
+
+
 def reconstruct(
     tokenizer: Tokenizer, files: Sequence[ImageFile], out: Path, fit: str, batch_size: int, lpips: str = "auto"
 ) -> dict[str, Any]:
@@ -96,29 +117,26 @@ def reconstruct(
     measure = ReconstructionMetrics(tokenizer.image_size, lpips=lpips, feature_distance=False).to(tokenizer.device)
     names = png_names([file.name for file in files])
     rows: list[dict[str, Any]] = []
-    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     shown: list[Tensor] = []
-    for batch in batches_of(tokenizer, files, fit, batch_size):
-        made = to_uint8(batch.reconstruction)  # (B, 3, S, S)
-        kept.append((batch.pixels.numpy(), made.numpy(), batch.indices.numpy().astype(np.int32)))
-        for index, (file, box) in enumerate(zip(batch.files, batch.boxes, strict=True)):
-            pair = [cut(image[index], box) for image in (batch.reconstruction, to_unit_range(batch.pixels))]
-            values = measure.of_each(*(part[None].to(tokenizer.device) for part in pair))
-            rows.append({"file": file.name, **{name: float(value) for name, value in values.items()}})
-            triple = triptych(batch.pixels[index], made[index])
-            write_png(out / "pairs" / names[len(rows) - 1], torch.cat([cut(part, box) for part in triple], 2))
-            if len(shown) < 3 * NUM_ON_SHEET:
-                shown += triple
-    originals, reconstructions, indices = (np.concatenate(part) for part in zip(*kept, strict=True))
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".images-") as folder:
+        arrays = Arrays(Path(folder), len(files))
+        for batch in batches_of(tokenizer, files, fit, batch_size):
+            made = to_uint8(batch.reconstruction)  # (B, 3, S, S)
+            images = {"originals": batch.pixels, "reconstructions": made}
+            arrays.add({name: value.permute(0, 2, 3, 1) for name, value in images.items()})
+            arrays.add({"indices": batch.indices.int()})
+            for index, (file, box) in enumerate(zip(batch.files, batch.boxes, strict=True)):
+                pair = [cut(image[index], box) for image in (batch.reconstruction, to_unit_range(batch.pixels))]
+                values = measure.of_each(*(part[None].to(tokenizer.device) for part in pair))
+                rows.append({"file": file.name, **{name: float(value) for name, value in values.items()}})
+                triple = triptych(batch.pixels[index], made[index])
+                write_png(out / "pairs" / names[len(rows) - 1], torch.cat([cut(part, box) for part in triple], 2))
+                if len(shown) < 3 * NUM_ON_SHEET:
+                    shown += triple
+        with replacing(out / "images.npz") as archive:
+            np.savez(archive, names=np.array([file.name for file in files]), **arrays.filled)
     write_png(out / "sheet.png", make_grid(torch.stack(shown), nrow=12, padding=2, pad_value=255))
-    with replacing(out / "images.npz") as archive:
-        np.savez(
-            archive,
-            originals=originals.transpose(0, 2, 3, 1),
-            reconstructions=reconstructions.transpose(0, 2, 3, 1),
-            indices=indices,
-            names=np.array([file.name for file in files]),
-        )
     write_csv(out / "metrics.csv", rows)
     measured = {name: np.array([row[name] for row in rows]) for name in measure.protocols}
     counts = {name: np.isfinite(values).sum() for name, values in measured.items()}
