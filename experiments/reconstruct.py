@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--lpips", choices=("auto", "alex", "vgg", "none"), default="auto", help="its network")
     given = parser.parse_args()
     from datamodules.files import image_files
-    from experiments.pipeline.own_images import reconstruct, require_empty, tokenizer_for, yaml_of
+    from experiments.pipeline.own_images import reconstruct, require_all, require_empty, tokenizer_for, yaml_of
     from lightning_modules.checks import require
 
     with user_errors():
@@ -50,6 +50,7 @@ def main() -> None:
         print(f"{out}: {summary['images']} images at {summary['image_size']} pixels ({summary['fit']})")
         for name, value in summary["metrics"].items():
             print(f"  {name:22} {value:12.4f}   {summary['protocols'][name]}")
+        require_all(summary["left_out"], len(files), out)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def tokenize_files(given: argparse.Namespace) -> None:
     """The command with --images."""
     from datamodules.files import image_files
     from experiments.config.values import flatten, from_dotlist, select
-    from experiments.pipeline.own_images import require_empty, tokenize, tokenizer_for
+    from experiments.pipeline.own_images import require_all, require_empty, tokenize, tokenizer_for
     from lightning_modules.checks import require
 
     overrides = from_dotlist(given.overrides)
@@ -79,8 +79,9 @@ def tokenize_files(given: argparse.Namespace) -> None:
     if given.dry_run:
         print(f"{out}: tokens of {len(files)} images, --fit {given.fit}")
         return
-    tokens = tokenize(tokenizer, files, out, given.fit, given.batch_size)
-    print(f"{out}: tokens {tokens.shape} of {len(files)} images, --fit {given.fit}")
+    tokens, left_out = tokenize(tokenizer, files, out, given.fit, given.batch_size)
+    print(f"{out}: tokens {tokens.shape} of {len(tokens)} images, --fit {given.fit}")
+    require_all(left_out, len(files), out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from datamodules.arrays import to_unit_range
-from datamodules.files import ImageFile, cut, png_names, read_framed
+from datamodules.files import Framed, ImageFile, cut, png_names, read_framed
 from experiments.config.compose import as_yaml, parse
 from experiments.pipeline.sample_files import save_png
 from experiments.runtime.files import replacing, write_json
@@ -72,38 +72,60 @@ def require_empty(folder: Path) -> None:
 
 
 @torch.no_grad()
-def batches_of(tokenizer: Tokenizer, files: Sequence[ImageFile], fit: str, batch_size: int) -> Iterator[Batch]:
+def batches_of(
+    tokenizer: Tokenizer, files: Sequence[ImageFile], fit: str, batch_size: int, left_out: dict[str, str]
+) -> Iterator[Batch]:
+    """`left_out` takes the names of images that cannot be decoded, with reasons. Raises ValueError: none can."""
     with progress("image", len(files)) as show:
         for first in range(0, len(files), batch_size):
-            part = list(files[first : first + batch_size])
-            framed = [read_framed(file, tokenizer.image_size, fit) for file in part]
-            pixels = torch.stack([one.pixels for one in framed])
-            output = tokenizer(to_unit_range(pixels).to(tokenizer.device))
-            reconstruction = output.reconstruction.clamp(-1, 1).cpu()
-            yield Batch(part, [one.box for one in framed], pixels, reconstruction, output.indices.cpu())
-            show(len(part))
+            part, framed = list[ImageFile](), list[Framed]()
+            for file in files[first : first + batch_size]:
+                try:
+                    framed.append(read_framed(file, tokenizer.image_size, fit))
+                    part.append(file)
+                except ValueError as error:
+                    left_out[file.name] = str(error)
+            require(len(left_out) < len(files), next(iter(left_out.values()), ""))
+            if part:
+                pixels = torch.stack([one.pixels for one in framed])
+                output = tokenizer(to_unit_range(pixels).to(tokenizer.device))
+                reconstruction = output.reconstruction.clamp(-1, 1).cpu()
+                yield Batch(part, [one.box for one in framed], pixels, reconstruction, output.indices.cpu())
+            show(min(batch_size, len(files) - first))
+
+
+def require_all(left_out: dict[str, str], total: int, out: Path) -> None:
+    """Raises ValueError that names what is not in `out`."""
+    reasons = list(left_out.values())
+    more = f"; and {len(reasons) - 2} more, all in its .json" if len(reasons) > 2 else ""
+    others = f"{len(reasons)} of {total} images are not in {out}"
+    require(not reasons, f"{others}: {'; '.join(reasons[:2])}{more}")
 
 
 # ---- reconstructions
 
 
 class Arrays:
-    """Arrays of N rows that are filled batch by batch, on disk: a folder of images may be larger than the memory."""
+    """Arrays of up to N rows, filled batch by batch, on disk: a folder of images may be larger than the memory."""
 
     def __init__(self, folder: Path, total: int) -> None:
         self.folder, self.total = folder, total
-        self.filled: dict[str, Any] = {}  # name: array
+        self.files: dict[str, Any] = {}
         self.counts: Counter[str] = Counter()
 
     def add(self, batch: dict[str, Tensor]) -> None:
         for name, value in batch.items():
             rows = value.numpy()
-            if name not in self.filled:
+            if name not in self.files:
                 path, shape = self.folder / f"{name}.npy", (self.total, *rows.shape[1:])
-                self.filled[name] = np.lib.format.open_memmap(path, "w+", rows.dtype, shape)
+                self.files[name] = np.lib.format.open_memmap(path, "w+", rows.dtype, shape)
             first = self.counts[name]
-            self.filled[name][first : first + len(rows)] = rows
+            self.files[name][first : first + len(rows)] = rows
             self.counts[name] += len(rows)
+
+    @property
+    def filled(self) -> dict[str, Any]:
+        return {name: rows[: self.counts[name]] for name, rows in self.files.items()}
 
 
 def reconstruct(
@@ -111,17 +133,18 @@ def reconstruct(
 ) -> dict[str, Any]:
     """Writes pairs/, sheet.png, images.npz, metrics.csv and summary.json to `out`; returns what the last holds.
 
-    SSIM is left out of the CSV and its mean where it cannot be had, of images of less than 11 pixels at a side.
-    Raises ValueError: an image cannot be decoded.
+    SSIM is left out of the CSV and its mean where it cannot be had, of images of less than 11 pixels at a side. Images
+    that cannot be decoded are left out and named there. Raises ValueError: none can.
     """
     measure = ReconstructionMetrics(tokenizer.image_size, lpips=lpips, feature_distance=False).to(tokenizer.device)
-    names = png_names([file.name for file in files])
+    names = dict(zip(files, png_names([file.name for file in files]), strict=True))
+    left_out: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     shown: list[Tensor] = []
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".images-") as folder:
         arrays = Arrays(Path(folder), len(files))
-        for batch in batches_of(tokenizer, files, fit, batch_size):
+        for batch in batches_of(tokenizer, files, fit, batch_size, left_out):
             made = to_uint8(batch.reconstruction)  # (B, 3, S, S)
             images = {"originals": batch.pixels, "reconstructions": made}
             arrays.add({name: value.permute(0, 2, 3, 1) for name, value in images.items()})
@@ -131,17 +154,18 @@ def reconstruct(
                 values = measure.of_each(*(part[None].to(tokenizer.device) for part in pair))
                 rows.append({"file": file.name, **{name: float(value) for name, value in values.items()}})
                 triple = triptych(batch.pixels[index], made[index])
-                write_png(out / "pairs" / names[len(rows) - 1], torch.cat([cut(part, box) for part in triple], 2))
+                write_png(out / "pairs" / names[file], torch.cat([cut(part, box) for part in triple], 2))
                 if len(shown) < 3 * NUM_ON_SHEET:
                     shown += triple
         with replacing(out / "images.npz") as archive:
-            np.savez(archive, names=np.array([file.name for file in files]), **arrays.filled)
+            np.savez(archive, names=np.array([row["file"] for row in rows]), **arrays.filled)
     write_png(out / "sheet.png", make_grid(torch.stack(shown), nrow=12, padding=2, pad_value=255))
     write_csv(out / "metrics.csv", rows)
     measured = {name: np.array([row[name] for row in rows]) for name in measure.protocols}
     counts = {name: np.isfinite(values).sum() for name, values in measured.items()}
     summary = {
         "images": len(rows),
+        "left_out": left_out,
         "fit": f"{fit}: {HOW[fit]}",
         "image_size": tokenizer.image_size,
         "metrics": {name: float(np.nanmean(measured[name])) for name in measured if counts[name]},
@@ -175,14 +199,19 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 # ---- tokens
 
 
-def tokenize(tokenizer: Tokenizer, files: Sequence[ImageFile], out: Path, fit: str, batch_size: int) -> np.ndarray:
-    """Writes tokens.npy, (N, h, w) int32, and tokens.json, which names the files, to `out`; returns the tokens.
+def tokenize(
+    tokenizer: Tokenizer, files: Sequence[ImageFile], out: Path, fit: str, batch_size: int
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Writes tokens.npy, (N, h, w) int32, and tokens.json, which names the files, to `out`; returns the tokens, and why
+    which images are left out, as they cannot be decoded.
 
-    Raises ValueError: a tokenizer without codes, or an image that cannot be decoded.
+    Raises ValueError: a tokenizer without codes, or no image that can be decoded.
     """
     tokenizer.config.check_tokens()
-    indices, boxes = [], []
-    for batch in batches_of(tokenizer, files, fit, batch_size):
+    indices, boxes, names = [], [], list[str]()
+    left_out: dict[str, str] = {}
+    for batch in batches_of(tokenizer, files, fit, batch_size, left_out):
+        names += [file.name for file in batch.files]
         indices.append(batch.indices.numpy().astype("<i4"))
         boxes += batch.boxes
     tokens = np.concatenate(indices)
@@ -191,7 +220,8 @@ def tokenize(tokenizer: Tokenizer, files: Sequence[ImageFile], out: Path, fit: s
         np.save(file, tokens)
     note = {
         "format": FORMAT,
-        "names": [file.name for file in files],
+        "names": names,
+        "left_out": left_out,
         "boxes": boxes,  # top, left, height and width of each image in its square
         "fit": fit,
         "image_size": tokenizer.image_size,
@@ -199,7 +229,7 @@ def tokenize(tokenizer: Tokenizer, files: Sequence[ImageFile], out: Path, fit: s
         "weights": hash_of(tokenizer),
     }
     write_json(out / "tokens.json", note)
-    return tokens
+    return tokens, left_out
 
 
 def read_tokens(path: Path) -> tuple[np.ndarray, dict[str, Any]]:

@@ -135,7 +135,9 @@ def test_usage_stands_beside_what_its_tokens_can_reach(sweep_file: Path) -> None
 
 
 def test_codes_in_use_are_usage_as_a_number_ours_and_the_papers(sweep_file: Path) -> None:
-    sweep_file.write_text(SWEEP.replace("{metric: psnr, head: PSNR}", "{metric: codes/epoch, head: codes, format: .0f}"))
+    sweep_file.write_text(
+        SWEEP.replace("{metric: psnr, head: PSNR}", "{metric: codes/epoch, head: codes, format: .0f}")
+    )
     grid = load_grid(sweep_file, "quick", "0,1")
     found = {
         run.digest: record({"usage/epoch": usage}) | {"config": {"model": {"codebook_size": 16}}}

@@ -154,8 +154,36 @@ def test_mistakes_are_one_line(
     assert "tokens.json: not readable" in refused(detokenize, model, tokens, *out, *cpu)
     assert "only runtime.accelerator" in refused(tokenize, model, "data.val_size=3", "--images", photos, *out)
     assert "no such folder" in refused(reconstruct, model, tmp_path / "absent", *out, *cpu)
-    (photos / "broken.png").write_bytes(b"no image")
-    assert "broken.png: cannot be decoded" in refused(tokenize, model, "--images", photos, "--out", tmp_path / "new")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    broken = ("--images", tmp_path / "broken.png")
+    assert "broken.png: cannot be decoded" in refused(tokenize, model, *broken, "--out", tmp_path / "new")
+
+
+def test_images_that_cannot_be_decoded_are_named_and_the_others_are_kept(
+    model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("b0.png", "b1.png", "z.png"):  # a whole batch, and a part of one
+        (photos / name).write_bytes(b"no image")
+    size = ("--batch-size", 2)
+    for command, arguments in (
+        (reconstruct, (model, photos, "--out", tmp_path / "out", *size, "--accelerator", "cpu", "--lpips", "none")),
+        (tokenize, (model, "runtime.accelerator=cpu", "--images", photos, "--out", tmp_path / "tokens", *size)),
+    ):
+        with pytest.raises(SystemExit) as status:
+            call(monkeypatch, command, *arguments)
+        assert status.value.code == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "3 of 8 images are not in " in error and "b0.png: cannot be decoded" in error and "and 1 more" in error
+    images, note = np.load(tmp_path / "out/images.npz"), json.loads((tmp_path / "tokens/tokens.json").read_text())
+    good = ["a.png", "b.jpg", "c.png", "sub/a.png", "übung 1.png"]
+    assert images["names"].tolist() == note["names"] == good and [*note["left_out"]] == ["b0.png", "b1.png", "z.png"]
+    assert (images["indices"] == np.load(tmp_path / "tokens/tokens.npy")).all() and len(images["originals"]) == 5
+    for number, name in enumerate(good):
+        pair = pixels(tmp_path / "out/pairs" / Path(name).with_suffix(".png"))
+        assert (pair[:, :16] == images["originals"][number]).all(), name
+    detokenized = tmp_path / "again"
+    call(monkeypatch, detokenize, model, tmp_path / "tokens", "--out", detokenized, "--accelerator", "cpu")
+    assert (pixels(detokenized / "sub/a.png") == images["reconstructions"][3]).all()
 
 
 def test_a_tokenizer_without_codes_reconstructs_but_has_no_tokens(
