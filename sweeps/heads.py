@@ -23,9 +23,10 @@ def heads_of(scale: str, row: Row, finished: Finished, data: str) -> list[str]:
 
 
 def printed_label(scale: str, row: Row, finished: Finished, data: str) -> str:
-    """Of the row in a legend or a sentence: LC, K 100,000."""
+    """Of the row in a legend or a sentence: LC, K 100,000. What it has none of is left out, but not its name."""
     texts = zip(row.heads.items(), heads_of(scale, row, finished, data), strict=True)
-    return ", ".join(text if isinstance(value, str) else f"{head} {text}" for (head, value), text in texts if text)
+    words = [text if isinstance(value, str) else f"{head} {text}" for (head, value), text in texts if text]
+    return ", ".join(words[:1] + [word for word in words[1:] if word != "none"])
 
 
 def own_head(head: str, text: str, experiment: Experiment, data: str) -> str:

@@ -65,8 +65,10 @@ def measure(column: ColumnSpec, row: Row, finished: Finished) -> Measured | None
 
 
 def find_number(record: Record, metric: str) -> tuple[float, str] | None:
-    """The metric and its protocol. Speed and size are facts of the run, not among its metrics; codes/... is usage/... of
-    the codebook, as a number of codes."""
+    """The metric and its protocol.
+
+    Speed and size are facts of the run, not among its metrics; codes/... is usage/... as a number of codes.
+    """
     if metric.startswith(CODES):
         usage = find_number(record, USAGE + metric.removeprefix(CODES))
         return usage and (usage[0] / 100 * record["config"]["model"]["codebook_size"], usage[1])

@@ -23,12 +23,13 @@ from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
 from sweeps.arguments import parser_of
 from sweeps.grid import Row, Run, Table, label_of, load_grid
+from sweeps.heads import printed_label
 from sweeps.measure import Finished, finished_by_data, head_of, measure
 from sweeps.render import replace_file
 from sweeps.workers import data_resolver
 
 NUM_IMAGES = 8
-METRICS = ("rfid", "usage/val")  # under each name, of the table's columns
+METRICS = ("rfid", "usage/val", "codes/epoch")  # under each name, of the table's columns
 ROWS = ("*K=100,000", "none, narrow*")
 
 
@@ -86,7 +87,9 @@ def draw(strips: Sequence[tuple[str, str, Tensor]], title: str) -> Figure:
     return figure
 
 
-def strips_of(table: Table, patterns: Sequence[str], finished: Finished) -> list[tuple[str, str, Tensor]]:
+def strips_of(
+    table: Table, patterns: Sequence[str], finished: Finished, scale: str, data: str
+) -> list[tuple[str, str, Tensor]]:
     """The originals, and each row of the table that matches and whose weights are here, of its first seed."""
     strips: list[tuple[str, str, Tensor]] = []
     for row in table.rows:
@@ -101,7 +104,8 @@ def strips_of(table: Table, patterns: Sequence[str], finished: Finished) -> list
         images = first_images(run)
         if not strips:
             strips.append(("original", "", (images + 1) / 2))
-        strips.append((label, numbers_of(table, row, finished), reconstructed(tokenizer, images)))
+        name = printed_label(scale, row, finished, data)
+        strips.append((name, numbers_of(table, row, finished), reconstructed(tokenizer, images)))
     return strips
 
 
@@ -122,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
         output_dir, table = Path(options.output_dir), grid.tables[0]
         by_data = finished_by_data(grid, output_dir)
         data = max(by_data, key=lambda name: len(by_data[name]), default="")
-        strips = strips_of(table, options.row or ROWS, by_data.get(data, {}))
+        strips = strips_of(table, options.row or ROWS, by_data.get(data, {}), grid.scale, data)
         if not strips:
             raise ValueError(f"{options.file}: no trained tokenizer of scale {options.scale} is under {output_dir}")
         name = data_name(inputs_of(grid.runs[0].experiment).data_id)

@@ -41,13 +41,13 @@ def test_rows_with_weights_stand_below_the_originals(
     table = load_grid(SWEEPS / "ablation_codebook.yaml", "reduced", "0,1").tables[0]
     (row,) = (row for row in table.rows if row.heads == {"quantizer": "LC", "K": 100000})
     record = {"metrics": {"rfid": 12.0, "usage/val": 97.0}, "protocols": {"rfid": "rfid/efficientnet-lite2@64px/n1"}}
-    strips = strips_of(table, ["*K=100,000"], {run.digest: record for run in row.runs})
-    assert [name for name, _, _ in strips] == ["original", "LC K=100,000"]
+    strips = strips_of(table, ["*K=100,000"], {run.digest: record for run in row.runs}, "reduced", "x")
+    assert [name for name, _, _ in strips] == ["original", "LC, K 100,000"]
     assert "rFD (Lite2) 12.00 ± 0.00" in strips[1][1] and "97.0" in strips[1][1]
     assert torch.allclose(strips[1][2], (strips[0][2] - 0.25).clamp(0, 1))
     assert "left out: VQ K=100,000: neither" in capsys.readouterr().out
     figure = draw(strips, "a title")
-    assert len(figure.axes) == 2 and {"original", "LC K=100,000", "a title"} <= {
+    assert len(figure.axes) == 2 and {"original", "LC, K 100,000", "a title"} <= {
         text.get_text() for text in figure.texts
     }
 
