@@ -3,7 +3,7 @@
 A run = experiment YAML + scale overlay + the row's `set` + command-line overrides + seed; later layers win.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -66,6 +66,7 @@ class Grid:
     scale: str
     seeds: tuple[int, ...]
     tables: tuple[Table, ...]
+    are_seeds_open: bool = False  # whether other seeds that are finished count, too
 
     @property
     def runs(self) -> list[Run]:
@@ -90,10 +91,30 @@ class Grid:
     def prepared(self, prepare: Callable[[Experiment], Experiment]) -> "Grid":
         """The same grid of other experiments, for example on another data set."""
 
-        def change(row: Row) -> Row:
-            return replace(row, runs=tuple(replace(run, experiment=prepare(run.experiment)) for run in row.runs))
+        return self.changed(lambda run: replace(run, experiment=prepare(run.experiment)))
 
-        tables = (replace(table, rows=tuple(map(change, table.rows))) for table in self.tables)
+    def changed(self, change: Callable[[Run], Run | None]) -> "Grid":
+        """The same grid of other runs, without those that become None."""
+
+        def of(row: Row) -> Row:
+            return replace(row, runs=tuple(run for run in map(change, row.runs) if run is not None))
+
+        tables = (replace(table, rows=tuple(map(of, table.rows))) for table in self.tables)
+        return replace(self, tables=tuple(tables))
+
+    def with_seeds(self, seeds: Iterable[int]) -> "Grid":
+        """Every row with these seeds as well, after its own."""
+        more = [seed for seed in seeds if seed not in self.seeds]
+
+        def of(row: Row) -> Row:
+            others = (
+                Run(run.name, f"{label_of(row.heads)} seed {seed}", replace(run.experiment, seed=seed))
+                for run in row.runs[:1]
+                for seed in more
+            )
+            return replace(row, runs=(*row.runs, *others))
+
+        tables = (replace(table, rows=tuple(map(of, table.rows))) for table in self.tables)
         return replace(self, tables=tuple(tables))
 
 
@@ -130,7 +151,7 @@ def load_grid(path: str | Path, scale: str, seeds: str = "", overrides: Sequence
         Table(spec, tuple(expand(spec, cell) for cell in spec.cells if not cell.scales or scale in cell.scales))
         for spec in sweep.tables
     )
-    return Grid(sweep_name(path), sweep, scale, numbers, tables)
+    return Grid(sweep_name(path), sweep, scale, numbers, tables, are_seeds_open=not seeds)
 
 
 def recipe_values(name: str, changes: dict[str, Any], overlay: ScaleSpec) -> dict[str, Any]:

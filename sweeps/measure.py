@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.runtime import code_version
-from experiments.runtime.records import PUBLISHED, Record, find_records, images_id
+from experiments.runtime.records import PUBLISHED, Record, find_records, images_id, read_record
 from sweeps.grid import Grid, Row
 from sweeps.schema import CODES, USAGE, ColumnSpec
 
@@ -101,6 +101,12 @@ def records_of(row: Row, finished: Finished) -> list[Record]:
         return []
     (usual, _), *_ = Counter(map(version_of, records)).most_common(1)
     return [record for record in records if version_of(record) == usual]
+
+
+def all_seeds(output_dir: Path) -> list[int]:
+    """Those of all records."""
+    paths = [path for folder in (PUBLISHED, output_dir / "records") for path in sorted(folder.glob("*.json"))]
+    return sorted({int(read_record(path)["config"].get("seed", 0)) for path in paths}) or [0]
 
 
 def finished_by_data(grid: Grid, output_dir: Path) -> dict[str, Finished]:

@@ -24,8 +24,9 @@ from experiments.runtime.records import data_name
 from sweeps.arguments import parser_of
 from sweeps.grid import Row, Run, Table, label_of, load_grid
 from sweeps.heads import printed_label
-from sweeps.measure import Finished, finished_by_data, head_of, measure
+from sweeps.measure import Finished, head_of, measure
 from sweeps.render import replace_file
+from sweeps.tables import with_finished_seeds
 from sweeps.workers import data_resolver
 
 NUM_IMAGES = 8
@@ -123,8 +124,9 @@ def main(arguments: list[str] | None = None) -> int:
     with user_errors():
         grid = load_grid(options.file, options.scale, options.seeds, options.overrides)
         grid = grid.prepared(data_resolver(options.data, options.data_dir, options.output_dir))
-        output_dir, table = Path(options.output_dir), grid.tables[0]
-        by_data = finished_by_data(grid, output_dir)
+        output_dir = Path(options.output_dir)
+        grid, by_data = with_finished_seeds(grid, output_dir)
+        table = grid.tables[0]
         data = max(by_data, key=lambda name: len(by_data[name]), default="")
         strips = strips_of(table, options.row or ROWS, by_data.get(data, {}), grid.scale, data)
         if not strips:
@@ -133,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = Path(options.out) if options.out else output_dir / "tables"
         path = out / f"{grid.name}_{table.spec.id}_reconstructions_{grid.scale}_{name}.png"
         title = (
-            f"{name}, scale {grid.scale}: the first {NUM_IMAGES} validation images, first seed; numbers over all seeds"
+            f"{name}, scale {grid.scale}: the first {NUM_IMAGES} validation images, one seed; numbers over all seeds"
         )
         replace_file(path, draw(strips, title))
         print(path)

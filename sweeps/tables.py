@@ -13,7 +13,7 @@ from experiments.runtime.errors import user_errors
 from experiments.runtime.records import data_name
 from sweeps.counted import counted
 from sweeps.grid import Grid, Table, load_grid
-from sweeps.measure import Finished, finished_by_data
+from sweeps.measure import Finished, all_seeds, finished_by_data
 from sweeps.plots import write_plot
 from sweeps.render import plain, write_sheet
 from sweeps.sheet import Sheet, make_sheet
@@ -40,7 +40,7 @@ def tables_of(grid: Grid, output_dir: Path) -> Iterator[Shown]:
         firsts = [row.runs[0] for table in grid.tables for row in table.rows if row.runs]  # seeds count the same
         by_data = {"": {run.digest: counted(run.experiment) for run in firsts}}
     else:
-        by_data = finished_by_data(grid, output_dir)
+        grid, by_data = with_finished_seeds(grid, output_dir)
         is_shared = Counter(map(data_name, by_data))  # only then a name needs its fingerprint
         by_data = {one if is_shared[name := data_name(one)] > 1 else name: by_data[one] for one in by_data}
     for data in sorted(by_data):
@@ -49,6 +49,18 @@ def tables_of(grid: Grid, output_dir: Path) -> Iterator[Shown]:
                 name = grid.name if len(grid.tables) == 1 else f"{grid.name}_{table.spec.id}"
                 name += "" if grid.spec.counted else f"_{grid.scale}_{data}"
                 yield Shown(name, *make_sheet(grid, table, by_data, data), table, by_data[data], data)
+
+
+def with_finished_seeds(grid: Grid, output_dir: Path) -> tuple[Grid, dict[str, Finished]]:
+    """The grid with what was trained of other seeds, where those count, and `finished_by_data`."""
+    if not grid.are_seeds_open:
+        return grid, finished_by_data(grid, output_dir)
+    whole = grid.with_seeds(all_seeds(output_dir))
+    by_data = finished_by_data(whole, output_dir)
+    finished = {digest for records in by_data.values() for digest in records}
+    return whole.changed(
+        lambda run: run if run.experiment.seed in grid.seeds or run.digest in finished else None
+    ), by_data
 
 
 def render_grid(grid: Grid, output_dir: Path, out: Path) -> list[Path]:

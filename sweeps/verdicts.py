@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.values import flatten, read_yaml
-from experiments.runtime.records import PUBLISHED, data_name, read_record
+from experiments.runtime.records import data_name
 from sweeps.claims_page import Claim, Verdict, brief, index, page, pictures, quote, write
 from sweeps.grid import Grid, Row, label_of, load_grid
 from sweeps.heads import heads_of
-from sweeps.measure import Finished, Measured, finished_by_data, head_of, measure, reachable, records_of, version_of
+from sweeps.measure import (
+    Finished,
+    Measured,
+    all_seeds,
+    finished_by_data,
+    head_of,
+    measure,
+    reachable,
+    records_of,
+    version_of,
+)
 from sweeps.predicates import Cells, Node, Rules, Side, check, evaluate, leaves
 from sweeps.schema import SWEEPS, SweepSpec, TableSpec, expect, naming, read_spec, scale_names
 
@@ -223,12 +233,6 @@ def judged_by_itself(records: Sequence[dict[str, Any]], measured: Measured | Non
             if used - unused:
                 return f"the judge, {judge[1]}, also took part in the training"  # type: ignore[index]
     return ""
-
-
-def all_seeds(output_dir: Path) -> list[int]:
-    """Those of all records."""
-    paths = [path for folder in (PUBLISHED, output_dir / "records") for path in sorted(folder.glob("*.json"))]
-    return sorted({int(read_record(path)["config"].get("seed", 0)) for path in paths}) or [0]
 
 
 def judge_claim(claim: ClaimSpec, records: Sequence[Records]) -> Verdict:

@@ -399,6 +399,24 @@ def test_several_sweeps_at_once(sweep_file: Path, capsys: pytest.CaptureFixture)
     assert "80.2" in printed.out and f"{other}: no cell is finished" in printed.err
 
 
+def test_more_seeds_than_the_scale_asks_for_count_where_they_are_finished(
+    sweep_file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As in the verdicts, and no row lacks them; named seeds are these alone."""
+    out = sweep_file.parent / "runs"
+    first, fifth = (load_grid(sweep_file, "quick", seeds).runs[0] for seeds in ("0,", "4,"))
+    for run, usage in ((first, 80.25), (fifth, 90.25)):
+        content = {"format": 1, "config": run.experiment.identity(), "data_id": "cifar10-export"}
+        path = record_path(out / "records", run.experiment, "cifar10-export")
+        write_json(path, content | record(METRICS | {"usage/epoch": usage}))
+    for seeds, shown in (([], "85.2 ± 7.1"), (["--seeds", "0,"], "80.2"), (["--seeds", "4,"], "90.2")):
+        assert table_module.main([str(sweep_file), "--output-dir", str(out), *seeds]) == 0
+        printed = capsys.readouterr().out
+        (row,) = (line for line in printed.splitlines() if line.split()[:2] == ["VQ", "16"])
+        assert shown in row and ("±" in row) == ("±" in shown)
+        assert f"2 of {3 if seeds else 4} runs are missing" in " ".join(printed.split())
+
+
 def test_ticks_that_would_overlap_are_one() -> None:
     assert is_near(1000, 1024) and is_near(16384, 15360)
     assert not is_near(1024, 16384) and not is_near(50_000, 100_000)
