@@ -56,7 +56,11 @@ class Sweep:
 
     def waits(self, run: Run) -> bool:
         """Whether it is trained and is to be evaluated later."""
-        return can_wait(run.experiment) and self.weights(run).is_file()
+        return can_wait(run.experiment) and self.is_trained(run)
+
+    def is_trained(self, run: Run) -> bool:
+        """Whether its weights are kept."""
+        return run.experiment.upstream is None and self.weights(run).is_file()
 
     def weights(self, run: Run) -> Path:
         return weights_path(run.experiment, self.data_ids[run.digest])
@@ -93,7 +97,7 @@ class Sweep:
         for run in self.runs.values():
             if record := self.record(run):
                 self.say(run, f"finished earlier{self.numbers(run, record)}")
-            elif self.waits(run):
+            elif self.is_trained(run):
                 self.say(run, f"trained earlier, to be evaluated: {self.weights(run)}")
             elif missing:
                 self.say(run, f"to be trained: {self.folder(run)}")

@@ -175,6 +175,15 @@ class Experiment:
         """12 hex digits that name everything in the configuration that decides the numbers."""
         return digest(self)
 
+    def training_digest(self) -> str:
+        """12 hex digits that name the training: as `digest`, whatever is measured of the trained model."""
+        return digest(self, without=self.measured_only)
+
+    @property
+    def measured_only(self) -> tuple[str, ...]:
+        """Beginnings of keys that decide what is measured after the training, and nothing before."""
+        return () if self.trainer.validate_every else ("model.metrics.",)
+
     def differences(self, config: dict[str, Any]) -> list[str]:
         """Keys that decide numbers and differ from the nested `config` of a record or checkpoint, with both values."""
         return differences(config, self, self.identity())

@@ -43,10 +43,13 @@ def identity(config: Any) -> dict[str, Any]:
     return {key: value for key, value, at in entries(config) if at is MISSING or value != at}
 
 
-def digest(experiment: Any) -> str:
-    """12 hex digits that name an experiment: of its own keys and of the digest of what it stands on."""
+def digest(experiment: Any, without: tuple[str, ...] = ()) -> str:
+    """12 hex digits that name an experiment: of its own keys, and of the digest of what it stands on.
+
+    `without`: beginnings of keys that are left out.
+    """
     upstream = getattr(experiment, "upstream", None)
-    own = {key: value for key, value in identity(experiment).items() if not key.startswith("upstream.")}
+    own = {key: value for key, value in identity(experiment).items() if not key.startswith(("upstream.", *without))}
     return digest_of(own | ({} if upstream is None else {"upstream": digest(upstream)}))
 
 

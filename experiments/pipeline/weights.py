@@ -1,6 +1,6 @@
 """Weights of a finished training without what a checkpoint holds to go on with it: a few MB, to be measured anywhere.
 
-OUTPUT_DIR/weights/<digest>.<data_id>.pt holds
+OUTPUT_DIR/weights/<training digest>.<data_id>.pt, which experiments share that differ in their metrics alone, holds
 
     state_dict      without the discriminator, and without a frozen table of features, which is made again
     table           sha256 of that table; "" where there is none
@@ -21,7 +21,7 @@ from experiments.pipeline.build import build_model
 from experiments.pipeline.codebooks.build import codebook_for, codebook_path, sha256_of, with_source_data
 from experiments.pipeline.inputs import Inputs
 from experiments.runtime.files import replacing
-from experiments.runtime.records import Record, same_experiment
+from experiments.runtime.records import Record
 from lightning_modules.base import Setting
 from lightning_modules.pretrained import load_checkpoint
 
@@ -30,7 +30,7 @@ KEPT = ("format", "experiment", "data_id", "images", "sizes")
 
 
 def weights_path(experiment: Experiment, data_id: str) -> Path:
-    return Path(experiment.runtime.output_dir) / "weights" / f"{experiment.digest()}.{data_id}.pt"
+    return Path(experiment.runtime.output_dir) / "weights" / f"{experiment.training_digest()}.{data_id}.pt"
 
 
 def can_wait(experiment: Experiment) -> bool:
@@ -54,11 +54,22 @@ def keep_weights(experiment: Experiment, module: Any, checkpoint: Path, record: 
 
 
 def read_weights(path: Path, experiment: Experiment) -> dict[str, Any]:
-    """The file's content. Raises ValueError that names it when it is damaged, or not of this experiment."""
+    """The file's content, with a record of `experiment`.
+
+    Raises ValueError that names the file when it is damaged, or not of this experiment's training.
+    """
     content = load_checkpoint(path)
-    if not isinstance(content.get("record"), dict) or not same_experiment(content["record"], experiment):
+    record = content.get("record")
+    if not isinstance(record, dict) or not same_training(record, experiment):
         raise ValueError(f"{path}: not the weights of this experiment; delete it to train them again")
-    return content
+    own = {"digest": experiment.digest(), "config": experiment.identity()}
+    return content | {"record": record | own}
+
+
+def same_training(record: Record, experiment: Experiment) -> bool:
+    """Whether the record is of all that decides this experiment's trained weights, but for the images."""
+    lines = experiment.differences(record["config"])
+    return all(line.startswith(experiment.measured_only) for line in lines)
 
 
 def restore_weights(path: Path, experiment: Experiment, inputs: Inputs) -> tuple[Any, Record]:

@@ -54,6 +54,25 @@ def test_measured_later_is_measured_at_once(tiny: TinyExperiment, name: str, mon
         assert bool(kept["table"]) == (name == "vqgan_lc")
 
 
+def test_another_metric_costs_no_training(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, ranks = tiny("vqgan", "runtime.keep_weights=true"), tiny("vqgan", "model.metrics.code_ranks=[1,32]")
+    train(first, "vqgan", run_dir(first, "vqgan"))
+    monkeypatch.setattr(L.Trainer, "fit", lambda *_, **__: pytest.fail("nothing is trained again"))
+    record = train(ranks, "vqgan", run_dir(ranks, "vqgan"))
+    before = numbers(first)
+    assert record["config"] == ranks.identity() and record["digest"] == ranks.digest() != before["digest"]
+    assert record["metrics"].keys() - before["metrics"].keys() == {"psnr/rank1", "psnr/rank32"}
+    assert before["metrics"].items() <= record["metrics"].items()
+    assert record["metrics"]["psnr/rank1"] == pytest.approx(record["metrics"]["psnr"], abs=1e-4)
+
+
+@pytest.mark.parametrize("change", ["seed=1", "model.metrics.code_ranks=[1]"])
+def test_another_training_has_other_weights(tiny: TinyExperiment, change: str) -> None:
+    validates = "trainer.validate_every=1"  # what is measured on the way is in the record of the training
+    assert tiny("vqgan", validates).training_digest() != tiny("vqgan", validates, change).training_digest()
+    assert tiny("vqgan").training_digest() != tiny("vqgan", "seed=1").training_digest()
+
+
 def test_another_codebook_is_named(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
     trains, measures = tiny("vqgan_lc", "runtime.evaluate_later=true"), tiny("vqgan_lc")
     train(trains, "lc", run_dir(trains, "lc"))
