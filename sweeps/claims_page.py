@@ -94,8 +94,11 @@ def because(each: Verdict) -> str:
         missing = sum(finding.verdict == NOT_RUN for finding in each.findings)
         return f"{missing} of {len(each.findings)} comparisons not run"
     finding = min(deciding, key=clearness) if each.verdict != REFUTED else max(deciding, key=clearness)
-    others = f" (the weakest of {len(deciding)})" if each.verdict == HOLDS and len(deciding) > 1 else ""
-    return f"{words(finding)}{others}" + (f": {finding.reason}" if each.verdict == UNDECIDED else "")
+    if each.verdict == UNDECIDED:
+        held = sum(other.verdict == HOLDS for other in each.findings)
+        start = f"holds in {held} of {len(each.findings)} comparisons; open: " if held else ""
+        return f"{start}{words(finding)}: {finding.reason}"
+    return words(finding) + f" (the weakest of {len(deciding)})" * (each.verdict == HOLDS and len(deciding) > 1)
 
 
 def clearness(finding: Finding) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import verdicts as verdicts_module
-from sweeps.claims_page import brief, index, page, pictures, quote
+from sweeps.claims_page import Claim, Verdict, because, brief, index, page, pictures, quote
 from sweeps.grid import label_of, load_grid
 from sweeps.measure import Measured
 from sweeps.predicates import (
@@ -315,6 +315,18 @@ def test_the_published_page_is_what_the_published_records_say() -> None:
     """`make claims` writes it anew; no verdict is typed by hand."""
     verdicts = verdicts_of(CLAIMS, known_scales(), Path("nowhere"))
     assert (SWEEPS.parent / "docs" / "claims.md").read_text() == page(verdicts)
+
+
+def test_an_undecided_claim_says_how_far_it_holds() -> None:
+    claim = Claim("X", "here", "a statement", Rules())
+    held, again, still_open = (
+        compare("m", side(*left, label=label), ">", side(*LOW), Rules())
+        for label, left in (("a", HIGH), ("b", BETWEEN), ("c", HIGH[:1]))
+    )
+    said = because(Verdict(claim, UNDECIDED, "cifar", [held, still_open, again]))
+    assert said.startswith("holds in 2 of 3 comparisons; open: m: c (10, n = 1) > x (1 ± 0.1, n = 3): 1 of 3 seeds")
+    assert because(Verdict(claim, UNDECIDED, "cifar", [still_open])).startswith("m: c (10, n = 1) > x")
+    assert because(Verdict(claim, HOLDS, "cifar", [held, again])).endswith("(the weakest of 2)")
 
 
 def test_pages_quote_between_their_marks(tmp_path: Path) -> None:
