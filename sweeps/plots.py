@@ -36,7 +36,7 @@ def write_plot(table: Table, finished: Finished, data: str, scale: str, path: Pa
     seeds = max(
         len(measured.values) for column in columns for row in table.rows if (measured := measure(column, row, finished))
     )
-    spread = f"; bars: standard deviation over {seeds} seeds" if seeds > 1 else ""
+    spread = f"; bars: standard deviation, of up to {seeds} seeds" if seeds > 1 else ""
     figure.suptitle(f"{data}, scale {scale}{spread}{note}", fontsize=9)
     replace_file(path, figure)
     return path
