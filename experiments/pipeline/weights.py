@@ -30,7 +30,10 @@ KEPT = ("format", "experiment", "data_id", "images", "sizes")
 
 
 def weights_path(experiment: Experiment, data_id: str) -> Path:
-    return Path(experiment.runtime.output_dir) / "weights" / f"{experiment.training_digest()}.{data_id}.pt"
+    """Where the weights are kept; those of version 0.2.0, named by the whole experiment, stay where they are."""
+    folder = Path(experiment.runtime.output_dir) / "weights"
+    earlier = folder / f"{experiment.digest()}.{data_id}.pt"
+    return earlier if earlier.is_file() else folder / f"{experiment.training_digest()}.{data_id}.pt"
 
 
 def can_wait(experiment: Experiment) -> bool:

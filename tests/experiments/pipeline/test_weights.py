@@ -66,6 +66,15 @@ def test_another_metric_costs_no_training(tiny: TinyExperiment, monkeypatch: pyt
     assert record["metrics"]["psnr/rank1"] == pytest.approx(record["metrics"]["psnr"], abs=1e-4)
 
 
+def test_weights_of_an_earlier_version_are_found(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    trains, measures = tiny("vqgan", "runtime.evaluate_later=true"), tiny("vqgan")
+    train(trains, "vqgan", run_dir(trains, "vqgan"))
+    now = weights_path(trains, "shapes")
+    now.rename(now.with_name(f"{trains.digest()}.shapes.pt"))
+    monkeypatch.setattr(L.Trainer, "fit", lambda *_, **__: pytest.fail("nothing is trained again"))
+    assert train(measures, "vqgan", run_dir(measures, "vqgan"))["evaluated_on"]["device"] == "cpu"
+
+
 @pytest.mark.parametrize("change", ["seed=1", "model.metrics.code_ranks=[1]"])
 def test_another_training_has_other_weights(tiny: TinyExperiment, change: str) -> None:
     validates = "trainer.validate_every=1"  # what is measured on the way is in the record of the training
