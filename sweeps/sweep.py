@@ -215,7 +215,7 @@ def run(options: argparse.Namespace) -> int:
     for sweep in sweeps:
         sweep.budget, sweep.is_shared = options.budget, options.as_worker
         if options.evaluate_only:
-            sweep.runs = {digest: run for digest, run in sweep.runs.items() if sweep.weights(run).is_file()}
+            sweep.runs = {digest: run for digest, run in sweep.runs.items() if sweep.is_trained(run)}
         if options.dry_run:
             sweep.say_all()
         elif sweep.unfinished():
