@@ -1,12 +1,15 @@
 """How many processes a run has, and what they refuse."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import TinyExperiment
 from vim_cases import tiny_vim
 
 from experiments.config.experiment import RuntimeConfig
-from experiments.runtime.ranks import check_devices, num_devices, placement
+from experiments.runtime.ranks import check_devices, control_group, leave, num_devices, placement
 from lightning_modules.networks import batch_norm
 from lightning_modules.networks.batch_norm import BatchNorm2d
 from lightning_modules.quantizers.placed import chosen_rows
@@ -94,6 +97,22 @@ def test_the_model_below_must_be_shared_out_too(alone: None, tiny: TinyExperimen
         check_devices(tiny_vim(tiny, "runtime.devices=4", "model.generation.num_samples=3"))
     with pytest.raises(ValueError, match="weight_ema"):
         check_devices(tiny_vim(tiny, "runtime.strategy=fsdp", "trainer.weight_ema=0.5"))
+
+
+def gloo_threads() -> list[str]:
+    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux names them")
+def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
+    """One that did aborted, once in a score of runs, a process that had done its work."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/init", rank=0, world_size=1)
+    dist.broadcast_object_list([1], group=control_group())
+    assert gloo_threads()
+    leave()
+    assert not gloo_threads() and not dist.is_initialized()
+    leave()  # as where somebody else ended it before
 
 
 def test_batch_norm_of_one_process_is_torchs() -> None:
