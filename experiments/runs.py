@@ -38,17 +38,9 @@ def read_runs(out: Path) -> "list[RunFolder]":
     return runs
 
 
-def columns_of(runs: "list[RunFolder]", metrics: list[str]) -> dict[tuple[str, str], list[float | None]]:
-    """(metric, protocol) -> the value of each run that was measured so."""
-    columns: dict[tuple[str, str], list[float | None]] = {}
-    for name in metrics:
-        found = [run.metric(name) for run in runs]
-        for protocol in dict.fromkeys(pair[1] for pair in found if pair):
-            columns[name, protocol] = [pair[0] if pair and pair[1] == protocol else None for pair in found]
-    return columns
-
-
 def show(runs: "list[RunFolder]", metrics: list[str], unlike: dict[Path, str]) -> None:
+    from experiments.pipeline.run_folders import columns_of
+
     columns = columns_of(runs, metrics)
     marks = {key: f"{key[0]} [{number}]" for number, key in enumerate(columns, 1)}
     table = Table(box=None, header_style="bold")

@@ -12,6 +12,7 @@ from experiments.config.compose import parse
 from experiments.config.experiment import MODULES, Experiment
 from experiments.pipeline.codebooks.build import codebook_path, with_source_data
 from experiments.pipeline.inputs import Inputs
+from experiments.pipeline.run_folders import RunFolder, columns_of, unlike_most
 from experiments.pipeline.weights import restore_weights
 from experiments.runtime.files import replacing
 from experiments.runtime.records import PUBLISHED, Record, find_records
@@ -108,12 +109,16 @@ def write_lists(packed: dict[Path, Trained], out: Path) -> None:
     """SHA256SUMS, as `sha256sum -c` reads it, and NOTES.md, a row a model."""
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in packed]
     (out / SUMS).write_text("\n".join(sums) + "\n")
-    used = [name for name in SHOWN if any(name in trained.record["metrics"] for trained in packed.values())]
-    rows = [["archive", "MB", "images", *used], ["---"] * (3 + len(used))]
-    for path, trained in packed.items():
-        metrics, protocols = (trained.record[key] for key in ("metrics", "protocols"))
-        cells = [f"{metrics[name]:.4g}<br>`{protocols.get(name, '')}`" if name in metrics else "" for name in used]
-        rows.append([f"`{path.stem}`", f"{path.stat().st_size / 1e6:.1f}", trained.record["data_id"], *cells])
+    runs = [RunFolder(each.file, each.experiment, each.record, "finished") for each in packed.values()]
+    columns = columns_of(runs, SHOWN)
+    marks = [f"{name} [{number}]" for number, (name, _) in enumerate(columns, 1)]
+    rows = [["archive", "MB", "images", *marks, "unlike most of them"], ["---"] * (4 + len(marks))]
+    for path, run, *values, unlike in zip(packed, runs, *columns.values(), unlike_most(runs), strict=True):
+        assert run.record is not None
+        numbers = ["" if value is None else f"{value:.4g}" for value in values]
+        size = f"{path.stat().st_size / 1e6:.1f}"
+        rows.append([f"`{path.stem}`", size, run.record["data_id"], *numbers, f"`{unlike}`" if unlike else ""])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    protocols = "\n".join(f"- [{number}] `{protocol}`" for number, (_, protocol) in enumerate(columns, 1))
     usage = "Unpack an archive and read it with `Tokenizer.from_pretrained(FOLDER)`; its README.md says more."
-    (out / NOTES).write_text(f"Trained tokenizers.\n\n{usage}\n\n{table}\n")
+    (out / NOTES).write_text(f"Trained tokenizers.\n\n{usage}\n\n{table}\n\n{protocols}\n")

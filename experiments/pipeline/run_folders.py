@@ -82,3 +82,13 @@ def unlike_most(runs: Sequence[RunFolder]) -> list[str]:
             if value is not None and repr(value) != usual:
                 text.append(f"{key.removeprefix('model.')}={value}")
     return [" ".join(text) for text in texts]
+
+
+def columns_of(runs: Sequence[RunFolder], metrics: Sequence[str]) -> dict[tuple[str, str], list[float | None]]:
+    """(metric, protocol) -> the value of each run that was measured so."""
+    columns: dict[tuple[str, str], list[float | None]] = {}
+    for name in metrics:
+        found = [run.metric(name) for run in runs]
+        for protocol in dict.fromkeys(pair[1] for pair in found if pair):
+            columns[name, protocol] = [pair[0] if pair and pair[1] == protocol else None for pair in found]
+    return columns

@@ -10,6 +10,7 @@ import torch
 from conftest import TinyExperiment
 
 from experiments import release
+from experiments.pipeline.releasing import Trained, write_lists
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
 from experiments.pipeline.weights import weights_path
@@ -44,7 +45,7 @@ def test_checkpoints_and_kept_weights_become_the_same_archives(
     assert {path.name for path in (tmp_path / "a").iterdir()} == {f"{name}.zip", "SHA256SUMS", "NOTES.md"}
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "a", check=True)
     notes = (tmp_path / "a/NOTES.md").read_text()
-    assert f"{record['metrics']['psnr']:.4g}<br>`{record['protocols']['psnr']}`" in notes
+    assert f"| {record['metrics']['psnr']:.4g} |" in notes and f"] `{record['protocols']['psnr']}`" in notes
 
     for path in run.glob("checkpoints/*"):
         path.unlink()
@@ -58,6 +59,19 @@ def test_checkpoints_and_kept_weights_become_the_same_archives(
     card = (tmp_path / "unpacked" / name / "README.md").read_text()
     assert f"| psnr | {record['metrics']['psnr']:.4g} |" in card and "shapes" in card
     assert (tmp_path / f"b/{name}.zip").read_bytes() == (tmp_path / f"a/{name}.zip").read_bytes()
+
+
+def test_the_notes_tell_models_of_one_name_apart(tiny: TinyExperiment, tmp_path: Path) -> None:
+    one, other = (tiny("vqgan_ema", f"model.quantizer={{init: {init}}}") for init in ("random", "latents"))
+    records = [{"data_id": "shapes", "metrics": {"psnr": 20.0}, "protocols": {"psnr": f"n{n}"}} for n in (9, 10)]
+    packed = {}
+    for name, experiment, record in zip("abc", (one, other, one), (*records, records[0]), strict=True):
+        (path := tmp_path / f"{name}.zip").touch()
+        packed[path] = Trained(path, experiment, {}, record)
+    write_lists(packed, tmp_path)
+    rows = {line.split("`")[1]: line for line in (tmp_path / "NOTES.md").read_text().splitlines() if line[:3] == "| `"}
+    assert "`quantizer.init=latents`" in rows["b"] and "quantizer" not in rows["a"] + rows["c"]
+    assert "| 20 |  |" in rows["a"] and "|  | 20 |" in rows["b"], "numbers of two protocols share no column"
 
 
 def test_what_cannot_be_packed_is_said(
