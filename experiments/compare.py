@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--out", default="comparison.html", help="the page to write (default: comparison.html)")
     parser.add_argument("--images", nargs="+", default=[], metavar="PATH", help="image files and folders to show")
     parser.add_argument("--data-dir", help="folder of the images (default: that of each run's training)")
+    arguments.add_dry_run(parser)
     given = parser.parse_args()
     from datamodules.files import image_files
     from experiments.pipeline.comparison import letters, page_title, sections
@@ -32,6 +33,9 @@ def main() -> None:
         if given.data_dir:
             for run in runs:
                 run.experiment.runtime.data_dir = given.data_dir
+        if given.dry_run:
+            print(f"would be written: {out}, of {', '.join(run.name for run in runs)}")
+            return
         write_page(out, page_title(runs), sections(runs, letters(runs), files))
         print(out)
 

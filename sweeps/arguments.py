@@ -19,6 +19,7 @@ def parser_of(command: str, file: str, has_seeds: bool = True, **texts: str) -> 
     parser.add_argument("--data", default="auto", help="auto | cifar10 | shapes | image_folder (default: auto)")
     parser.add_argument("--data-dir", default="data", help="folder of the data sets (default: data)")
     parser.add_argument("--output-dir", default="runs", help="records, checkpoints, tables (default: runs)")
+    add_dry_run(parser)
     if has_seeds:
         parser.add_argument("--seeds", default="", help="0,1,2 or a count (default: as the scale says)")
     return parser
@@ -31,7 +32,6 @@ def parse_training(parser: argparse.ArgumentParser, arguments: list[str] | None)
         default=os.environ.get("STORAGE") or "journal",  # the environment's password is in no list of processes
         help="journal (a file in --output-dir) or a database URL (default: $STORAGE, or journal)",
     )
-    add_dry_run(parser)
     add_print_config(parser)
     parser.add_argument("--workers", type=int, default=1, help="processes that share the cells (default: 1)")
     parser.add_argument(

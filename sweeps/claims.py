@@ -9,7 +9,7 @@ verdicts, the first pictures and the list of tables between marks, which are fil
 import sys
 from pathlib import Path
 
-from experiments.runtime.arguments import Parser
+from experiments.runtime.arguments import Parser, add_dry_run
 from experiments.runtime.errors import user_errors
 
 
@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--root", type=Path, help="where docs/claims.md and the quoting pages are (default: beside this suite)"
     )
+    add_dry_run(parser)
     options = parser.parse_args(arguments)
     from sweeps.verdicts import run
 

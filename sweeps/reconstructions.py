@@ -137,6 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
         title = (
             f"{name}, scale {grid.scale}: the first {NUM_IMAGES} validation images, one seed; numbers over all seeds"
         )
+        if options.dry_run:
+            print(f"would be written: {path}, of {', '.join(name for name, *_ in strips)}")
+            return 0
         replace_file(path, draw(strips, title))
         print(path)
     return 0

@@ -46,8 +46,11 @@ def run(options: argparse.Namespace) -> int:
         tables = [shown for _, grids in grids_of(options) for grid in grids for shown in tables_of(grid, output_dir)]
         if not tables:
             raise ValueError(f"no cell of these sweeps is finished at scale {options.scale}; `make tables` says more")
-        sections = [claims_section(output_dir), *(table_section(shown, options.scale) for shown in tables)]
         out = Path(options.out) if options.out else output_dir / "report.html"
+        if options.dry_run:
+            print(f"would be written: {out}, the claims and {len(tables)} tables")
+            return 0
+        sections = [claims_section(output_dir), *(table_section(shown, options.scale) for shown in tables)]
         write_page(out, f"Tables and claims, scale {options.scale}", sections)
         print(out)
     return 0

@@ -89,6 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"{options.file}: no trained prior {where}; run {way}")
         data = data_name(inputs_of(trained[0].experiment).data_id)
         path = Path(options.output_dir) / "tables" / f"{grid.name}_samples_{grid.scale}_{data}.png"
+        if options.dry_run:
+            print(f"would be written: {path}, of {', '.join(run.label for run in trained)}")
+            return 0
         replace_file(path, draw(trained, f"{data}, scale {grid.scale}: images 0 to {NUM_IMAGES - 1} of seed 0"))
         print(path)
         if left_out:

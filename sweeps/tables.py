@@ -80,6 +80,16 @@ def render_grid(grid: Grid, output_dir: Path, out: Path) -> list[Path]:
     return paths
 
 
+def say_grid(grid: Grid, output_dir: Path, out: Path) -> list[Path]:
+    """Says what `render_grid` would write, and from how many cells; those paths."""
+    paths = []
+    for shown in tables_of(grid, output_dir):
+        runs = {run.digest for row in shown.table.rows for run in row.runs}
+        print(f"would be written: {out / shown.name}.*, from {len(runs & shown.finished.keys())} of {len(runs)} cells")
+        paths.append(out / shown.name)
+    return paths
+
+
 def grids_of(options: argparse.Namespace) -> Iterator[tuple[str, list[Grid]]]:
     """Each file of the command and its grids: with "auto" also on the shapes, which may have stood in for its data."""
     items = [options.file, *options.overrides]
@@ -97,9 +107,10 @@ def run(options: argparse.Namespace) -> int:
     output_dir = Path(options.output_dir)
     out = Path(options.out) if options.out else output_dir / "tables"
     status = 1  # until anything is written
+    render = say_grid if options.dry_run else render_grid
     with user_errors():
         for file, grids in grids_of(options):
-            written = [path for grid in grids for path in render_grid(grid, output_dir, out)]
+            written = [path for grid in grids for path in render(grid, output_dir, out)]
             if written:
                 status = 0
             else:

@@ -267,9 +267,12 @@ def run(options: argparse.Namespace) -> None:
     """What the command does. Raises ValueError."""
     scales = [options.scale] if options.scale else known_scales()
     verdicts = verdicts_of(options.file or SWEEPS / "claims.yaml", scales, options.output_dir)
+    print(brief(verdicts, "docs/claims.md"), end="")
     root: Path = options.root or ROOT
+    if options.dry_run:
+        print(f"would be written: docs/claims.md, README.md and docs/results.md of {root}")
+        return
     write(root / "docs" / "claims.md", page(verdicts))
     first = {"verdicts": brief(verdicts, "docs/claims.md"), "pictures": pictures(root, SCALES)}
     quote(root / "README.md", first)
     quote(root / "docs" / "results.md", {"verdicts": brief(verdicts, "claims.md"), "tables": index(root)})
-    print(brief(verdicts, "docs/claims.md"), end="")

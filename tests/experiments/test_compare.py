@@ -83,8 +83,10 @@ def test_a_lock_is_seen_and_kept(tmp_path: Path) -> None:
 
 
 def page(folders: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["compare", *map(str, folders), "--out", str(out), *words])
-    experiments.compare.main()
+    for end in (["--dry-run"], []):
+        assert not out.is_file()
+        monkeypatch.setattr(sys, "argv", ["compare", *map(str, folders), "--out", str(out), *words, *end])
+        experiments.compare.main()
     return out.read_text()
 
 

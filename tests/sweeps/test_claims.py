@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sweeps import claims
 from sweeps import verdicts as verdicts_module
 from sweeps.claims_page import Claim, Verdict, because, brief, index, page, pictures, quote
 from sweeps.grid import label_of, load_grid
@@ -315,6 +316,13 @@ def test_the_published_page_is_what_the_published_records_say() -> None:
     """`make claims` writes it anew; no verdict is typed by hand."""
     verdicts = verdicts_of(CLAIMS, known_scales(), Path("nowhere"))
     assert (SWEEPS.parent / "docs" / "claims.md").read_text() == page(verdicts)
+
+
+def test_a_dry_run_prints_verdicts_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--root", str(tmp_path), "--output-dir", str(tmp_path / "runs"), "--scale", "cifar"]
+    assert claims.main([*words, "--dry-run"]) == 0 and not list(tmp_path.iterdir())
+    printed = capsys.readouterr().out
+    assert "[X4](docs/claims.md#x4)" in printed and printed.endswith(f"docs/results.md of {tmp_path}\n")
 
 
 def test_an_undecided_claim_says_how_far_it_holds() -> None:

@@ -52,6 +52,23 @@ def test_rows_with_weights_stand_below_the_originals(
     }
 
 
+def test_the_picture_and_a_dry_run(tokenizers: Callable[[str], None], tmp_path: Path, capsys) -> None:
+    tokenizers("LC K=100,000")
+    path = tmp_path / "tables" / "ablation_codebook_codebook_reconstructions_quick_shapes.png"
+    command = [
+        str(SWEEPS / "ablation_codebook.yaml"),
+        "--data",
+        "shapes",
+        "--output-dir",
+        str(tmp_path),
+        "--seeds",
+        "1,",
+    ]
+    assert reconstructions.main([*command, "--dry-run"]) == 0 and not path.exists()
+    assert f"would be written: {path}, of original, LC, K 100,000\n" in capsys.readouterr().out
+    assert reconstructions.main(command) == 0 and path.read_bytes().startswith(b"\x89PNG")
+
+
 def test_no_weights_is_one_clear_error(tokenizers: Callable[[str], None], tmp_path: Path, capsys) -> None:
     tokenizers("nothing")
     path = str(SWEEPS / "ablation_codebook.yaml")

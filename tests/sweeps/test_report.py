@@ -14,7 +14,10 @@ def test_published_tables_and_claims_on_one_page(
 ) -> None:
     monkeypatch.setattr(sweeps.report_page, "known_scales", lambda: ["cifar"])
     words = ["sweeps/vqgan_lc/table1.yaml", "sweeps/vit_vqgan/table2.yaml", "--scale", "cifar"]
-    assert main([*words, "--output-dir", str(tmp_path)]) == 0
+    words += ["--output-dir", str(tmp_path)]
+    assert main([*words, "--dry-run"]) == 0 and not (tmp_path / "report.html").exists()
+    assert capsys.readouterr().out == f"would be written: {tmp_path}/report.html, the claims and 2 tables\n"
+    assert main(words) == 0
     assert capsys.readouterr().out == f"{tmp_path}/report.html\n"
     text = (tmp_path / "report.html").read_text()
     heads = re.findall("<h2>(.*?)</h2>", text)

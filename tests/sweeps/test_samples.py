@@ -64,7 +64,8 @@ def test_rows_without_weights_are_named_with_the_way_to_have_them(
     assert way in printed.err and printed.out.count("left out: ") == 4
 
     train(trained, "vim", run_dir(trained, "vim"))
-    capsys.readouterr()
+    assert samples.main([*command, "--dry-run"]) == 0 and not (tmp_path / "runs" / "tables").exists()
+    assert "x_samples_quick_shapes.png, of row 0\n" in capsys.readouterr().out
     assert samples.main(command) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[:3] == [

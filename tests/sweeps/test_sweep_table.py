@@ -430,6 +430,9 @@ def test_files_are_written_for_each_data_set_apart(sweep_file: Path, capsys: pyt
             content = {"format": 1, "config": run.experiment.identity(), "data_id": data_id}
             content |= record(METRICS | {"usage/epoch": usage})
             write_json(record_path(out / "records", run.experiment, data_id), content)
+    assert table_module.main([str(sweep_file), "--output-dir", str(out), "--dry-run"]) == 0
+    said = f"would be written: {out}/tables/sweep_quick_cifar10-export.*, from 2 of 3 cells\n"
+    assert said in capsys.readouterr().out and not (out / "tables").exists()
     assert table_module.main([str(sweep_file), "--output-dir", str(out)]) == 0
     names = {path.name for path in (out / "tables").iterdir()}
     assert names == {
