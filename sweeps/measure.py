@@ -67,13 +67,16 @@ def measure(column: ColumnSpec, row: Row, finished: Finished) -> Measured | None
 def find_number(record: Record, metric: str) -> tuple[float, str] | None:
     """The metric and its protocol.
 
-    Speed and size are facts of the run, not among its metrics; codes/... is usage/... as a number of codes.
+    Speed and size are facts of the run, not among its metrics; of runs that shared a machine there is no speed.
+    codes/... is usage/... as a number of codes.
     """
     if metric.startswith(CODES):
         usage = find_number(record, USAGE + metric.removeprefix(CODES))
         return usage and (usage[0] / 100 * record["config"]["model"]["codebook_size"], usage[1])
     if metric in record["metrics"]:
         return record["metrics"][metric], record["protocols"].get(metric, "not stated")
+    if metric == "images_per_second" and record.get("num_concurrent", 1) > 1:
+        return None
     facts = {"images_per_second": f"training/{record.get('device')}", "parameters": PARAMETERS}
     return (record[metric], facts[metric]) if metric in facts and metric in record else None
 

@@ -17,6 +17,7 @@ import torch
 
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import data_module, resolve_data
+from experiments.runtime import progress
 from experiments.runtime.signals import Stopped, follow_parent, stopping_at, wait_for
 from sweeps.grid import Grid, load_grid
 from sweeps.storage import database_url
@@ -136,5 +137,6 @@ def begin(options: argparse.Namespace) -> None:
     options.budget = Budget(options.minutes, options.until)
     if options.as_worker:
         follow_parent()
+        progress.num_concurrent = options.workers
         if torch.cuda.is_available():  # so that a run that grows too large fails alone
             torch.cuda.set_per_process_memory_fraction(DEVICE_SHARE / options.workers)

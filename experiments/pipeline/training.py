@@ -172,6 +172,7 @@ def train_alone(
         "images_per_second": throughput.images_per_second,
         "device": str(trainer.strategy.root_device),
         "num_devices": trainer.world_size,
+        "num_concurrent": progress.num_concurrent,
         "environment": made_on,
     } | spent(throughput)
     is_later = can_wait(experiment) and waits_for_record

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 SECONDS = 10.0  # between two lines
 prefix = ""  # before each line, such as "[3/20] ", where this process is one of several
+num_concurrent = 1  # runs at a time on this machine, as its command was told
 
 
 class Pace:

@@ -363,15 +363,14 @@ def test_seeds_of_two_devices_share_a_mean_where_they_compute_alike(
     assert sheet.body[0][3] == usage
 
 
-def test_speed_is_of_one_device(sweep_file: Path) -> None:
+def test_speed_is_of_one_device_that_no_other_run_shared(sweep_file: Path) -> None:
     sweep_file.write_text(SWEEP.replace("{metric: psnr, head: PSNR}", "{metric: images_per_second, head: images/s}"))
-    grid = load_grid(sweep_file, "quick", "0,1,2")
+    grid = load_grid(sweep_file, "quick", "0,1,2,3")
     config = {"config": {"trainer": {"precision": "bf16-mixed"}}}
+    seeds = [(900.0, "cuda:0", 1), (12.0, "cpu", 1), (14.0, "cpu", 1), (5.0, "cpu", 2)]
     found = {
-        run.digest: record(METRICS) | {"images_per_second": speed, "device": device} | config
-        for run, speed, device in zip(
-            grid.tables[0].rows[1].runs, [900.0, 12.0, 14.0], ["cuda:0", "cpu", "cpu"], strict=True
-        )
+        run.digest: record(METRICS) | {"images_per_second": speed, "device": device, "num_concurrent": num} | config
+        for run, (speed, device, num) in zip(grid.tables[0].rows[1].runs, seeds, strict=True)
     }
     sheet, _ = sheet_of(grid, found)
     assert sheet.body[0][-1].startswith("13.00 ± 1.41")
