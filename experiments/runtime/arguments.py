@@ -15,11 +15,11 @@ PATH = re.compile(r"((?:--[\w-]+=)?)(~(?:/.*)?)", re.DOTALL)
 class Parser(argparse.ArgumentParser):
     """Where an argument, or the value after an option's "=", begins with ~, the home folder is meant.
 
-    Every command has --import.
+    Every command has --import. An option is written out: of a command without --out, that is not its --output-dir.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(allow_abbrev=False, **options)
         help = "with your own quantizer, backbone, data set, ...: docs/plugins.md"
         self.add_argument("--import", action="append", type=plugins.load, dest="imports", metavar="MODULE", help=help)
 

@@ -11,6 +11,7 @@ import pytest
 from experiments import cli
 from experiments.config.compose import RECIPES, find_recipe, load_experiment
 from experiments.runtime import arguments
+from sweeps import samples
 from sweeps.schema import SWEEPS, find_sweep
 
 PROJECT = Path(__file__).parents[2]
@@ -77,6 +78,13 @@ def test_a_mistyped_command_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit):
         run(monkeypatch, "reconstuct", "x")
     assert capsys.readouterr().err == "error: no command 'reconstuct'; did you mean 'reconstruct'?\n"
+
+
+def test_an_option_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse would take --out of a command that has none for its --output-dir."""
+    with pytest.raises(SystemExit):
+        samples.main(["sweeps/vit_vqgan/table6.yaml", "--out", "pictures"])
+    assert "unrecognized arguments: --out" in capsys.readouterr().err
 
 
 def test_recipes_and_sweeps_are_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
