@@ -1,16 +1,18 @@
-"""Forward and backward passes as CUDA graphs: replayed by one launch, where Python would launch a thousand kernels.
+"""Forward and backward as CUDA graphs: replayed by one launch, where Python would launch a thousand kernels.
 
 A pass is a function of tensors and flags that computes losses and leaves gradients in `.grad`, changes no Python state
 and never waits for the device. It is run as it is for some steps, in which libraries choose their kernels, then
 captured, and from then on replayed. Flags decide its course, such as whether the game is on: each combination of them
-is a graph of its own. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+is a graph of its own. Where one network is all that is called, `replay_training_calls` captures it alone.
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PLAIN_CALLS = 3  # of each combination of flags before it is captured
 
@@ -64,13 +66,40 @@ class GraphedPass:
         """Records one call. Its kernels do not run meanwhile, so that it changes neither weights nor statistics."""
         static = [tensor.detach().clone() for tensor in inputs]
         graph = torch.cuda.CUDAGraph()
-        # A weight that autocast has cast before would be read as it was then, at every replay.
-        keeps_casts = torch.is_autocast_cache_enabled()
-        torch.clear_autocast_cache()
-        torch.set_autocast_cache_enabled(False)
-        try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's threads may use the device
-                outputs = self.run(*static, *flags)
-        finally:
-            torch.set_autocast_cache_enabled(keeps_casts)
+        # a loader's threads may use the device
+        with casting_anew(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = self.run(*static, *flags)
         return Captured(graph, static, outputs, [parameter.grad for parameter in self.parameters])
+
+
+@contextmanager
+def casting_anew() -> Iterator[None]:
+    """For a capture: a weight that autocast has cast before would be read as it was then, at every replay."""
+    keeps_casts = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(keeps_casts)
+
+
+def replay_training_calls(network: nn.Module) -> None:
+    """Forward and backward of `network` become replays in training, where all calls have tensors of the same shapes.
+
+    They are captured at the first call, by torch. A trailing None is an argument left out. Evaluation runs as before.
+    """
+    plain = network.forward
+
+    def capture_first(*inputs: Tensor | None) -> Any:
+        if not (network.training and torch.is_grad_enabled()):
+            return plain(*inputs)
+        network.forward = plain
+        samples = tuple(tensor.clone() for tensor in inputs if tensor is not None)  # a replay reads them
+        with casting_anew():
+            torch.cuda.make_graphed_callables(network, samples, allow_unused_input=True)
+        replayed = network.forward
+        network.forward = lambda *inputs: replayed(*(tensor for tensor in inputs if tensor is not None))
+        return network(*inputs)
+
+    network.forward = capture_first

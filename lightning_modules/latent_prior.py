@@ -76,7 +76,6 @@ class LatentPrior(Prior):
     Its loss at a time t is a mean over the numbers of a latent; times and noise are drawn for the global batch.
     """
 
-    network: Any
     scale: Tensor  # scalar, what latents are divided by
     objective: str  # of protocol ids
     layout: ClassVar[Layout] = {

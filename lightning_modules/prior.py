@@ -19,6 +19,7 @@ from lightning_modules.base import Layout, ModuleConfig, Setting
 from lightning_modules.checks import require
 from lightning_modules.distributed import draw_rows
 from lightning_modules.generator import Generator
+from lightning_modules.graphs import replay_training_calls
 from lightning_modules.metrics.generation import Classifier, GenerationConfig, GenerationMetrics
 from lightning_modules.tokenizer_config import TokenizerConfig
 
@@ -91,6 +92,7 @@ class Prior(Generator):
     """
 
     classifier: Classifier | None = None
+    network: Any  # that is trained
 
     def __init__(self, config: PriorConfig, setting: Setting) -> None:
         super().__init__()
@@ -116,6 +118,9 @@ class Prior(Generator):
     def labels_of(self, batch: dict[str, Tensor]) -> Tensor | None:
         """The labels (B,) that it is told; None of an unconditional model."""
         return batch["label"] if self.config.class_conditional else None
+
+    def capture_steps(self) -> None:
+        replay_training_calls(self.network)
 
     # ---- generated images, measured
 

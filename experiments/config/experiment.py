@@ -31,8 +31,8 @@ class TrainerConfig:
     weights, losses and code search are float32. On GPUs convolutions of 32-true may be TF32, torch's default; matrix
     products and the search are not. `weight_ema`: decay of averaged weights used for validation, 0 = off.
     `memory_format` and `compile` change rounding alone: networks compiles encoder, decoder, discriminator (not with R1
-    or on several devices) and perceptual loss of a tokenizer, for a minute or so; graphs replays a tokenizer's steps as
-    CUDA graphs on one GPU, and is none elsewhere.
+    or on several devices) and perceptual loss of a tokenizer, for a minute or so; graphs replays the steps of a
+    tokenizer and the network of a prior as CUDA graphs on one GPU, and is none elsewhere.
     """
 
     max_steps: int = 1000

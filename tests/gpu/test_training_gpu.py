@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 import torch
 from conftest import TinyExperiment
 from gpu_runs import DEVICE, Losses, fit, known, on_gpu
+from latent_cases import tiny_latents
 from lightning.pytorch.callbacks import Callback
+from vim_cases import tiny_vim
 
 from experiments.pipeline.build import build_data
 from experiments.pipeline.training import train
@@ -98,6 +101,24 @@ def test_graphs_replay_the_steps(tiny: TinyExperiment, tmp_path: Path, model: st
     assert graphed.of("loss/generator") == pytest.approx(plain.of("loss/generator"), rel=2e-2, abs=1e-3)
     late = [[float(step["loss/discriminator"]) for step in run.steps[4:]] for run in runs]
     assert late[1] == pytest.approx(late[0], rel=2e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("model", ["vim", "unconditional vim", "sit", "dit", "ldm"])
+def test_the_network_of_a_prior_is_replayed(tiny: TinyExperiment, tmp_path: Path, model: str) -> None:
+    """With the losses of a run without graphs, in training and in the validation at its end."""
+    is_vim = model.endswith("vim")
+    records, plain, graphed = [], Losses(), Losses()
+    for mode, losses in (("none", plain), ("graphs", graphed)):
+        options = ["model.generation.num_samples=0", "trainer.max_steps=12", f"trainer.compile={mode}"]
+        options += [f"runtime.output_dir={tmp_path / mode}"]  # a finished run is not trained again
+        options += ["model.class_conditional=false"] if model.startswith("unconditional") else []
+        make = partial(tiny_vim, tiny) if is_vim else partial(tiny_latents, tiny, model)
+        experiment = make(*options, upstream=on_gpu())
+        records.append(train(experiment, model, tmp_path / mode / "run", callbacks=[losses, FullFloat32()]))
+    assert len(plain.steps) == 12
+    assert graphed.of("loss/generator") == pytest.approx(plain.of("loss/generator"), rel=2e-2, abs=1e-3)
+    name = "bits_per_token/val" if is_vim else "loss/val"
+    assert records[1]["metrics"][name] == pytest.approx(records[0]["metrics"][name], rel=2e-2)
 
 
 @contextmanager

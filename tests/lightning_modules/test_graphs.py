@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.graphs import PLAIN_CALLS, GraphedPass
+from lightning_modules.graphs import PLAIN_CALLS, GraphedPass, replay_training_calls
 
 
 class Recorded:
@@ -87,3 +87,48 @@ def test_nothing_is_captured_while_the_state_changes(graphs: list[Recorded]) -> 
         work.optimizer.zero_grad()
         graphed(torch.zeros(2, 3), False)
     assert len(graphs) == 1
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.unused = nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return self.layer(x) * (1 if scale is None else scale)
+
+
+@pytest.mark.parametrize("scale", [None, torch.tensor(3.0)])
+def test_the_first_training_call_of_a_network_is_captured(
+    monkeypatch: pytest.MonkeyPatch, scale: Tensor | None
+) -> None:
+    captured: list[tuple[Tensor, ...]] = []
+    replays: list[tuple[Tensor, ...]] = []
+
+    def capture(network: nn.Module, samples: tuple[Tensor, ...], allow_unused_input: bool) -> None:
+        """Stands in for torch's, which takes tensors alone, and runs evaluation as it was."""
+        assert allow_unused_input and not torch.is_autocast_cache_enabled()
+        captured.append(samples)
+        plain = network.forward
+
+        def forward(*inputs: Tensor) -> Tensor:
+            if network.training:
+                replays.append(inputs)
+            return plain(*inputs)
+
+        network.forward = forward
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    network, x, y = Scaled(), torch.randn(2, 3), torch.randn(2, 3)
+    expected = [network(x, scale), network(y, scale)]
+    replay_training_calls(network)
+    with torch.no_grad():
+        network(x, scale)
+    network.eval()(x, scale)
+    assert not captured
+    found = [network.train()(x, scale), network(y, scale)]
+    assert all(map(torch.equal, found, expected))
+    tensors = 1 if scale is None else 2
+    assert [len(samples) for samples in captured] == [tensors] and [len(inputs) for inputs in replays] == [tensors] * 2
+    assert torch.equal(captured[0][0], x) and captured[0][0] is not x, "a replay overwrites what it was captured with"
+    assert torch.equal(network.eval()(y, scale), expected[1]) and len(replays) == 2
