@@ -159,7 +159,8 @@ def line(finding: Finding) -> str:
     compared = words(finding).partition(": ")[2] if finding.right else finding.left.label
     if math.isnan(finding.difference) or finding.right is None or finding.right.measured is None:
         return row(metric(finding), compared, "", "", paper(finding), verdict_of(finding))
-    difference = f"{finding.difference:+.3g} ± {finding.bound:.3g}"
+    has_spread = all(one.is_exact or (one.measured and one.measured.std is not None) for one in sides([finding]))
+    difference = f"{finding.difference:+.3g}" + f" ± {finding.bound:.3g}" * has_spread
     limit = finding.share * abs(finding.right.measured.mean)
     needed = {">": f"above {limit:.3g}", "<": f"below {0 - limit:.3g}", "≈": f"within ± {abs(limit):.3g}"}[finding.sign]
     return row(metric(finding), compared, difference, needed, paper(finding), verdict_of(finding))
@@ -185,7 +186,7 @@ def sides(findings: Iterable[Finding]) -> Iterator[Side]:
 
 
 def protocols_of(one: Side) -> frozenset[str]:
-    return one.measured.protocols if one.measured else frozenset()
+    return one.measured.all_protocols if one.measured else frozenset()
 
 
 def records_of(one: Side) -> str:

@@ -27,6 +27,11 @@ class Measured:
     values: tuple[float, ...]
     protocols: frozenset[str] = frozenset()
     version: tuple[str, ...] = ()  # of what made the records, see `version_of`
+    chosen: frozenset[str] = frozenset()  # protocols that differ on purpose, of numbers that a row's `use` names
+
+    @property
+    def all_protocols(self) -> frozenset[str]:
+        return self.protocols | self.chosen
 
     @property
     def mean(self) -> float:
@@ -60,8 +65,9 @@ def measure(column: ColumnSpec, row: Row, finished: Finished) -> Measured | None
     if column.metric == "images_per_second":  # of one kind of device
         (usual, _), *_ = Counter(protocol for _, protocol in numbers).most_common(1)
         numbers = [pair for pair in numbers if pair[1] == usual]
-    protocols = frozenset(protocol for _, protocol in numbers if not other)
-    return Measured(tuple(number * column.scale for number, _ in numbers), protocols, version_of(records[0]))
+    values = tuple(number * column.scale for number, _ in numbers)
+    protocols, none = frozenset(protocol for _, protocol in numbers), frozenset[str]()
+    return Measured(values, none if other else protocols, version_of(records[0]), protocols if other else none)
 
 
 def find_number(record: Record, metric: str) -> tuple[float, str] | None:

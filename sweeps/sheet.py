@@ -125,14 +125,15 @@ def usual_number(columns: Iterable[Column]) -> int:
 
 
 def best_of(column: Column, rows: Sequence[Row]) -> list[int]:
-    """The rows with the best number of ours; controls without a quantizer do not compete, nor does one number alone."""
+    """The rows with the best number of ours, where numbers differ; controls without a quantizer do not compete."""
     sign = is_better(column.spec.metric)
     numbers = {
         number: sign * cell.mean
         for number, (row, cell) in enumerate(zip(rows, column.cells, strict=True))
         if cell and not is_control(row) and not cell.protocols - {column.protocol}
     }
-    return [number for number, mean in numbers.items() if sign and len(numbers) > 1 and mean == max(numbers.values())]
+    means = set(numbers.values())
+    return [number for number, mean in numbers.items() if sign and len(means) > 1 and mean == max(means)]
 
 
 def is_control(row: Row) -> bool:

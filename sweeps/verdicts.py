@@ -165,7 +165,7 @@ class Records:
         paper = [row.cell.papers(name) for name in operands(metric)]
         digests = [run.digest for run in row.runs if finished.get(run.digest) in records_of(row, finished)]
         measured = difference_of(parts)
-        protocols = measured.protocols if measured else frozenset()
+        protocols = measured.all_protocols if measured else frozenset()
         return Side(
             label=label_at(self.scale, row, wanted, finished),
             measured=measured,
@@ -215,12 +215,12 @@ def difference_of(parts: Sequence[Measured | None]) -> Measured | None:
     if second is None or len(first.values) != len(second.values):
         return None
     values = tuple(a - b for a, b in zip(first.values, second.values, strict=True))
-    return Measured(values, first.protocols | second.protocols, first.version)
+    return Measured(values, first.protocols | second.protocols, first.version, first.chosen | second.chosen)
 
 
 def judged_by_itself(records: Sequence[dict[str, Any]], measured: Measured | None) -> str:
     """Words where the network that judges also trained the model, gave it its codes, or selected the images."""
-    for protocol in measured.protocols if measured else ():
+    for protocol in measured.all_protocols if measured else ():
         judge = re.match(r"(?:rfid|fid|ris|is)/([^@/]+)", protocol)
         if judge and f"-by-{judge[1]}@" in protocol:
             return f"the judge, {judge[1]}, also selected the images"

@@ -1,6 +1,7 @@
 """Verdicts follow from numbers: each kind of predicate, on made-up ones; and the claims name cells that exist."""
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -225,7 +226,16 @@ def test_no_network_both_takes_part_and_judges() -> None:
     assert not words({"model": {"metrics": {"extractor": "efficientnet-lite0"}}}, lite0)
     selected = "fid/efficientnet-lite2@64px/n1/accept-0.5-by-efficientnet-lite2@64px-head"
     assert "selected" in words({}, selected)
+    assert "selected" in judged_by_itself([{"config": {}}], Measured((1.0,), chosen=frozenset({selected})))
     assert not words(trained, "psnr/rgb")
+
+
+def test_a_margin_needs_two_seeds_a_side() -> None:
+    def text(*values: float) -> str:
+        found = compare("m", side(*values, label="a"), ">", side(*LOW, label="b"), Rules())
+        return page([Verdict(Claim("T", "here", "a > b", Rules()), found.verdict, "quick", [found])])
+
+    assert f"| {30 - statistics.fmean(LOW):+.3g} |" in text(30.0) and "±" in text(30.0, 31.0).partition("b (")[2]
 
 
 def test_a_difference_of_metrics_is_taken_seed_by_seed() -> None:
