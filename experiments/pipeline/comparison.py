@@ -24,7 +24,7 @@ from lightning_modules.tokenizer_parts import CODE_USES
 
 NUM_IMAGES = 8
 SIZES = {"scalars": 500, "histograms": 1, "images": 1, "tensors": 1, "compressedHistograms": 1}  # of what is read
-FACTS = ("data_id", "device", "num_devices", "images_per_second", "wall_seconds", "parameters")
+FACTS = ("data_id", "device", "num_devices", "num_concurrent", "images_per_second", "wall_seconds", "parameters")
 
 
 def sections(runs: Sequence[RunFolder], names: Sequence[str], files: Sequence[ImageFile]) -> list[Section]:
@@ -42,7 +42,19 @@ def facts(runs: Sequence[RunFolder], names: Sequence[str]) -> Section:
         made_on = record.get("environment", {})
         words = [show(record.get(key)) for key in FACTS] + [made_on.get("commit", "")[:9]]
         rows.append([name, run.name, run.state, *words])
-    heads = ["", "folder", "state", "images", "device", "devices", "images/s", "seconds", "parameters", "commit"]
+    heads = [
+        "",
+        "folder",
+        "state",
+        "images",
+        "device",
+        "devices",
+        "runs at a time",
+        "images/s",
+        "seconds",
+        "parameters",
+        "commit",
+    ]
     return Section("Runs", table=Table(heads, rows, row_heads=4))
 
 

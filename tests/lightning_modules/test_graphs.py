@@ -2,7 +2,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from conftest import TinyExperiment
+from latent_cases import build as build_latent_prior
+from latent_cases import tiny_latents
 from torch import Tensor, nn
+from vim_cases import build as build_vim
+from vim_cases import tiny_vim
 
 from lightning_modules.graphs import PLAIN_CALLS, GraphedPass, replay_training_calls
 
@@ -132,3 +137,15 @@ def test_the_first_training_call_of_a_network_is_captured(
     assert [len(samples) for samples in captured] == [tensors] and [len(inputs) for inputs in replays] == [tensors] * 2
     assert torch.equal(captured[0][0], x) and captured[0][0] is not x, "a replay overwrites what it was captured with"
     assert torch.equal(network.eval()(y, scale), expected[1]) and len(replays) == 2
+
+
+def test_a_prior_captures_the_network_that_it_trains(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[nn.Module] = []
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda network, *_, **__: captured.append(network))
+    vim, _ = build_vim(tiny_vim(tiny))
+    sit, _ = build_latent_prior(tiny_latents(tiny, "sit"))
+    vim.capture_steps()
+    vim.gpt(torch.zeros(2, 63, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+    sit.capture_steps()
+    sit.network(torch.zeros(2, 8, 8, 8), torch.zeros(2), torch.zeros(2, dtype=torch.long))
+    assert captured == [vim.gpt, sit.network]

@@ -22,7 +22,7 @@ from sweeps import table as table_module
 from sweeps.counted import counted
 from sweeps.grid import SWEEPS, Grid, load_grid
 from sweeps.heads import own_head
-from sweeps.measure import Measured
+from sweeps.measure import Measured, measure
 from sweeps.plots import is_near, write_plot
 from sweeps.render import draw, escape, latex, markdown, plain, replace_file, write_sheet
 from sweeps.run import main as run_main
@@ -133,6 +133,16 @@ def test_usage_stands_beside_what_its_tokens_can_reach(sweep_file: Path) -> None
     few, enough = ({"usage/epoch": 60.0, "reachable/epoch": bound} for bound in (86.5, 99.995))
     sheet, _ = sheet_of(grid, {grid.runs[0].digest: record(few), grid.runs[1].digest: record(enough)})
     assert [row[3] for row in sheet.body] == ["60.0 of 86.5", "60.0", ""]
+
+
+def test_a_number_that_a_row_chooses_keeps_its_protocol_uncompared(sweep_file: Path) -> None:
+    sweep_file.write_text(SWEEP.replace("K: 16}, set", "K: 16}, use: {psnr: ssim}, set"))
+    grid = load_grid(sweep_file, "quick")
+    found = {run.digest: record(METRICS) | {"protocols": {"ssim": "s", "psnr": "p"}} for run in grid.runs}
+    column = grid.tables[0].spec.columns[-1]
+    chosen, plain_one = (measure(column, row, found) for row in grid.tables[0].rows[1:3])
+    assert chosen and plain_one and (chosen.protocols, chosen.chosen) == (frozenset(), frozenset({"s"}))
+    assert (plain_one.protocols, plain_one.chosen) == (frozenset({"p"}), frozenset())
 
 
 def test_codes_in_use_are_usage_as_a_number_ours_and_the_papers(sweep_file: Path) -> None:

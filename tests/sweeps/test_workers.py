@@ -1,5 +1,6 @@
 """A command that is stopped stops its workers once, and gives each the time to save, whoever got the signal."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.runtime import progress
+from sweeps import workers
 from sweeps.grid import SWEEPS
 
 WORKER = """
@@ -37,6 +40,15 @@ stop.SETTLE_SECONDS = 0.2
 with user_errors():
     workers.spawn_workers("slow_worker", 2, sys.argv[1:], "journal")
 """
+
+
+def test_a_worker_knows_how_many_share_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records say so: their images a second are of no use."""
+    monkeypatch.setattr(workers, "follow_parent", lambda: None)
+    monkeypatch.setattr(progress, "num_concurrent", 1)
+    options = argparse.Namespace(workers=3, minutes=0.0, storage="journal", until=None, as_worker=True)
+    workers.begin(options)
+    assert progress.num_concurrent == 3
 
 
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["the command alone", "all processes"])

@@ -70,7 +70,7 @@ def test_a_run_writes_a_record_that_evaluation_repeats(
     assert set(record["metrics"]) == set(record["protocols"]) == VALIDATION | EPOCH
     assert all(isinstance(value, float) for value in record["metrics"].values())
     assert record["config"] == experiment.identity() and record["name"] == "a name"
-    assert record["parameters"] > 1000 and record["images_per_second"] > 0
+    assert record["parameters"] > 1000 and record["images_per_second"] > 0 and record["num_concurrent"] == 1
     assert record["protocols"]["rfid"] == "rfid/efficientnet-lite0@32px/val-vs-val/n12/uint8"
     assert record["protocols"]["usage/epoch"] == f"usage/training-epoch/tokens{3 * 4 * 64}"
     files = sorted(file.name for file in (run_dir / "checkpoints").iterdir())
