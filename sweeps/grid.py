@@ -165,10 +165,10 @@ def recipe_values(name: str, changes: dict[str, Any], overlay: ScaleSpec) -> dic
     common = {} if "upstream" in file else overlay.overrides
     common = {key: value for key, value in common.items() if key in keys or not key.startswith("model.")}
     values = compose(file, nest(common), nest(own), changes)
-    if values.get("upstream"):
-        upstream = dict(values["upstream"])
-        recipe = str(upstream.pop("recipe", ""))
-        values["upstream"] = {"recipe": recipe} | recipe_values(Path(recipe).stem, upstream, overlay)
+    upstream = values.get("upstream")
+    if isinstance(upstream, dict) and (recipe := upstream.get("recipe")) and isinstance(recipe, str):
+        theirs = {key: value for key, value in upstream.items() if key != "recipe"}
+        values["upstream"] = {"recipe": recipe} | recipe_values(Path(recipe).stem, theirs, overlay)
     return values
 
 

@@ -140,7 +140,7 @@ TYPED: dict[str, DictConfig] = {}
 
 def parse_upstream(values: Any, origin: str) -> tuple[str, Experiment]:
     """The section `upstream`: its recipe's file name and the experiment, with the section's changes."""
-    if not isinstance(values, dict) or not isinstance(values.get("recipe"), str):
+    if not isinstance(values, dict) or not values.get("recipe") or not isinstance(values["recipe"], str):
         raise ValueError(f"{origin}: upstream.recipe must name a recipe, such as vit_vqgan_cifar10.yaml")
     recipe, changes = values["recipe"], {key: value for key, value in values.items() if key != "recipe"}
     named = {key for key in ("data", "model") if select(changes, f"{key}.name")}

@@ -13,6 +13,7 @@ from lightning_modules.checks import check_sizes, require
 
 from .cnn import Upsample
 from .dit import labels_or_none, time_features
+from .vit import attend
 
 GROUPS = 32
 TIME_RATIO = 4  # width of the time embedding, in `channels`
@@ -87,7 +88,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         parts = (self.q(x), self.k(context), self.v(context))
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)  # (B, nh, N or M, hd)
-        y = F.scaled_dot_product_attention(q, k, v)  # (B, nh, N, hd)
+        y = attend(q, k, v)  # (B, nh, N, hd)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, N, C)
 
 

@@ -157,6 +157,14 @@ def test_a_key_of_a_scale_that_no_model_has_is_named(monkeypatch: pytest.MonkeyP
         grid_module.load_scale("quick")
 
 
+@pytest.mark.parametrize("upstream", ["upstream: 32", "upstream.recipe: 3", "upstream.recipe: ''", "upstream.seed: 1"])
+def test_what_stands_on_no_recipe_is_named(upstream: str, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP.replace("set: {model.codebook_size: 1024, model.code_dim: 16}", f"set: {{{upstream}}}"))
+    with pytest.raises(ValueError, match="sweep.yaml: table one, row 'VQ K=1,024' .*upstream.recipe must name"):
+        load_grid(path, "quick")
+
+
 def test_seeds_are_a_list_or_a_count() -> None:
     assert parse_seeds("0,2") == (0, 2)
     assert parse_seeds("3") == (0, 1, 2)
