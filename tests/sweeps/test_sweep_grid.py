@@ -161,7 +161,7 @@ def test_a_key_of_a_scale_that_no_model_has_is_named(monkeypatch: pytest.MonkeyP
 def test_what_stands_on_no_recipe_is_named(upstream: str, tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(SWEEP.replace("set: {model.codebook_size: 1024, model.code_dim: 16}", f"set: {{{upstream}}}"))
-    with pytest.raises(ValueError, match="sweep.yaml: table one, row 'VQ K=1,024' .*upstream.recipe must name"):
+    with pytest.raises(ValueError, match=r"sweep.yaml: table one, row 'VQ K=1,024' .*upstream.recipe must name"):
         load_grid(path, "quick")
 
 
