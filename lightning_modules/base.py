@@ -4,7 +4,8 @@ A new model is one file here, with a `ModuleConfig` and a `Module`; one line in 
 Every method and property has a default, which says "nothing special".
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -164,9 +165,9 @@ class Module(Pretrained):
         """Lines (label: text) of the screen before training, beside those of `ModuleConfig.describe`."""
         return {"parameters": f"{self.num_parameters / 1e6:.2f} M"}
 
-    def rough_seconds(self, batch_size: int) -> float:
-        """Seconds that forward and backward of a batch take here, roughly; 0 = not measured. Has no side effect."""
-        return 0.0
+    def rough_loss(self, num_images: int) -> Tensor | None:
+        """Of made-up images: what is timed, forward and back, to say how long a training takes. None: nothing is."""
+        return None
 
     def figures(self) -> dict[str, Any]:
         """For TensorBoard after a validation: images (3, height, width) in [0, 1], values (n,) to count, or figures."""
@@ -178,6 +179,11 @@ class Module(Pretrained):
         """The same, in the course of the training as well: reconstructions of `shown`. Called in eval mode; draws no
         random numbers."""
         return {}
+
+    @staticmethod
+    def progress(unit: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A function to call with how many more of `total` are done. Silent; a training puts its own in its place."""
+        return nullcontext(lambda more: None)
 
     # ---- how its networks are run
 

@@ -6,7 +6,6 @@ quantized once, at the end, and decoded. So the codebook acts only there.
 Shapes: B images, d dimensions of a latent, h x w places, T = h * w tokens.
 """
 
-import time
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -191,14 +190,10 @@ class LatentPrior(Prior):
         rows, columns = self.grid_size
         return {"latents": f"{self.code_dim} x {rows} x {columns}"} | super().start_screen()
 
-    def rough_seconds(self, batch_size: int) -> float:
-        start, few = time.perf_counter(), min(batch_size, 8)
-        latents = torch.zeros(few, self.code_dim, *self.grid_size, device=self.device)
-        with torch.random.fork_rng():  # dropout's
-            terms = self.losses(latents, None, torch.zeros(few, device=self.device), torch.ones_like(latents))
-        loss = torch.stack([*terms.values()]).sum()
-        torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
-        return (time.perf_counter() - start) * batch_size / few
+    def rough_loss(self, num_images: int) -> Tensor:
+        latents = torch.zeros(num_images, self.code_dim, *self.grid_size, device=self.device)
+        terms = self.losses(latents, None, latents.new_zeros(num_images), torch.ones_like(latents))
+        return torch.stack([*terms.values()]).sum()
 
     def figures(self) -> dict[str, Any]:
         return {} if self.tokenizer is None else {"samples, classes in turn": sample_grid(self, prior.NUM_SHOWN)}

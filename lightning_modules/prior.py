@@ -128,9 +128,11 @@ class Prior(Generator):
         """This rank's share of the candidates, classes in turn, in batches for `GenerationMetrics.measure`."""
         config = self.config.generation
         numbers = range(self.global_rank, config.num_candidates, self.trainer.world_size)
-        for first in range(0, len(numbers), config.batch_size):
-            ids = list(numbers[first : first + config.batch_size])
-            yield ids, *self.sample(ids, config.seed)
+        with self.progress("image", len(numbers)) as show:
+            for first in range(0, len(numbers), config.batch_size):
+                ids = list(numbers[first : first + config.batch_size])
+                yield ids, *self.sample(ids, config.seed)
+                show(len(ids))
 
     def measure_generation(self) -> dict[str, Tensor]:
         """Metrics of generated images, at the end of a validation; {} where there is nothing to compare them with."""

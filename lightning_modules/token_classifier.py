@@ -150,7 +150,7 @@ class TokenClassifier(Module):
         super().__init__()
         self.config, self.grid_size, self.num_classes = config, setting.grid_size, setting.num_classes
         self.tokenizer = FrozenModule(setting.tokenizer)
-        self.network = self.build_network(config, setting)
+        self.network, self.input_shape = self.build_network(config, setting), input_shape(config, setting)
         self.norm = BatchNorm2d(setting.code_dim, affine=False) if config.reads == "codes" else nn.Identity()
         self.register_buffer("sums", torch.zeros(3), persistent=False)
         self.num_seen = 0
@@ -241,6 +241,9 @@ class TokenClassifier(Module):
     def start_screen(self) -> dict[str, str]:
         start = self.config.pretrained or "random weights"
         return {"reads": self.config.reads, "starts from": start} | super().start_screen()
+
+    def rough_loss(self, num_images: int) -> Tensor:
+        return self.network(torch.zeros(num_images, *self.input_shape, device=self.device)).square().mean()
 
     def protocols(self) -> dict[str, str]:
         """How each metric was made."""

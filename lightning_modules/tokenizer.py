@@ -31,7 +31,7 @@ from lightning_modules.tokenizer_parts import (
     hot_calls,
     networks,
     reconstructions,
-    rough_seconds,
+    rough_loss,
     start_rows,
     tokenizer_parts,
 )
@@ -218,8 +218,8 @@ class Tokenizer(Codec):
     def start_screen(self) -> dict[str, str]:
         return start_rows(self)
 
-    def rough_seconds(self, batch_size: int) -> float:
-        return rough_seconds(self, batch_size)
+    def rough_loss(self, num_images: int) -> Tensor:
+        return rough_loss(self, num_images)
 
     def pictures(self) -> dict[str, Any]:
         return reconstructions(self, self.shown)

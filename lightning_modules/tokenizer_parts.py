@@ -1,6 +1,5 @@
 """A tokenizer's networks, how they are counted, and the charts of its scalars."""
 
-import time
 import warnings
 from math import prod
 from typing import Any
@@ -142,18 +141,9 @@ def code_uses(module: Any) -> dict[str, Any]:
     return {} if counts is None else {CODE_USES: torch.log10(1 + counts.float())}
 
 
-def rough_seconds(module: Any, batch_size: int) -> float:
-    """Seconds for a batch, roughly: `Tokenizer` and perceptual loss forward and back, on a few images, scaled up."""
-    size = module.image_size
-    num_images = max(1, min(batch_size, 32 * 32 * 32 // size**2))
-    image = torch.zeros(num_images, 3, size, size, device=module.device)
-    seconds = 0.0
-    for _ in range(2):  # the first run allocates
-        start = time.perf_counter()
-        output = module.predict(module.pre_quant(module.encoder(image)))
-        loss = output.square().mean()
-        if module.perceptual is not None:
-            loss = loss + module.perceptual(output[:, :3], image)
-        torch.autograd.grad(loss, [p for p in module.encoder.parameters() if p.requires_grad], allow_unused=True)
-        seconds = time.perf_counter() - start
-    return seconds * batch_size / num_images
+def rough_loss(module: Any, num_images: int) -> Tensor:
+    """Of a `Tokenizer` and its perceptual network."""
+    image = torch.zeros(num_images, 3, module.image_size, module.image_size, device=module.device)
+    output = module.predict(module.pre_quant(module.encoder(image)))
+    loss = output.square().mean()
+    return loss if module.perceptual is None else loss + module.perceptual(output[:, :3], image)

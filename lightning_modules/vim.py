@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lightning_modules.base import Setting
@@ -32,7 +33,7 @@ from lightning_modules.optimizer import (
 from lightning_modules.parts import Part
 from lightning_modules.prior import Prior, PriorConfig, drop_labels
 from lightning_modules.sharding import is_sharded, shard, whole
-from lightning_modules.vim_parts import LAYOUT, gpt_parts, keep_tokens, pictures, rough_seconds
+from lightning_modules.vim_parts import LAYOUT, gpt_parts, keep_tokens, pictures
 
 
 @dataclass
@@ -163,8 +164,9 @@ class VIM(Prior):
 
     # ---- what is shown
 
-    def rough_seconds(self, batch_size: int) -> float:
-        return rough_seconds(self.gpt, batch_size)
+    def rough_loss(self, num_images: int) -> Tensor:
+        tokens = torch.zeros(num_images, self.gpt.num_tokens, dtype=torch.long, device=self.device)
+        return token_loss(self.gpt(tokens[:, :-1]), self.gpt.head.weight, tokens).mean
 
     def figures(self) -> dict[str, Any]:
         return pictures(self)

@@ -3,7 +3,6 @@
 Letters: B images, s input tokens.
 """
 
-import time
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from lightning_modules import prior
 from lightning_modules.base import Layout, count
 from lightning_modules.distributed import draw_rows
 from lightning_modules.figures import bits_figure, sample_grid
-from lightning_modules.losses.tokens import LOGITS_AT_ONCE, token_loss
+from lightning_modules.losses.tokens import LOGITS_AT_ONCE
 from lightning_modules.networks.gpt import GPT
 from lightning_modules.parts import Part
 
@@ -54,14 +53,3 @@ def gpt_parts(gpt: GPT) -> list[Part]:
         Part("tables and norm", weights=nn.ModuleList(tables)),
         Part("head", weights=gpt.head, macs=macs, kept_bytes=logits, kept_limit=4 * LOGITS_AT_ONCE),
     ]
-
-
-def rough_seconds(gpt: GPT, batch_size: int) -> float:
-    """Seconds for a batch, roughly: the transformer forward, the head forward and back, on a few images, scaled up."""
-    start, device = time.perf_counter(), gpt.head.weight.device
-    few = torch.zeros(min(batch_size, 8), gpt.num_tokens - 1, dtype=torch.long, device=device)
-    with torch.random.fork_rng():  # dropout's
-        hidden = gpt(few)
-    loss = token_loss(hidden, gpt.head.weight, few.new_zeros(len(few), gpt.num_tokens)).mean
-    torch.autograd.grad(loss, list(gpt.head.parameters()))
-    return (time.perf_counter() - start) * batch_size / len(few)

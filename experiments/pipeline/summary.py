@@ -1,5 +1,6 @@
 """The screen before training: what will be trained, how large it is, and about how long it takes."""
 
+import time
 from typing import Any
 
 import torch
@@ -27,17 +28,41 @@ def print_summary(experiment: Experiment, module: Any, name: str, data_id: str, 
     rows |= module.start_screen() | slow_precision(experiment)
     if needed := memory_bytes(experiment, num_devices(experiment.runtime)):
         rows["peak memory, estimate"] = f"{needed / 2**30:.2f} GiB a device"
-    rows |= expected_time(experiment, module.rough_seconds(data.batch_size))
+    rows |= expected_time(experiment, seconds_of_batch(experiment, module))
     table = Table(title=f"{name}  (seed {experiment.seed})", show_header=False, title_justify="left")
     for row in rows.items():
         table.add_row(*row)
     Console().print(table)
 
 
+def seconds_of_batch(experiment: Experiment, module: Any) -> float:
+    """Of forward and backward on the CPU, roughly: a few images, twice, as the first time allocates, and scaled up.
+
+    0 where something else trains, or the model has nothing to be timed.
+    """
+    if build_device(experiment).type != "cpu":
+        return 0.0
+    data, seconds = experiment.data, 0.0
+    num_images = max(1, min(data.batch_size, 32 * 32 * 32 // data.image_size**2))
+    for _ in range(2):
+        start = time.perf_counter()
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.autocast("cpu", torch.bfloat16, "bf16" in experiment.trainer.precision),
+        ):
+            loss = module.rough_loss(num_images)
+        if loss is None:
+            return 0.0
+        weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        torch.autograd.grad(loss, weights, allow_unused=True)
+        seconds = time.perf_counter() - start
+    return seconds * data.batch_size / num_images
+
+
 def expected_time(experiment: Experiment, seconds: float) -> dict[str, str]:
-    """A row: minutes from `seconds` a global batch on the CPU; where these are unknown, as on a GPU, only the steps."""
+    """A row: minutes from `seconds` a global batch on the CPU; where these are 0, only the steps."""
     trainer, devices = experiment.trainer, num_devices(experiment.runtime)
-    if not seconds or build_device(experiment).type != "cpu":
+    if not seconds:
         return {"steps": f"{trainer.max_steps:,}, {trainer.precision}"}
     minutes = seconds * experiment.model.optimizer.accumulate * trainer.max_steps / devices / 60
     return {"expected time, rough": f"{minutes:.1f} min for {trainer.max_steps:,} steps here, {trainer.precision}"}

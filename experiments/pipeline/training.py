@@ -138,6 +138,8 @@ def train_alone(
     throughput = Throughput()
     module, data, images = prepare(experiment, needs)
     module.shown = first_images(images)
+    if is_main():
+        module.progress = progress.progress
     text, changes = described(experiment, name), {"recipe": name} | changed(experiment, name)
     if is_main():
         with replacing(folder / CONFIG) as file:

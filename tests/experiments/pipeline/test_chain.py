@@ -27,6 +27,7 @@ from experiments.pipeline.evaluation import evaluate, use_reference
 from experiments.pipeline.prepare import prepare
 from experiments.pipeline.training import train, train_upstream
 from experiments.pipeline.upstream import checkpoint_below, output_dir_of, run_dir, upstream_of
+from experiments.runtime import progress
 from experiments.runtime.records import Record
 from experiments.runtime.trainer import build_trainer
 from lightning_modules.pretrained import load_checkpoint
@@ -274,6 +275,17 @@ def test_images_are_generated_with_averaged_weights(tiny: TinyExperiment, tmp_pa
     data = EncodedImages(images, module.tokenizer)  # type: ignore[arg-type]
     trainer.fit(module, data)
     assert len(seen) == 1 and torch.equal(seen[0], module.gpt.head.weight), "which are the averaged ones at the end"
+
+
+def test_the_images_of_an_evaluation_are_counted(
+    tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    experiment = tiny_vim(tiny)
+    train(experiment, "vim", tmp_path / "run")
+    number = experiment.model.generation.num_candidates
+    last = [line for line in capsys.readouterr().out.splitlines() if "images/s" in line][-1]
+    assert last.startswith(f"  image {number}/{number} "), last
 
 
 # ---- evaluation
