@@ -75,9 +75,10 @@ class Codec(Module):
             f"token ids lie in [0, {size}), the codebook's; given are others",
         )
 
-    def decode_ranks(self, image: Tensor, ranks: list[int]) -> dict[int, Tensor]:
-        """For each M of `ranks`, the reconstructions (B, 3, H, W) where each token takes its M-th nearest code."""
-        indices = self.quantizer.ranked(self.latents(image), ranks)  # (B, h, w, R)
+    def decode_ranks(self, image: Tensor, ranks: list[int], among: Tensor | None = None) -> dict[int, Tensor]:
+        """For each M of `ranks`, the reconstructions (B, 3, H, W) where each token takes its M-th nearest code, of
+        those with the indices `among` (n,)."""
+        indices = self.quantizer.ranked(self.latents(image), ranks, among)  # (B, h, w, R)
         return {
             rank: self.decode(self.quantizer.lookup(ids)) for rank, ids in zip(ranks, indices.unbind(-1), strict=True)
         }

@@ -203,11 +203,12 @@ class Tokenizer(Codec):
         prediction = self.predict(codes.quantized[:wanted])
         logit_laplace = prediction if self.config.loss.logit_laplace else None
         self.metrics.update(codes.indices, image[:wanted], self.to_image(prediction), logit_laplace)
-        if ranks := self.config.metrics.code_ranks:
-            self.metrics.update_ranks(image[:wanted], self.decode_ranks(image[:wanted], ranks))
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.metrics.compute())
+        values = self.metrics.compute()
+        with self.trainer.precision_plugin.forward_context():  # Lightning's is that of a batch alone
+            values |= self.metrics.compute_ranks(self.decode_ranks)
+        self.log_dict(values)
         self.metrics.reset()
 
     # ---- how it runs, what is shown, and what a record needs

@@ -3,7 +3,7 @@
 Shapes: B images, H x W pixels, h x w tokens, K codes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from lightning_modules.metrics.extractors import EXTRACTORS
 from lightning_modules.metrics.fidelity import Fidelity, first_images
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics, per_image_psnr, to_unit
 
+RANKED_IMAGES = 1000  # the first ones, for `code_ranks`
+
 
 @dataclass
 class MetricsConfig:
@@ -29,7 +31,8 @@ class MetricsConfig:
     `lpips`: auto | vgg | alex | none. auto takes what is on disk and is recorded in the protocol id. `num_images`:
     code usage is counted over all validation images, the metrics of reconstructions over the first this many
     (the data modules deal the classes out in turn, so they are class-balanced), 0 = all. `code_ranks`: also
-    PSNR with every token replaced by its M-th nearest code, for each M (B-Figure 5).
+    PSNR of the first 1,000 with every token replaced by its M-th nearest code, for each M (B-Figure 5), of all codes
+    and of those that the validation images use.
     """
 
     extractor: str = "auto"
@@ -71,7 +74,8 @@ class TokenizerMetrics(nn.Module):
         self.reconstruction = ReconstructionMetrics(image_size, lpips=config.lpips)
         # "disable": a look for NaN would make the host wait for a GPU
         self.logit_laplace = MeanMetric(nan_strategy="disable")  # only of models that predict it (A-Tables 1 and 4)
-        self.rank_psnr = nn.ModuleDict({str(rank): MeanMetric(nan_strategy="disable") for rank in config.code_ranks})
+        self.ranks = config.code_ranks
+        self.ranked: list[Tensor] = []  # this process's share of the first images
         self.fidelity = Fidelity(
             image_size,
             extractor=config.extractor,
@@ -98,10 +102,12 @@ class TokenizerMetrics(nn.Module):
 
     def num_wanted(self, batch_size: int) -> int:
         """How many images of the next batch are to be reconstructed; tokens are counted over all of its images."""
-        wanted = len(
-            range(distributed.rank(), self.limit, distributed.world_size())
-        )  # of the first `limit`, this process's
-        return batch_size if not self.limit else max(0, min(batch_size, wanted - self.num_seen))
+        return self.of_first(self.limit, batch_size) if self.limit else batch_size
+
+    def of_first(self, number: int, batch_size: int) -> int:
+        """How many images of the next batch are among the first `number` of all processes."""
+        wanted = len(range(distributed.rank(), number, distributed.world_size()))
+        return max(0, min(batch_size, wanted - self.num_seen))
 
     def update(
         self, indices: Tensor, image: Tensor, reconstruction: Tensor, logit_laplace: Tensor | None = None
@@ -110,6 +116,8 @@ class TokenizerMetrics(nn.Module):
 
         Images and reconstructions may be empty. `logit_laplace`: (b, 6, H, W), the prediction of a model that has one.
         """
+        if self.ranks and (number := self.of_first(RANKED_IMAGES, len(image))):
+            self.ranked.append(image[:number])
         self.num_seen += len(indices)
         self.num_images.update(len(indices))
         for counter in (self.usage, self.batch_usage):
@@ -123,12 +131,6 @@ class TokenizerMetrics(nn.Module):
             if not self.has_reference:
                 self.fidelity.update(image, real=True)
 
-    def update_ranks(self, image: Tensor, reconstructions: dict[int, Tensor]) -> None:
-        """Images (b, 3, H, W) in [-1, 1], and for each M of `code_ranks` what the M-th nearest codes decode to."""
-        for rank, reconstruction in reconstructions.items():
-            psnr = per_image_psnr(to_unit(reconstruction), to_unit(image))
-            self.rank_psnr[str(rank)].update(psnr)  # type: ignore[operator]
-
     def compute(self) -> dict[str, Tensor]:
         fidelity = self.fidelity.compute()
         self.num_counted = int(self.num_images.compute())
@@ -141,9 +143,25 @@ class TokenizerMetrics(nn.Module):
         values |= self.reconstruction.compute()
         if self.logit_laplace.update_called:
             values["logit_laplace"] = self.logit_laplace.compute()
-        values |= {f"psnr/rank{rank}": metric.compute() for rank, metric in self.rank_psnr.items()}  # type: ignore[operator]
         values |= {FIDELITY_NAMES[name]: value.float() for name, value in fidelity.items()}
         self.names = list(values)
+        return values
+
+    def compute_ranks(self, decode_ranks: Callable[..., dict[int, Tensor]]) -> dict[str, Tensor]:
+        """After `compute`: PSNR with each token's M-th nearest code, of all codes and of those in use, where there are
+        as many. `decode_ranks` is that of a `Codec`."""
+        values: dict[str, Tensor] = {}
+        if not self.ranks or self.last_counts is None:
+            return values
+        used = self.last_counts.nonzero().flatten()  # (n,)
+        for name, among in (("psnr/rank", None), ("psnr/used_rank", used)):
+            ranks = [rank for rank in self.ranks if among is None or rank <= len(among)]
+            psnr = {rank: MeanMetric(nan_strategy="disable").to(used.device) for rank in ranks}
+            for image in self.ranked if ranks else []:
+                for rank, reconstruction in decode_ranks(image, ranks, among).items():
+                    psnr[rank].update(per_image_psnr(to_unit(reconstruction), to_unit(image)))
+            values |= {f"{name}{rank}": metric.compute() for rank, metric in psnr.items()}
+        self.names += values
         return values
 
     def protocols(self) -> dict[str, str]:
@@ -160,13 +178,16 @@ class TokenizerMetrics(nn.Module):
             how = f"mean-over-batches-of-{self.batch_usage.tokens_of_group}-val-tokens/{n}"
             ids |= {f"{name}/batch": f"{name}/{how}" for name in ("usage", "reachable")}
         ids |= {name: f"{protocol}/{measured}" for name, protocol in self.reconstruction.protocols.items()}
-        ids |= {f"psnr/rank{rank}": f"psnr/rgb-range1-per-image/code-rank{rank}/{measured}" for rank in self.rank_psnr}
+        of_first = f"n{min(self.num_measured, RANKED_IMAGES)}"
+        for rank in self.ranks:
+            ids[f"psnr/rank{rank}"] = f"psnr/rgb-range1-per-image/code-rank{rank}/{of_first}"
+            ids[f"psnr/used_rank{rank}"] = f"psnr/rgb-range1-per-image/code-rank{rank}-of-used-in-val/{of_first}"
         for name in FIDELITY_NAMES.values():
             ids[name] = self.fidelity.protocol_id(self.num_measured, "val-vs-val", name)
         return {name: ids[name] for name in self.names}
 
     def reset(self) -> None:
-        self.num_seen = 0
+        self.num_seen, self.ranked = 0, []
         for metric in self.modules():
             if isinstance(metric, Metric):
                 metric.reset()

@@ -110,13 +110,19 @@ class Quantizer(nn.Module, ABC):
         return z.float()
 
     @torch.no_grad()
-    def ranked(self, z: Tensor, ranks: Sequence[int]) -> Tensor:
+    def ranked(self, z: Tensor, ranks: Sequence[int], among: Tensor | None = None) -> Tensor:
         """Indices (..., R) of each latent's M-th nearest code, for the R values M of `ranks`; M = 1 is the nearest.
 
-        For measurements (B-Figure 5). ValueError: an M outside [1, K].
+        `among`: indices (n,) of the only codes that count. For measurements (B-Figure 5). ValueError: an M outside
+        [1, K], or [1, n].
         """
-        indices = search_ranks(self.prepare(z).flatten(0, -2), self.codebook(), ranks)  # (N, R)
-        return indices.view(*z.shape[:-1], len(ranks))
+        latents, codes = self.to_rank(z)
+        indices = search_ranks(latents, codes if among is None else codes[among], ranks)  # (N, R)
+        return (indices if among is None else among[indices]).view(*z.shape[:-1], len(ranks))
+
+    def to_rank(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (N, d) and codes (K, d) by whose distance the codes are ranked."""
+        return self.prepare(z).flatten(0, -2), self.codebook()
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         z = self.prepare(z)

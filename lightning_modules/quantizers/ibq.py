@@ -8,7 +8,6 @@ gradient of the softmax over all K codes (section 3.2, index backpropagation):
 so z_q is the chosen code in value, and there is no identity path from z_q to z. Shapes: N latents, K codes of d dims.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from lightning_modules.checks import require
 from lightning_modules.distributed import mean_over_ranks
 from lightning_modules.quantizers.base import Quantizer, QuantizerConfig, QuantizerOutput
-from lightning_modules.quantizers.search import search_ranks
 
 PAIRS = 2**24  # latents x codes in memory at a time: 64 MiB a matrix
 EPS = 1e-5  # inside the logarithm of the codes' entropy, as in the public code; at 2^18 codes it takes up to 1.3 nats
@@ -63,16 +61,11 @@ class IBQ(Quantizer):
     def codebook(self) -> Tensor:
         return self.codes
 
-    @torch.no_grad()
-    def ranked(self, z: Tensor, ranks: Sequence[int]) -> Tensor:
-        """As the base class; M = 1 is the largest dot product.
-
-        One more dimension gives all codes the same norm: then the nearest one is that of the largest dot product.
-        """
+    def to_rank(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """One more dimension gives all codes the same norm: then the nearest one is that of the largest dot product."""
         norms = self.codes.square().sum(1, keepdim=True)  # (K, 1)
         codes = torch.cat([self.codes, (norms.max() - norms).sqrt()], 1)  # (K, d + 1)
-        indices = search_ranks(F.pad(self.prepare(z).flatten(0, -2), (0, 1)), codes, ranks)  # (N, R)
-        return indices.view(*z.shape[:-1], len(ranks))
+        return F.pad(self.prepare(z).flatten(0, -2), (0, 1)), codes
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         z = self.prepare(z)

@@ -52,7 +52,7 @@ MICRO = ("data.batch_size=4", "model.optimizer.accumulate=2", "trainer.max_steps
 NO_PICKS = ("model.quantizer.decay=0.7",)
 # name -> model and overrides
 TOKENIZERS: dict[str, tuple[str, ...]] = {
-    "vq": ("vqgan", *UNEVEN, *GAME, "model.metrics.precision_recall=true"),
+    "vq": ("vqgan", *UNEVEN, *GAME, "model.metrics={precision_recall: true, code_ranks: [1, 3]}"),
     "factorized": ("vqgan_fc", *UNEVEN, "model.quantizer.l2_norm=true", "model.metrics.num_images=9"),
     "ema": ("vqgan_ema", *UNEVEN, *REVIVING),
     "large_codebook": ("vqgan_lc", *UNEVEN, *LARGE, *GAME),

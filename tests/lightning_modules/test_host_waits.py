@@ -85,4 +85,3 @@ def test_no_read_of_a_validation_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.zeros(4, 3, 16, 16, device="meta")
     for _ in range(2):
         metrics.update(torch.zeros(4, 8, 8, dtype=torch.int64, device="meta"), image, image, torch.cat([image] * 2, 1))
-        metrics.update_ranks(image, {2: image})

@@ -1,14 +1,17 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_modules.metrics import MetricsConfig, TokenizerMetrics
+from lightning_modules.metrics import tokenizer as module
 
 SIZE = 16
 pytestmark = pytest.mark.usefixtures("shared_encoders")
 
 
-def measured(codebook_size: int, indices: Tensor, **options: int) -> TokenizerMetrics:
+def measured(codebook_size: int, indices: Tensor, **options: Any) -> TokenizerMetrics:
     config = MetricsConfig(extractor="efficientnet-lite0", extractor_image_size=32, lpips="none", **options)
     metrics = TokenizerMetrics(config, codebook_size, SIZE)
     image = torch.rand(len(indices), 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -37,3 +40,25 @@ def test_without_codes_nothing_is_counted() -> None:
     assert metrics.last_counts is None
     ids = metrics.protocols()
     assert set(ids) == set(values) and ids["psnr"].endswith("/n4")
+
+
+def test_ranks_are_of_the_first_images_and_of_the_codes_that_any_image_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RANKED_IMAGES", 4)
+    indices = torch.zeros(6, 8, 8, dtype=torch.int64)
+    indices[5, 0, 0] = 7
+    metrics, asked = measured(32, indices, code_ranks=[1, 2, 3]), []
+
+    def decode_ranks(image: Tensor, ranks: list[int], among: Tensor | None) -> dict[int, Tensor]:
+        asked.append((len(image), ranks, None if among is None else among.tolist()))
+        return {rank: image * (1 - 0.1**rank) for rank in ranks}
+
+    values = metrics.compute() | metrics.compute_ranks(decode_ranks)
+    assert asked == [(4, [1, 2, 3], None), (4, [1, 2], [0, 7])]
+    assert (
+        values["psnr/rank2"] == values["psnr/used_rank2"] == pytest.approx(float(values["psnr/rank1"]) + 20, abs=1e-3)
+    )
+    ids = metrics.protocols()
+    assert set(ids) == set(values)
+    assert ids["psnr"].endswith("/n6") and ids["psnr/used_rank2"].endswith("/code-rank2-of-used-in-val/n4")
+    metrics.reset()
+    assert not metrics.ranked

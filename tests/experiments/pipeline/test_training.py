@@ -127,12 +127,16 @@ def test_without_a_quantizer_no_usage_is_measured(tiny: TinyExperiment, tmp_path
 
 
 def test_psnr_by_code_rank(tiny: TinyExperiment, tmp_path: Path) -> None:
-    """B-Figure 5: rank 1 is the reconstruction itself; the farthest codes are worse."""
-    record = train(tiny("vqgan", "model.metrics.code_ranks=[1,32]", "trainer.max_steps=20"), "x", tmp_path)
+    """B-Figure 5: rank 1 is the reconstruction itself; the farthest codes are worse. Of the codes in use, too."""
+    options = "model.metrics.code_ranks=[1,2,32]", "trainer.max_steps=20", "trainer.precision=bf16-mixed"
+    record = train(tiny("vqgan", *options), "x", tmp_path)
     metrics = record["metrics"]
-    assert metrics["psnr/rank1"] == pytest.approx(metrics["psnr"], abs=1e-4)
+    assert metrics["psnr/rank1"] == metrics["psnr/used_rank1"] == pytest.approx(metrics["psnr"], abs=1e-4)
     assert metrics["psnr/rank32"] < metrics["psnr"] - 0.1
-    assert record["protocols"]["psnr/rank32"].split("/")[2] == "code-rank32"
+    assert metrics["psnr/used_rank2"] < metrics["psnr/rank2"], "the second of fewer codes is farther"
+    assert metrics["usage/val"] < 100 and "psnr/used_rank32" not in metrics, "fewer are in use"
+    assert record["protocols"]["psnr/rank32"] == "psnr/rgb-range1-per-image/code-rank32/n12"
+    assert record["protocols"]["psnr/used_rank2"] == "psnr/rgb-range1-per-image/code-rank2-of-used-in-val/n12"
 
 
 def test_the_record_holds_the_usage_of_every_whole_epoch(tiny: TinyExperiment, tmp_path: Path) -> None:

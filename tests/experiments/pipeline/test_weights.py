@@ -61,7 +61,7 @@ def test_another_metric_costs_no_training(tiny: TinyExperiment, monkeypatch: pyt
     record = train(ranks, "vqgan", run_dir(ranks, "vqgan"))
     before = numbers(first)
     assert record["config"] == ranks.identity() and record["digest"] == ranks.digest() != before["digest"]
-    assert record["metrics"].keys() - before["metrics"].keys() == {"psnr/rank1", "psnr/rank32"}
+    assert record["metrics"].keys() - before["metrics"].keys() == {"psnr/rank1", "psnr/rank32", "psnr/used_rank1"}
     assert before["metrics"].items() <= record["metrics"].items()
     assert record["metrics"]["psnr/rank1"] == pytest.approx(record["metrics"]["psnr"], abs=1e-4)
 
