@@ -12,6 +12,7 @@ d dimensions of a latent.
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
@@ -28,7 +29,7 @@ AGAIN = "delete the folder and make it again with `python -m experiments.tokeniz
 
 
 @dataclass(kw_only=True)
-class EncodedMeta:
+class EncodedMeta(ABC):
     """Which tokenizer encoded which images, and what the files must look like."""
 
     kind: ClassVar[str]  # "tokens" or "latents"
@@ -46,21 +47,21 @@ class EncodedMeta:
     format: int = FORMAT
 
     @property
-    def dtype(self) -> np.dtype:
-        raise NotImplementedError
+    @abstractmethod
+    def dtype(self) -> np.dtype: ...
 
     @property
+    @abstractmethod
     def view_shape(self) -> tuple[int, ...]:
         """Of what one view of an image becomes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_own_sound(self) -> bool:
         """Whether the entries that only this kind has are what they should be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fault(self, block: np.ndarray) -> tuple[int, str] | None:
         """The first image of a block (n, V, ...) whose values cannot be, and what is wrong with it."""
-        raise NotImplementedError
 
     def shape(self, split: str) -> tuple[int, ...]:
         """(N, V, ...) of a split's array."""

@@ -149,7 +149,7 @@ class Module(Pretrained):
     @classmethod
     def build(cls, config: Any, setting: Setting) -> Self:
         """Returns the untrained module. It draws random numbers only to initialise its weights."""
-        raise NotImplementedError
+        return cls(config, setting)
 
     @classmethod
     def parts(cls, config: Any, setting: Setting) -> list[Part]:

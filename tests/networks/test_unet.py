@@ -66,3 +66,20 @@ def test_unconditional_network_has_no_cross_attention() -> None:
 def test_bad_configs(config: UNetConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UNet(config, 4, (8, 8))
+
+
+def test_bf16_on_a_cpu_is_float32_rounded() -> None:
+    """Self-attention, and attention to the one vector of the class, are then written as their parts."""
+    torch.manual_seed(0)
+    config = UNetConfig(
+        channels=32, channel_multipliers=[1, 2], num_res_blocks=1, attention_factors=[1], context_width=16
+    )
+    unet = UNet(config, 4, (8, 8), 10).eval()
+    for parameter in unet.parameters():  # its last layers begin with zeros
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    inputs = torch.randn(3, 4, 8, 8), torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 4, 9])
+    with torch.no_grad():
+        wanted = unet(*inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = unet(*inputs).float()
+    assert (found - wanted).norm() < 0.02 * wanted.norm()

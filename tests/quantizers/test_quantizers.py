@@ -437,6 +437,17 @@ def test_ranked_codes_are_those_of_a_full_sort(kind: str, monkeypatch: pytest.Mo
     assert torch.equal(ranked[..., 0], quantizer(z).indices)
 
 
+@pytest.mark.parametrize("kind", ["vq", "ibq"])
+def test_codes_ranked_among_some(kind: str) -> None:
+    """As in the order of all, without the others."""
+    quantizer, z, among = make(kind).eval(), latents(4, 5).detach(), torch.tensor([1, 5, 6, 30])
+    order = quantizer.ranked(z, range(1, K + 1))
+    wanted = order[torch.isin(order, among)].view(*order.shape[:-1], len(among))
+    assert torch.equal(quantizer.ranked(z, [1, 2, 4], among), wanted[..., [0, 1, 3]])
+    with pytest.raises(ValueError, match="between 1 and the 4 codes"):
+        quantizer.ranked(z, [5], among)
+
+
 @pytest.mark.parametrize("rank", [0, K + 1])
 def test_a_rank_beyond_the_codebook(rank: int) -> None:
     with pytest.raises(ValueError, match="between 1 and the 40 codes"):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
@@ -32,14 +32,10 @@ class Pixels(Module):
     config: PixelsConfig
     progress_metric = "loss"
 
-    def __init__(self, config: PixelsConfig, image_size: int, num_classes: int) -> None:
+    def __init__(self, config: PixelsConfig, setting: Setting) -> None:
         super().__init__()
-        self.config, self.num_classes = config, num_classes
-        self.layer = nn.Linear(3 * image_size**2, num_classes)
-
-    @classmethod
-    def build(cls, config: Any, setting: Setting) -> Self:
-        return cls(config, setting.image_size, setting.num_classes)
+        self.config, self.num_classes = config, setting.num_classes
+        self.layer = nn.Linear(3 * setting.image_size**2, setting.num_classes)
 
     @property
     def sizes(self) -> dict[str, Any]:
