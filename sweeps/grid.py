@@ -3,6 +3,7 @@
 A run = experiment YAML + scale overlay + the row's `set` + command-line overrides + seed; later layers win.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -77,12 +78,18 @@ class Grid:
         return list(runs.values())
 
     def chosen(self, patterns: Sequence[str]) -> list[Run]:
-        """Of `runs` those of rows whose label, or TABLE/label, matches a shell pattern; seeds do not count."""
+        """Of `runs` those of rows that a pattern means; seeds do not count.
+
+        A pattern names some of the heads, as in "K=1* quantizer=LC", or is a shell pattern of a label or TABLE/label.
+        """
 
         def matches(table: Table, row: Row) -> bool:
             label = label_of(row.heads)
             names = (label, f"{table.spec.id}/{label}")
-            return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+            return any(
+                is_named(row.heads, pattern) or any(fnmatchcase(name, pattern) for name in names)
+                for pattern in patterns
+            )
 
         rows = (row for table in self.tables for row in table.rows if matches(table, row))
         digests = {run.digest for row in rows for run in row.runs}
@@ -219,6 +226,15 @@ def label_of(row: dict[str, Any]) -> str:
     """{"quantizer": "LC", "K": 100000} -> "LC K=100,000": for people."""
     first, *rest = row.items()
     return " ".join([show(first[1]), *(f"{head}={show(value)}" for head, value in rest)])
+
+
+def is_named(heads: dict[str, Any], pattern: str) -> bool:
+    """Whether "HEAD=VALUE HEAD=VALUE ..." holds of these heads; a VALUE is a shell pattern, of 100000 or of 100,000."""
+    begin, *named = re.split(rf"(?:^|\s+)({'|'.join(map(re.escape, heads))})=", pattern)
+    return bool(named) and not begin and all(
+        fnmatchcase(str(heads[head]), value) or fnmatchcase(show(heads[head]), value)
+        for head, value in zip(named[::2], named[1::2], strict=True)
+    )
 
 
 def show(value: Any) -> str:

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="CELLS",
-        help="only cells whose row, or TABLE/row, matches, such as 'LC K=*' or 'latent/*'; may be given again",
+        help="only rows of these heads, label or TABLE/label: 'quantizer=LC', 'LC K=*', 'latent/*'; may be given again",
     )
     parser.add_argument(
         "--evaluate-later",

@@ -13,6 +13,7 @@ from experiments.runtime.files import write_json
 from experiments.runtime.records import Record, record_path
 from sweeps import grid as grid_module
 from sweeps import queue as queue_module
+from sweeps.grid import load_grid
 from sweeps.run import main as run_main
 from sweeps.workers import Budget
 
@@ -68,12 +69,31 @@ def test_only_some_cells(trained: Trained, command: Command, patterns: list[str]
     assert trained == expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("generator=LDM tokenizer=VQGAN-LC", ["LC 16,384", "LC 100,000"]),
+        ("K=100000 generator=L*", ["LC 100,000"]),
+        ("generator=LDM K=16,384", ["FC 16,384", "EMA 16,384", "LC 16,384"]),
+        ("table4/LDM *LC*", ["LC 16,384", "LC 100,000"]),
+        ("LDM tokenizer=VQGAN-LC", []),  # a label is given whole
+        ("generator=LDM quantizer=LC", []),
+        ("generator=LDM K=", []),
+        ("", []),
+    ],
+)
+def test_rows_by_some_of_their_heads(pattern: str, expected: list[str]) -> None:
+    rows = [name.split() for name in expected]
+    labels = [f"LDM tokenizer=VQGAN-{tokenizer} tokens=256 K={size}" for tokenizer, size in rows]
+    assert [run.label for run in load_grid("vqgan_lc/table4", "reduced", "0,").chosen([pattern])] == labels
+
+
 def test_a_pattern_without_a_cell_is_an_error(
     trained: Trained, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        command("--only", "K=16")
-    assert "--only 'K=16': no row matches; for example 'two/16'" in capsys.readouterr().err and not trained
+        command("--only", "K=17")
+    assert "--only 'K=17': no row matches; for example 'two/16'" in capsys.readouterr().err and not trained
 
 
 def test_nothing_begins_that_would_pass_the_budget(
