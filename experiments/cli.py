@@ -1,4 +1,4 @@
-"""One command for all: `vq-image-modeling COMMAND ...` is `python -m experiments.COMMAND ...`.
+"""One command for all: `vq-image-modeling COMMAND ...` runs the module that `COMMANDS` names.
 
 Only the command's own module is imported, so that help comes at once.
 """

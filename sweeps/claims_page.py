@@ -21,7 +21,9 @@ HEAD = """# What holds of both papers' conclusions
 Written by `make claims` from the result records alone; no verdict is typed by hand. Each claim is an entry of
 [sweeps/claims.yaml](../sweeps/claims.yaml). "x > y": the means over seeds differ by more than two standard errors of
 the difference, with at least three seeds a side. *Holds*: every comparison does. *Refuted*: one goes the other way by
-as much. *Undecided*: neither, or too few seeds, or numbers that may not be compared. *Not run*: no cell is finished.
+as much. Of a series that rises or falls the last differs from the first; a step between must only not go the other way.
+*Undecided*: neither, or too few seeds, or numbers that may not be compared, or only some comparisons were run.
+*Not run*: no comparison has both its sides. Seeds of stage 2 share the tokenizer of seed 0: its spread is in no margin.
 A network that took part in a training, or that selected images, is no judge of them: its numbers decide nothing.
 A difference stands with its margin, two standard errors. A statement has the paper's words, such as rFID; the metric's
 name says who judged here: Inception (rFID), or another network (rFD).
@@ -85,10 +87,12 @@ def row(*cells: str) -> str:
 def because(each: Verdict) -> str:
     """The comparison nearest to the other verdict, or why there is none."""
     deciding = [finding for finding in each.findings if finding.verdict == each.verdict]
+    if each.verdict == HOLDS:  # a step between that only does not go the other way decides nothing
+        deciding = [finding for finding in deciding if not finding.reason]
     if each.verdict == NOT_RUN:
         return (
             "; ".join(dict.fromkeys(finding.left.label for finding in each.findings if not finding.right))
-            or "no cell is finished"
+            or "no comparison has both its sides"
         )
     if not deciding:  # some parts hold, others were not run
         missing = sum(finding.verdict == NOT_RUN for finding in each.findings)

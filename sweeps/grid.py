@@ -231,9 +231,13 @@ def label_of(row: dict[str, Any]) -> str:
 def is_named(heads: dict[str, Any], pattern: str) -> bool:
     """Whether "HEAD=VALUE HEAD=VALUE ..." holds of these heads; a VALUE is a shell pattern, of 100000 or of 100,000."""
     begin, *named = re.split(rf"(?:^|\s+)({'|'.join(map(re.escape, heads))})=", pattern)
-    return bool(named) and not begin and all(
-        fnmatchcase(str(heads[head]), value) or fnmatchcase(show(heads[head]), value)
-        for head, value in zip(named[::2], named[1::2], strict=True)
+    return (
+        bool(named)
+        and not begin
+        and all(
+            fnmatchcase(str(heads[head]), value) or fnmatchcase(show(heads[head]), value)
+            for head, value in zip(named[::2], named[1::2], strict=True)
+        )
     )
 
 

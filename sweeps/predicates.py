@@ -106,7 +106,7 @@ def compare(metric: str, left: Side, sign: str, right: Side, rules: Rules, share
     if fewest >= rules.seeds and abs(excess) > bound:
         return replace(found, verdict=HOLDS if excess > 0 else REFUTED)
     have = f"{fewest} of {rules.seeds} seeds; " if fewest < rules.seeds else ""
-    return replace(found, reason=have + more_seeds(excess, sides, rules))
+    return replace(found, reason=have + more_seeds(excess, sides, rules, share))
 
 
 def why_not_comparable(sides: Sequence[Side]) -> str:
@@ -123,14 +123,15 @@ def why_not_comparable(sides: Sequence[Side]) -> str:
     return ""
 
 
-def more_seeds(excess: float, sides: Sequence[Side], rules: Rules) -> str:
+def more_seeds(excess: float, sides: Sequence[Side], rules: Rules, share: float) -> str:
     """How many seeds a side would decide, should mean and spread stay as they are."""
     if any(side.measured and side.measured.std is None for side in sides):
         return f"one seed has no spread: {rules.seeds} seeds a side are needed"
     variance = sum(side.variance * len(side.measured.values) for side in sides if side.measured)
     wanted = rules.margin**2 * variance / excess**2 if excess else math.inf
     if wanted > MANY_SEEDS:
-        return f"more than {MANY_SEEDS} seeds a side would be needed: no difference to speak of"
+        why = "the difference is about the share allowed" if share else "no difference to speak of"
+        return f"more than {MANY_SEEDS} seeds a side would be needed: {why}"
     return f"about {max(rules.seeds, math.floor(wanted) + 1)} seeds a side would decide, if means and spread stay"
 
 

@@ -207,7 +207,8 @@ def details(
     """Images, seeds, protocols and what is missing, one sentence an element."""
     runs = [run for row in table.rows for run in row.runs]
     sizes = "; ".join(sorted({images(run.experiment) for run in runs}))
-    lines = [f"{sizes[:1].upper()}{sizes[1:]}, seeds {', '.join(map(str, grid.seeds))}."]
+    seeds = sorted({run.experiment.seed for run in runs if run.digest in by_data[data]})
+    lines = [f"{sizes[:1].upper()}{sizes[1:]}, seeds {', '.join(map(str, seeds))}."]
     if any(column.spec.metric.startswith("usage") for column in columns):
         lines.append(
             '"x of y": usage, and what as many tokens would use if drawn evenly (left out from ten tokens a code on).'

@@ -174,7 +174,10 @@ class Records:
             data=images[digests[0]] if digests else "",
             doubt=judged_by_itself(records_of(row, finished), measured),
             reachable=reachable(metric, row, finished),
-            head=" - ".join(head_of(columns[name].head, min(protocols, default="")) for name in operands(metric)),
+            head=" - ".join(
+                f"({head})" if len(parts) > 1 else head
+                for head in (head_of(columns[name].head, min(protocols, default="")) for name in operands(metric))
+            ),
         )
 
     def history(self, reference: str, wanted: dict[str, Any], metric: str) -> list[Side]:

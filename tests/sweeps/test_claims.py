@@ -98,6 +98,8 @@ def test_how_many_seeds_would_decide() -> None:
     assert near.reason == "about 23 seeds a side would decide, if means and spread stay"
     none = compare("m", side(*(v + 0.1 for v in unit)), ">", side(*unit), Rules())
     assert "no difference to speak of" in none.reason
+    limit = compare("m", side(*(v + 9.5 for v in unit)), ">", side(10.0, 10.1, 9.9), Rules(), -0.05)
+    assert limit.reason == "more than 30 seeds a side would be needed: the difference is about the share allowed"
     assert "one seed has no spread" in compare("m", side(1.0), ">", side(2.0), Rules()).reason
 
 
@@ -346,6 +348,8 @@ def test_an_undecided_claim_says_how_far_it_holds() -> None:
     assert said.startswith("holds in 2 of 3 comparisons; open: m: c (10, n = 1) > x (1 ± 0.1, n = 3): 1 of 3 seeds")
     assert because(Verdict(claim, UNDECIDED, "cifar", [still_open])).startswith("m: c (10, n = 1) > x")
     assert because(Verdict(claim, HOLDS, "cifar", [held, again])).endswith("(the weakest of 2)")
+    between = replace(again, reason="a step between: does not go the other way")
+    assert because(Verdict(claim, HOLDS, "cifar", [held, between])) == because(Verdict(claim, HOLDS, "cifar", [held]))
 
 
 def test_pages_quote_between_their_marks(tmp_path: Path) -> None:
