@@ -8,9 +8,8 @@ from datamodules.base import DataConfig, ImageDataModule, stratified_subset
 from datamodules.cifar10 import CIFAR10Config, CIFAR10DataModule, find_cifar10
 from datamodules.heldout import HeldOutDataModule
 from datamodules.image_folder import ImageFolderConfig, ImageFolderDataModule
-from datamodules.latents import LatentsDataModule
 from datamodules.shapes import ShapesConfig, ShapesDataModule
-from datamodules.tokens import TokensConfig, TokensDataModule
+from datamodules.tokens import LatentsDataModule, TokensConfig, TokensDataModule
 
 DATAMODULES: dict[str, tuple[type[ImageDataModule], type[DataConfig]]] = {
     "cifar10": (CIFAR10DataModule, CIFAR10Config),

@@ -33,6 +33,7 @@ class EncodedMeta(ABC):
     """Which tokenizer encoded which images, and what the files must look like."""
 
     kind: ClassVar[str]  # "tokens" or "latents"
+    served: ClassVar[type]  # a number in a batch
     tokenizer_digest: str  # experiment's digest and hash of the weights
     model: str
     precision: str  # the encoder's: 32-true | bf16-mixed
@@ -77,6 +78,7 @@ class TokenMeta(EncodedMeta):
     """Token ids, int32."""
 
     kind = "tokens"
+    served = np.int64
     codebook_size: int  # ids are in [0, codebook_size)
 
     @property
@@ -102,6 +104,7 @@ class LatentMeta(EncodedMeta):
     """Latents before quantization."""
 
     kind = "latents"
+    served = np.float32
     code_dim: int  # d
     stored: str  # of STORED
 

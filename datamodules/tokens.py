@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import Batch, BatchDataModule
 from datamodules.resumable import ResumableSampler
-from datamodules.token_files import EncodedMeta, TokenMeta, check_files, open_values, read_labels, read_meta
+from datamodules.token_files import EncodedMeta, LatentMeta, TokenMeta, check_files, open_values, read_labels, read_meta
 from lightning_modules.checks import home_expanded
 
 
@@ -41,8 +41,6 @@ class TokenDataset(Dataset[Batch]):
         index: (n,) int64, the images to serve, in this order.
     """
 
-    dtype: ClassVar[type] = np.int64  # in a batch
-
     def __init__(self, folder: Path, meta: EncodedMeta, split: str, index: Tensor):
         self.folder, self.meta, self.split = folder, meta, split
         self.index = index.numpy()
@@ -51,7 +49,7 @@ class TokenDataset(Dataset[Batch]):
 
     def part(self, positions: Tensor) -> "TokenDataset":
         """Only the images at these positions (n,), of those served."""
-        return type(self)(self.folder, self.meta, self.split, torch.from_numpy(self.index)[positions])
+        return TokenDataset(self.folder, self.meta, self.split, torch.from_numpy(self.index)[positions])
 
     @cached_property
     def values(self) -> np.memmap:
@@ -68,7 +66,7 @@ class TokenDataset(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The DataLoader's batched fetch: {"tokens": (B, T), "label": (B,)} of the rows image * V + view."""
         image, view = np.divmod(np.asarray(indices), self.num_views)  # (B,), (B,)
-        values = self.values[self.index[image], view].astype(self.dtype)  # (B, T)
+        values = self.values[self.index[image], view].astype(self.meta.served)  # (B, T)
         return {self.meta.kind: torch.from_numpy(values), "label": self.labels[torch.from_numpy(image)]}
 
     def __getitem__(self, index: int) -> Batch:
@@ -104,7 +102,6 @@ class TokensDataModule(BatchDataModule):
     """
 
     config: TokensConfig
-    dataset_class: ClassVar[type[TokenDataset]] = TokenDataset
     meta_class: ClassVar[type[EncodedMeta]] = TokenMeta
 
     def __init__(self, config: TokensConfig, num_workers: int = 0, seed: int = 0):
@@ -148,7 +145,7 @@ class TokensDataModule(BatchDataModule):
 
     def load(self, split: str) -> TokenDataset:
         labels = torch.from_numpy(read_labels(self.folder, self.meta, split))
-        return self.dataset_class(self.folder, self.meta, split, self.subset(labels, split))
+        return TokenDataset(self.folder, self.meta, split, self.subset(labels, split))
 
     def subset(self, labels: Tensor, split: str) -> Tensor:
         """Indices (n,) of the images to serve; with the images' own data_seed the first n, which are dealt by class."""
@@ -159,3 +156,9 @@ class TokensDataModule(BatchDataModule):
         train_set = self.train_set
         assert isinstance(train_set, TokenDataset)
         return ViewSampler(len(train_set.index), train_set.num_views, num_replicas, rank, seed)
+
+
+class LatentsDataModule(TokensDataModule):
+    """{"latents": (B, d, h, w) float32, "label": (B,) int64} of a finished folder, whatever they are kept as."""
+
+    meta_class = LatentMeta

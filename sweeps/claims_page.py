@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from experiments.runtime.files import replacing
 from experiments.runtime.records import data_name
-from sweeps.predicates import HOLDS, NOT_RUN, REFUTED, UNDECIDED, VERDICTS, Finding, Rules, Side
+from sweeps.predicates import HOLDS, NOT_RUN, REFUTED, UNDECIDED, VERDICTS, Finding, Node, Rules, Side
 
 TABLES = "docs/tables"
 PICTURES = {  # of the first screen: words, and the file's name without scale and data
@@ -33,14 +34,26 @@ Numbers are of small networks on small images: a verdict is about the scale that
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Claim:
-    """What the page needs of a claim."""
+    """An entry of sweeps/claims.yaml."""
 
-    id: str
-    where: str
-    statement: str
-    rules: Rules
+    id: str = ""
+    where: str = ""  # paper and table
+    statement: str = ""
+    test: Node = field(default_factory=dict)
+    table: str = ""  # handed down to the test: sweeps/<name>.yaml and the table in it, ablation_codebook#codebook
+    metric: Any = ""
+    seeds: int = 3
+    margin: float = 2.0
+
+    @property
+    def given(self) -> Node:
+        return {key: value for key in ("table", "metric") if (value := getattr(self, key))}
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.seeds, self.margin)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from sweeps.claims_page import because, tally
 from sweeps.plots import write_plot
 from sweeps.schema import SWEEPS
 from sweeps.tables import Shown, grids_of, tables_of
-from sweeps.verdicts import known_scales, verdicts_of
+from sweeps.verdicts import SCALES, verdicts_of
 
 
 def claims_section(output_dir: Path) -> Section:
     """All claims, each at the scale that has most of its cells."""
-    verdicts = verdicts_of(SWEEPS / "claims.yaml", known_scales(), output_dir)
+    verdicts = verdicts_of(SWEEPS / "claims.yaml", SCALES, output_dir)
     rows: list[list[str | Image]] = []
     for one in verdicts:
         claim = one.claim

@@ -118,9 +118,7 @@ class Sweep:
     def lot(self, seed: int) -> Lot:
         """The cells of one seed, for `work`."""
         digests = {digest for digest, run in self.runs.items() if run.experiment.seed == seed}
-        return Lot(
-            self.queue, lambda: self.that_fit(digests), self.run, lambda trial, text: self.say(self.of(trial), text)
-        )
+        return Lot(self.queue, lambda: self.that_fit(digests), self.run, self.tell)
 
     def that_fit(self, digests: set[str]) -> set[str]:
         """Those that would end within the budget."""

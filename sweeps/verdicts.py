@@ -3,7 +3,6 @@
 import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -24,37 +23,17 @@ from sweeps.measure import (
     records_of,
     version_of,
 )
-from sweeps.predicates import Cells, Node, Rules, Side, check, evaluate, leaves
-from sweeps.schema import SWEEPS, SweepSpec, TableSpec, expect, naming, read_spec, scale_names
+from sweeps.predicates import Cells, Side, check, evaluate, leaves
+from sweeps.schema import SWEEPS, SweepSpec, TableSpec, expect, naming, read_spec
 
 ROOT = SWEEPS.parent
 SCALES = ("paper", "cifar", "reduced")  # the first with most finished cells is taken; quick is no evidence
 
 
-@dataclass
-class ClaimSpec:
-    id: str = ""
-    where: str = ""  # paper and table
-    statement: str = ""
-    test: Node = field(default_factory=dict)
-    table: str = ""  # handed down to the test: sweeps/<name>.yaml and the table in it, ablation_codebook#codebook
-    metric: Any = ""
-    seeds: int = 3
-    margin: float = 2.0
-
-    @property
-    def given(self) -> Node:
-        return {key: value for key in ("table", "metric") if (value := getattr(self, key))}
-
-    @property
-    def shown(self) -> Claim:
-        return Claim(self.id, self.where, self.statement, Rules(self.seeds, self.margin))
-
-
-def read_claims(path: Path) -> list[ClaimSpec]:
+def read_claims(path: Path) -> list[Claim]:
     """Raises ValueError that names file, claim and key for a claim that is not well formed or names no such cells."""
     entries = read_yaml(path).get("claims")
-    claims: list[ClaimSpec] = []
+    claims: list[Claim] = []
     with naming(path):
         if not isinstance(entries, list):
             raise ValueError("needs a list `claims`")
@@ -67,14 +46,14 @@ def read_claims(path: Path) -> list[ClaimSpec]:
     return claims
 
 
-def read_claim(entry: Any) -> ClaimSpec:
+def read_claim(entry: Any) -> Claim:
     if not isinstance(entry, dict):
         raise ValueError("needs `key: value` lines")
-    keys = ClaimSpec.__dataclass_fields__
+    keys = Claim.__dataclass_fields__
     expect(entry, keys, "key")
     if missing := [key for key in ("id", "where", "statement", "test") if not entry.get(key)]:
         raise ValueError(f"{missing[0]}: is missing")
-    claim = ClaimSpec(**entry)
+    claim = Claim(**entry)
     for key, kind in (("seeds", int), ("margin", int | float)):
         if not isinstance(getattr(claim, key), kind) or getattr(claim, key) <= 0:
             raise ValueError(f"{key}={getattr(claim, key)}: must be a number above 0")
@@ -238,7 +217,7 @@ def judged_by_itself(records: Sequence[dict[str, Any]], measured: Measured | Non
     return ""
 
 
-def judge_claim(claim: ClaimSpec, records: Sequence[Records]) -> Verdict:
+def judge_claim(claim: Claim, records: Sequence[Records]) -> Verdict:
     """At the scale that has most of the claim's cells with enough seeds, then most records; the first of equals."""
 
     def evidence(scale: Records) -> tuple[int, int]:
@@ -252,12 +231,8 @@ def judge_claim(claim: ClaimSpec, records: Sequence[Records]) -> Verdict:
         return sum(count >= claim.seeds for count in counts), sum(counts)
 
     best = max(records, key=evidence)
-    verdict, findings = evaluate(claim.test, best.cells, claim.shown.rules, claim.given)
-    return Verdict(claim.shown, verdict, best.scale if any(evidence(best)) else "", findings)
-
-
-def known_scales() -> list[str]:
-    return [scale for scale in SCALES if scale in scale_names()]
+    verdict, findings = evaluate(claim.test, best.cells, claim.rules, claim.given)
+    return Verdict(claim, verdict, best.scale if any(evidence(best)) else "", findings)
 
 
 def verdicts_of(claims_file: Path, scales: Iterable[str], output_dir: Path) -> list[Verdict]:
@@ -268,7 +243,7 @@ def verdicts_of(claims_file: Path, scales: Iterable[str], output_dir: Path) -> l
 
 def run(options: argparse.Namespace) -> None:
     """What the command does. Raises ValueError."""
-    scales = [options.scale] if options.scale else known_scales()
+    scales = [options.scale] if options.scale else SCALES
     verdicts = verdicts_of(options.file or SWEEPS / "claims.yaml", scales, options.output_dir)
     print(brief(verdicts, "docs/claims.md"), end="")
     root: Path = options.root or ROOT

@@ -2,6 +2,9 @@
 
 import copy
 import os
+import re
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from experiments.config.values import explain, flatten, from_dotlist, merge, rea
 from lightning_modules.quantizers import QuantizerConfig
 
 RECIPES = Path(__file__).resolve().parents[1]
+CONFIG = "config.yaml"  # in a run's folder: what the run is
 PARTS = [key for key in CHOICES if "." in key]  # sections whose keys belong to one class only
 
 
@@ -34,6 +38,15 @@ def as_yaml(experiment: Experiment, name: str = "") -> str:
     """The whole configuration, which `experiments.train` reads again; `name`: of the run, by default its own."""
     values = {"name": name or experiment.name} | experiment.identity() | {"runtime": asdict(experiment.runtime)}
     return OmegaConf.to_yaml(values)
+
+
+def described(experiment: Experiment, name: str) -> str:
+    """`as_yaml` below the command that trains it: `CONFIG`, a text in TensorBoard, an entry of its checkpoints.
+
+    Passwords in URLs are left out of the command.
+    """
+    command = re.sub(r"(?<=://)[^/@\s]+@", "", shlex.join(sys.orig_argv))
+    return f"# {' '.join(command.split())}\n{as_yaml(experiment, name)}"
 
 
 def changed(experiment: Experiment, name: str) -> dict[str, Any]:

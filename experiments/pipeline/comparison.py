@@ -16,7 +16,7 @@ from datamodules.arrays import to_unit_range
 from datamodules.files import ImageFile, read_framed
 from experiments.pipeline.build import build_data, first_images, plain
 from experiments.pipeline.page import Image, Section, Table, drawn, pixels
-from experiments.pipeline.run_folders import RunFolder, differing
+from experiments.pipeline.run_folders import RunFolder, columns_of, differing
 from lightning_modules import Prior, Tokenizer
 from lightning_modules.metrics.extractors import to_uint8
 from lightning_modules.metrics.reconstruction import per_image_psnr, to_unit
@@ -24,7 +24,10 @@ from lightning_modules.tokenizer_parts import CODE_USES
 
 NUM_IMAGES = 8
 SIZES = {"scalars": 500, "histograms": 1, "images": 1, "tensors": 1, "compressedHistograms": 1}  # of what is read
-FACTS = ("data_id", "device", "num_devices", "num_concurrent", "images_per_second", "wall_seconds", "parameters")
+FACTS = {  # of a record, and their heads
+    "data_id": "images", "device": "device", "num_devices": "devices", "num_concurrent": "runs at a time",
+    "images_per_second": "images/s", "wall_seconds": "seconds", "parameters": "parameters",
+}  # fmt: skip
 
 
 def sections(runs: Sequence[RunFolder], names: Sequence[str], files: Sequence[ImageFile]) -> list[Section]:
@@ -42,19 +45,7 @@ def facts(runs: Sequence[RunFolder], names: Sequence[str]) -> Section:
         made_on = record.get("environment", {})
         words = [show(record.get(key)) for key in FACTS] + [made_on.get("commit", "")[:9]]
         rows.append([name, run.name, run.state, *words])
-    heads = [
-        "",
-        "folder",
-        "state",
-        "images",
-        "device",
-        "devices",
-        "runs at a time",
-        "images/s",
-        "seconds",
-        "parameters",
-        "commit",
-    ]
+    heads = ["", "folder", "state", *FACTS.values(), "commit"]
     return Section("Runs", table=Table(heads, rows, row_heads=4))
 
 
@@ -66,12 +57,8 @@ def settings(runs: Sequence[RunFolder], names: Sequence[str]) -> Section:
 
 def metrics(runs: Sequence[RunFolder], names: Sequence[str]) -> Section:
     """A row a metric and protocol: numbers of two protocols stand in two rows."""
-    rows: list[list[Any]] = []
-    for metric in sorted({name for run in runs if run.record for name in run.record["metrics"]}):
-        found = [run.metric(metric) for run in runs]
-        for protocol in dict.fromkeys(pair[1] for pair in found if pair):
-            values = [show(pair[0]) if pair and pair[1] == protocol else "" for pair in found]
-            rows.append([metric, protocol, *values])
+    measured = sorted({name for run in runs if run.record for name in run.record["metrics"]})
+    rows: list[list[Any]] = [[*key, *map(show, values)] for key, values in columns_of(runs, measured).items()]
     text = ["Numbers in one row were measured by the same protocol; others do not compare."]
     return Section("Metrics", text, Table(["metric", "protocol", *names], rows, row_heads=2))
 

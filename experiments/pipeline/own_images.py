@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,29 +104,6 @@ def require_all(left_out: dict[str, str], total: int, out: Path) -> None:
 # ---- reconstructions
 
 
-class Arrays:
-    """Arrays of up to N rows, filled batch by batch, on disk: a folder of images may be larger than the memory."""
-
-    def __init__(self, folder: Path, total: int) -> None:
-        self.folder, self.total = folder, total
-        self.files: dict[str, Any] = {}
-        self.counts: Counter[str] = Counter()
-
-    def add(self, batch: dict[str, Tensor]) -> None:
-        for name, value in batch.items():
-            rows = value.numpy()
-            if name not in self.files:
-                path, shape = self.folder / f"{name}.npy", (self.total, *rows.shape[1:])
-                self.files[name] = np.lib.format.open_memmap(path, "w+", rows.dtype, shape)
-            first = self.counts[name]
-            self.files[name][first : first + len(rows)] = rows
-            self.counts[name] += len(rows)
-
-    @property
-    def filled(self) -> dict[str, Any]:
-        return {name: rows[: self.counts[name]] for name, rows in self.files.items()}
-
-
 def reconstruct(
     tokenizer: Tokenizer, files: Sequence[ImageFile], out: Path, fit: str, batch_size: int, lpips: str = "auto"
 ) -> dict[str, Any]:
@@ -143,12 +119,18 @@ def reconstruct(
     shown: list[Tensor] = []
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".images-") as folder:
-        arrays = Arrays(Path(folder), len(files))
+        arrays: dict[str, np.ndarray] = {}  # on disk: a folder of images may be larger than the memory
         for batch in batches_of(tokenizer, files, fit, batch_size, left_out):
             made = to_uint8(batch.reconstruction)  # (B, 3, S, S)
             images = {"originals": batch.pixels, "reconstructions": made}
-            arrays.add({name: value.permute(0, 2, 3, 1) for name, value in images.items()})
-            arrays.add({"indices": batch.indices.int()})
+            kept = {name: value.permute(0, 2, 3, 1) for name, value in images.items()} | {
+                "indices": batch.indices.int()
+            }
+            for name, value in kept.items():
+                if name not in arrays:
+                    path, shape = Path(folder) / f"{name}.npy", (len(files), *value.shape[1:])
+                    arrays[name] = np.lib.format.open_memmap(path, "w+", value.numpy().dtype, shape)
+                arrays[name][len(rows) : len(rows) + len(value)] = value.numpy()
             for index, (file, box) in enumerate(zip(batch.files, batch.boxes, strict=True)):
                 pair = [cut(image[index], box) for image in (batch.reconstruction, to_unit_range(batch.pixels))]
                 values = measure.of_each(*(part[None].to(tokenizer.device) for part in pair))
@@ -158,7 +140,8 @@ def reconstruct(
                 if len(shown) < 3 * NUM_ON_SHEET:
                     shown += triple
         with replacing(out / "images.npz") as archive:
-            np.savez(archive, names=np.array([row["file"] for row in rows]), **arrays.filled)
+            filled: dict[str, Any] = {name: array[: len(rows)] for name, array in arrays.items()}
+            np.savez(archive, names=np.array([row["file"] for row in rows]), **filled)
     write_png(out / "sheet.png", make_grid(torch.stack(shown), nrow=12, padding=2, pad_value=255))
     write_csv(out / "metrics.csv", rows)
     measured = {name: np.array([row[name] for row in rows]) for name in measure.protocols}

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config.compose import load_experiment, parse
+from experiments.config.compose import CONFIG, load_experiment, parse
 from experiments.config.experiment import Experiment
 from experiments.config.identity import digest_of, entries
-from experiments.pipeline.configuration import CONFIG
 from experiments.runtime.files import LOCK, is_locked
 from experiments.runtime.records import PUBLISHED, Record, find_records
 from lightning_modules.checks import require

@@ -13,11 +13,10 @@ from lightning.pytorch.callbacks import Callback
 
 from datamodules import ImageDataModule
 from experiments.config import plugins
-from experiments.config.compose import changed
+from experiments.config.compose import CONFIG, changed, described
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data, first_images, plain
 from experiments.pipeline.codebooks.extraction import build_device
-from experiments.pipeline.configuration import CONFIG, described
 from experiments.pipeline.evaluation import evaluate, use_reference
 from experiments.pipeline.inputs import Inputs, inputs_of
 from experiments.pipeline.prepare import gather, prepare, prepare_evaluation

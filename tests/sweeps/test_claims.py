@@ -28,16 +28,7 @@ from sweeps.predicates import (
     leaves,
 )
 from sweeps.schema import SWEEPS
-from sweeps.verdicts import (
-    ClaimSpec,
-    Records,
-    difference_of,
-    judge_claim,
-    judged_by_itself,
-    known_scales,
-    read_claims,
-    verdicts_of,
-)
+from sweeps.verdicts import SCALES, Records, difference_of, judge_claim, judged_by_itself, read_claims, verdicts_of
 
 CLAIMS = SWEEPS / "claims.yaml"
 
@@ -235,7 +226,7 @@ def test_no_network_both_takes_part_and_judges() -> None:
 def test_a_margin_needs_two_seeds_a_side() -> None:
     def text(*values: float) -> str:
         found = compare("m", side(*values, label="a"), ">", side(*LOW, label="b"), Rules())
-        return page([Verdict(Claim("T", "here", "a > b", Rules()), found.verdict, "quick", [found])])
+        return page([Verdict(Claim("T", "here", "a > b"), found.verdict, "quick", [found])])
 
     assert f"| {30 - statistics.fmean(LOW):+.3g} |" in text(30.0) and "±" in text(30.0, 31.0).partition("b (")[2]
 
@@ -303,7 +294,7 @@ def test_the_papers_own_numbers_bear_out_what_is_said_of_them() -> None:
 def test_records_of_a_sweep_give_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From made-up records to the page: the scale that has most of the cells, the numbers and the digests."""
     test = {"above": [{"quantizer": "LC", "K": 1024}, {"quantizer": "VQ", "K": 1024}]}
-    claim = ClaimSpec("T", "here", "LC above VQ", test, "ablation_codebook#codebook", "usage/epoch")
+    claim = Claim("T", "here", "LC above VQ", test, "ablation_codebook#codebook", "usage/epoch")
     grid = load_grid(SWEEPS / "ablation_codebook.yaml", "quick", "0,1,2")
     rows = {row.heads["quantizer"]: row for row in grid.tables[0].rows if row.heads["K"] == 1024}
     finished = {
@@ -327,7 +318,7 @@ def test_records_of_a_sweep_give_the_verdict(tmp_path: Path, monkeypatch: pytest
 
 def test_the_published_page_is_what_the_published_records_say() -> None:
     """`make claims` writes it anew; no verdict is typed by hand."""
-    verdicts = verdicts_of(CLAIMS, known_scales(), Path("nowhere"))
+    verdicts = verdicts_of(CLAIMS, SCALES, Path("nowhere"))
     assert (SWEEPS.parent / "docs" / "claims.md").read_text() == page(verdicts)
 
 
@@ -339,7 +330,7 @@ def test_a_dry_run_prints_verdicts_and_writes_nothing(tmp_path: Path, capsys: py
 
 
 def test_an_undecided_claim_says_how_far_it_holds() -> None:
-    claim = Claim("X", "here", "a statement", Rules())
+    claim = Claim("X", "here", "a statement")
     held, again, still_open = (
         compare("m", side(*left, label=label), ">", side(*LOW), Rules())
         for label, left in (("a", HIGH), ("b", BETWEEN), ("c", HIGH[:1]))

@@ -12,7 +12,7 @@ from sweeps.report import main
 def test_published_tables_and_claims_on_one_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps.report_page, "known_scales", lambda: ["cifar"])
+    monkeypatch.setattr(sweeps.report_page, "SCALES", ["cifar"])
     words = ["sweeps/vqgan_lc/table1.yaml", "sweeps/vit_vqgan/table2.yaml", "--scale", "cifar"]
     words += ["--output-dir", str(tmp_path)]
     assert main([*words, "--dry-run"]) == 0 and not (tmp_path / "report.html").exists()

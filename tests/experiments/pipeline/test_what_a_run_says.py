@@ -9,9 +9,8 @@ import torch
 from conftest import TinyExperiment
 
 import experiments.train
-from experiments.config.compose import load_experiment
+from experiments.config.compose import described, load_experiment
 from experiments.config.experiment import RuntimeConfig
-from experiments.pipeline.configuration import described
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.loggers import PACKAGES, check_loggers
