@@ -38,8 +38,9 @@ def page() -> str:
 
 
 def sections(key: str, config: type) -> Iterator[tuple[str, type]]:
-    """The dataclass at `key` and all below it; at a key that has a choice, every class of it, bases first."""
-    classes = [config, *(base for entry in CHOICES.get(key, {}).values() for base in reversed(bases(entry[-1])))]
+    """The dataclass at `key`, or at a key that has a choice every class of it, bases first; then all below."""
+    chosen = [config, *(entry[-1] for entry in CHOICES.get(key, {}).values())]
+    classes = [base for each in chosen for base in reversed(bases(each))]
     for each in dict.fromkeys(classes):
         yield key, each
     for each in dict.fromkeys(classes):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.checks import require
-from lightning_modules.networks.sampling import image_generators
+from lightning_modules.networks.sampling import PrecisionConfig, image_generators
 
 # x (B, C, h, w), times (B,), labels (B,) or None -> prediction (B, C or 2 C, h, w)
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -19,7 +19,7 @@ Draw = Callable[[], Tensor]  # -> the next standard normal numbers (B, C, h, w)
 
 
 @dataclass
-class GuidanceConfig:
+class GuidanceConfig(PrecisionConfig):
     """Classifier-free guidance (Ho and Salimans 2022): prediction u + s (c - u), with class (c) and without (u).
 
     `guided_channels`: only the first ones are guided, the others stay c. DiT and SiT guide 3 of their 4, and B's
@@ -31,6 +31,7 @@ class GuidanceConfig:
 
     def check(self) -> None:
         """Raises ValueError, with the key relative to this section, for a number that cannot be."""
+        super().check()
         require(math.isfinite(self.guidance_scale), f"guidance_scale={self.guidance_scale} must be finite")
         require(self.guided_channels >= 0, f"guided_channels={self.guided_channels} must be 0 (all) or more")
 

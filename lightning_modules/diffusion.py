@@ -194,7 +194,7 @@ class DiffusionSamplingConfig(GuidanceConfig):
     def id(self) -> str:
         """For protocol ids: how images were sampled."""
         ddim = f"-eta{self.eta:g}-offset{self.offset}" if self.sampler == "ddim" else ""
-        return f"{self.sampler}{self.steps}{ddim}{self.guidance_id}"
+        return f"{self.sampler}{self.steps}{ddim}{self.guidance_id}{self.precision_id}"
 
 
 @torch.inference_mode()

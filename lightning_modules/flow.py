@@ -55,7 +55,7 @@ class FlowSamplingConfig(GuidanceConfig):
     def id(self) -> str:
         """For protocol ids: how images were sampled."""
         how = f"-atol{self.atol:g}-rtol{self.rtol:g}" if self.sampler == "dopri5" else str(self.steps)
-        return f"{self.sampler}{how}{self.guidance_id}"
+        return f"{self.sampler}{how}{self.guidance_id}{self.precision_id}"
 
 
 @torch.inference_mode()

@@ -171,7 +171,8 @@ class LatentPrior(Prior):
         training = self.network.training
         self.network.eval()
         try:
-            latents = self.sample_latents(noise, labels, sampling).float() * self.scale  # (B, d, h, w)
+            with sampling.autocast(self.device):
+                latents = self.sample_latents(noise, labels, sampling).float() * self.scale  # (B, d, h, w)
         finally:
             self.network.train(training)
         return self.tokenizer.to(self.device).quantizer(latents.movedim(1, -1)).indices.flatten(1)  # (B, T)

@@ -160,7 +160,8 @@ class VIM(Prior):
         self.log_dict(values | self.measure_generation())
 
     def draw(self, ids: list[int], labels: Tensor | None, sampling: SamplingConfig, seed: int) -> Tensor:
-        return generate(self.network, ids, labels, sampling, seed)
+        with sampling.autocast(self.device):
+            return generate(self.network, ids, labels, sampling, seed)
 
     # ---- what is shown
 

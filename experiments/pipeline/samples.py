@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.config.identity import digest_of
+from experiments.config.identity import digest_of, identity
 from experiments.pipeline.build import build_data, plain
 from experiments.pipeline.classifier import classifier_for
 from experiments.pipeline.codebooks.extraction import build_device
@@ -129,7 +129,7 @@ def check_numbers(arguments: argparse.Namespace) -> None:
     require(is_enough, f"--num {num}: a seed has {SEED_STRIDE:,} images, candidates included: take several")
 
 
-OPTIONS = {name: name for name in ("temperature", "top_k", "top_p", "steps", "sampler", "eta")}
+OPTIONS = {name: name for name in ("temperature", "top_k", "top_p", "steps", "sampler", "eta", "precision")}
 OPTIONS["guidance"] = "guidance_scale"
 
 
@@ -163,7 +163,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
     description: dict[str, object] = {
         "model": tokenizer_digest(arguments.checkpoint),  # it names any checkpoint's weights
         "tokenizer": module.tokenizer_digest,
-        "sampling": asdict(job.sampling),
+        "sampling": identity(job.sampling),
         "classes": classes,
         "seed": job.seed,
         "accept": arguments.accept,

@@ -7,10 +7,14 @@ Shapes: B batch, R rows of the network (B, or 2 B with guidance), T tokens of an
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lightning_modules.checks import one_of
+from lightning_modules.options import neutral
 
 from .few_rows import packed
 from .gpt import GPT, KVCache
@@ -21,8 +25,28 @@ DRAWN_STEPS, DRAWN_NUMBERS = 16, 2**17
 GRAPH_STEPS = 16  # fewer tokens are not worth a CUDA graph
 
 
+@dataclass(kw_only=True)
+class PrecisionConfig:
+    """Of the network while images are drawn. In bf16 rounding may depend on the batch, and so may an image."""
+
+    precision: str = neutral("32")  # or "bf16": products in bfloat16, by autocast
+
+    def check(self) -> None:
+        """Raises ValueError, with the key relative to this section, for a name that is none."""
+        one_of(self, "precision", ("32", "bf16"))
+
+    @property
+    def precision_id(self) -> str:
+        """For protocol ids."""
+        return "" if self.precision == "32" else f"-{self.precision}"
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """For the calls of the network."""
+        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+
 @dataclass
-class SamplingConfig:
+class SamplingConfig(PrecisionConfig):
     """The defaults are paper A's: temperature 1, nothing cut off, no guidance. B takes top_k = 10 % of V."""
 
     temperature: float = 1.0
@@ -37,10 +61,11 @@ class SamplingConfig:
         parts += [f"top-k{self.top_k}"] if self.top_k else []
         parts += [f"top-p{self.top_p:g}"] if self.top_p < 1 else []
         parts += [f"guidance{self.guidance_scale:g}"] if self.guidance_scale != 1 else []
-        return "-".join(parts)
+        return "-".join(parts) + self.precision_id
 
     def check(self) -> None:
         """Raises ValueError, with the key relative to this section, for a number out of range."""
+        super().check()
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} must be above 0; for the most likely token set top_k=1")
         if self.top_k < 0:

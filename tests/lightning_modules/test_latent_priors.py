@@ -1,5 +1,6 @@
 """LDM, DiT and SiT as LightningModules: losses, scaling, labels, guidance, validation, what is drawn and kept."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from latent_cases import NAMES, build, shaken, tiny_latents
 from prior_cases import Batch, loader, pieces, trainer
 from torch import Tensor
 
+from experiments.config.identity import identity
 from lightning_modules import latent_prior
 from lightning_modules.base import Setting
 from lightning_modules.latent_prior import LatentPrior
@@ -126,6 +128,21 @@ def test_an_image_depends_on_its_number_alone(tiny: TinyExperiment, name: str) -
 
 
 @each
+def test_images_are_drawn_in_bf16(tiny: TinyExperiment, name: str) -> None:
+    """The network alone: nearly the same codes, which are looked up in float32."""
+    module = shaken(build(tiny_latents(tiny, name, "model.sampling.precision=bf16"))[0])
+    kinds: set[torch.dtype] = set()
+    module.network.register_forward_hook(lambda *call: kinds.add(call[2].dtype))
+    tokens = module.sample(list(range(7)), seed=3)[1]
+    assert kinds == {torch.bfloat16} and module.config.sampling.id.endswith("-bf16")
+    kinds.clear()
+    full = replace(module.config.sampling, precision="32")
+    assert (module.sample(list(range(7)), seed=3, sampling=full)[1] == tokens).float().mean() > 0.9
+    assert kinds == {torch.float32} and not full.id.endswith("bf16")
+    assert identity(module.config.sampling).keys() - identity(full).keys() == {"precision"}
+
+
+@each
 def test_no_metric_depends_on_a_batch_size(tiny: TinyExperiment, name: str, tmp_path: Path) -> None:
     module = shaken(build(tiny_latents(tiny, name))[0])
     generator = torch.Generator().manual_seed(0)
@@ -186,6 +203,7 @@ def test_a_latent_that_is_not_finite_stops(tiny: TinyExperiment) -> None:
         ("sit", "model.sampling.guided_channels=9", "guided_channels=9 is more than the 8 channels of the latents"),
         ("sit", "model.latents_stored=int8", "model.latents_stored='int8' is none of float32, float16"),
         ("ldm", "model.sampling.steps=1001", "steps=1001 is more than the 1000 timesteps"),
+        ("sit", "model.sampling.precision=bf61", "model.sampling.precision='bf61' is none of 32, bf16"),
         ("ldm", "model.sampling.eta=1.5", r"model\.sampling\.eta=1\.5 must be in \[0, 1\]"),
         ("dit", "model.dit.size=huge model.dit.dims=[]", "model.dit.size='huge' is none of"),
     ],

@@ -14,6 +14,7 @@ from vim_cases import build, tiny_vim
 
 from lightning_modules import vim as vim_module
 from lightning_modules.base import Setting
+from lightning_modules.networks import sampling
 from lightning_modules.optimizer import build_optimizer, decay_of_matrices
 from lightning_modules.vim import VIM
 from lightning_modules.vim_parts import keep_tokens
@@ -176,6 +177,20 @@ def test_an_image_depends_on_its_number_alone(tiny: TinyExperiment) -> None:
     numbers = [number for batch in fake_rank(module, 0, 1) for number in batch[0]]
     shared = [sorted(n for batch in fake_rank(module, rank, 2) for n in batch[0]) for rank in range(2)]
     assert numbers == list(range(12)) == sorted(shared[0] + shared[1])
+
+
+def test_tokens_are_drawn_in_bf16(tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = build(tiny_vim(tiny, "model.sampling.precision=bf16"))
+    kinds = []
+
+    def drawn(*arguments: Any) -> Tensor:
+        kinds.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return sampling.generate(*arguments)
+
+    monkeypatch.setattr(vim_module, "generate", drawn)
+    assert module.sample([0, 1], seed=3)[1].shape == (2, module.gpt.num_tokens)
+    module.sample([0, 1], seed=3, sampling=sampling.SamplingConfig())
+    assert kinds == [torch.bfloat16, torch.float32] and module.config.sampling.id == "t1-bf16"
 
 
 def fake_rank(module: VIM, rank: int, world_size: int) -> list[tuple[list[int], Tensor, Tensor, Tensor]]:

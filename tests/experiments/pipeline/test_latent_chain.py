@@ -68,7 +68,7 @@ def test_from_images_to_images(tiny: TinyExperiment, name: str, monkeypatch: Any
     monkeypatch.setattr(sys, "argv", [*sample, "--top-k", "3"])
     with pytest.raises(SystemExit):
         experiments.sample.main()
-    assert f"--top-k: a '{name}' is not sampled so; it has guidance_scale" in capsys.readouterr().err
+    assert f"--top-k: a '{name}' is not sampled so; it has precision, guidance_scale" in capsys.readouterr().err
 
 
 def test_encoding_at_every_step_gives_the_latents_of_the_cache(tiny: TinyExperiment) -> None:
