@@ -80,7 +80,10 @@ class LatentPrior(Prior):
     layout: ClassVar[Layout] = {
         "latents": {
             "loss": ["Multiline", ["loss/generator", "val/loss"]],
-            "mean and deviation of latents": ["Multiline", ["val/latents/mean", "val/latents/deviation"]],
+            "mean and deviation of latents": [
+                "Multiline",
+                ["val/latents/mean", "val/latents/deviation", "val/latents/deviation/generated"],
+            ],
         },
         **prior.LAYOUT,
     }
@@ -90,6 +93,7 @@ class LatentPrior(Prior):
         super().__init__(config, setting)
         self.network, self.code_dim = network, setting.code_dim
         self.register_buffer("scale", torch.ones(()))
+        self.drawn = torch.zeros(3, device="cpu").double()  # of the latents: how many numbers, sum, sum of squares
 
     @classmethod
     def build_network(cls, config: Any, setting: Setting) -> nn.Module:
@@ -164,6 +168,18 @@ class LatentPrior(Prior):
 
     # ---- generation
 
+    def measure_generation(self) -> dict[str, Tensor]:
+        """As of any prior, and the deviation of what was drawn: far from the latents' own, the sampling diverges."""
+        self.drawn.zero_()
+        values = super().measure_generation()
+        if values:
+            dtype = torch.float32 if self.device.type == "mps" else torch.float64
+            count, total, squares = all_reduce_sum(self.drawn.to(self.device, dtype))
+            values["latents/deviation/generated"] = deviation(total / count, squares / count)
+            number = self.config.generation.num_candidates
+            self.metric_protocols["latents/deviation/generated"] = f"drawn/n{number}/{self.config.sampling.id}"
+        return values
+
     @torch.inference_mode()
     def draw(self, ids: list[int], labels: Tensor | None, sampling: Any, seed: int) -> Tensor:
         assert self.tokenizer is not None, "use_tokenizer comes first"
@@ -175,6 +191,8 @@ class LatentPrior(Prior):
                 latents = self.sample_latents(noise, labels, sampling).float() * self.scale  # (B, d, h, w)
         finally:
             self.network.train(training)
+        sums = torch.stack([latents.new_tensor(latents.numel()), latents.sum(), latents.square().sum()])
+        self.drawn += sums.cpu()
         return self.tokenizer.to(self.device).quantizer(latents.movedim(1, -1)).indices.flatten(1)  # (B, T)
 
     # ---- how it is counted and shown, and what a checkpoint needs

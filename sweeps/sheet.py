@@ -208,7 +208,7 @@ def details(
     runs = [run for row in table.rows for run in row.runs]
     sizes = "; ".join(sorted({images(run.experiment) for run in runs}))
     seeds = sorted({run.experiment.seed for run in runs if run.digest in by_data[data]})
-    lines = [f"{sizes[:1].upper()}{sizes[1:]}, seeds {', '.join(map(str, seeds))}."]
+    lines = [f"{sizes[:1].upper()}{sizes[1:]}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}."]
     if any(column.spec.metric.startswith("usage") for column in columns):
         lines.append(
             '"x of y": usage, and what as many tokens would use if drawn evenly (left out from ten tokens a code on).'

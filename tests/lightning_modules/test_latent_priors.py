@@ -142,6 +142,26 @@ def test_images_are_drawn_in_bf16(tiny: TinyExperiment, name: str) -> None:
     assert identity(module.config.sampling).keys() - identity(full).keys() == {"precision"}
 
 
+def test_latents_that_diverge_are_told_from_the_tokenizers(
+    tiny: TinyExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deviation of what was drawn in the last measurement, before it is quantized."""
+    module = shaken(build(tiny_latents(tiny, "sit"))[0])
+    module.scale.fill_(2.0)
+    monkeypatch.setattr(module, "sample_latents", lambda noise, *_: 10 * noise() + 1)
+    module.sample([0, 1], seed=5)
+
+    def measured(_: Any) -> dict[str, Tensor]:
+        images = [module.sample(ids, seed=0) for ids in ([0, 1, 2], [3])]
+        return {"fid": torch.tensor(float(len(images)))}
+
+    monkeypatch.setattr(latent_prior.Prior, "measure_generation", measured)
+    noise = latent_prior.GaussianNoise(0, range(4), (8, 8, 8), torch.device("cpu"))()
+    found = module.measure_generation()
+    assert found["latents/deviation/generated"].item() == pytest.approx(20 * float(noise.std(correction=0)), rel=1e-4)
+    assert module.metric_protocols["latents/deviation/generated"].startswith("drawn/n")
+
+
 @each
 def test_no_metric_depends_on_a_batch_size(tiny: TinyExperiment, name: str, tmp_path: Path) -> None:
     module = shaken(build(tiny_latents(tiny, name))[0])
@@ -158,6 +178,7 @@ def test_no_metric_depends_on_a_batch_size(tiny: TinyExperiment, name: str, tmp_
         "loss/val",
         "latents/mean",
         "latents/deviation",
+        "latents/deviation/generated",
         "fid",
         "is",
         "is_std",

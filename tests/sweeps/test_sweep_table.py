@@ -426,7 +426,7 @@ def test_more_seeds_than_the_scale_asks_for_count_where_they_are_finished(
         assert shown in row and ("±" in row) == ("±" in shown)
         caption = " ".join(printed.split())
         assert f"2 of {3 if seeds else 4} runs are missing" in caption
-        assert f"seeds {seeds[1][0] if seeds else '0, 4'}." in caption
+        assert f"seed{f' {seeds[1][0]}' if seeds else 's 0, 4'}." in caption
 
 
 def test_ticks_that_would_overlap_are_one() -> None:

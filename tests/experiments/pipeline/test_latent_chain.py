@@ -36,7 +36,7 @@ def test_from_images_to_images(tiny: TinyExperiment, name: str, monkeypatch: Any
     folder = run_dir(experiment, name)
     record = train(experiment, name, folder)
     generated = {"fid", "is", "is_std", "usage/generated", "reachable/generated"}
-    expected = {"loss/val", "latents/mean", "latents/deviation", *generated}
+    expected = {"loss/val", "latents/mean", "latents/deviation", "latents/deviation/generated", *generated}
     assert expected | {f"{metric}/accept-0.5" for metric in generated} <= set(record["metrics"])
     assert set(record["metrics"]) == set(record["protocols"])
     sampling = experiment.model.sampling.id  # type: ignore[attr-defined]
