@@ -8,7 +8,7 @@ there, such as those of published records, are named; `sweeps.run --no-published
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from experiments.runtime.records import PUBLISHED, data_name, record_path
 from lightning_modules.figures import sample_grid
 from sweeps.arguments import parser_of
 from sweeps.grid import Run
+from sweeps.heads import printed_label
 from sweeps.render import replace_file
 from sweeps.workers import grids_of
 
@@ -55,15 +56,15 @@ def why_left_out(run: Run) -> str:
     return "its record is published, without weights" if is_published else "not trained yet"
 
 
-def draw(runs: Sequence[Run], title: str) -> Figure:
-    """One strip of images a run, the row's name above it."""
+def draw(runs: Sequence[Run], labels: Mapping[str, str], title: str) -> Figure:
+    """One strip of images a run, the label of its digest above it."""
     strips = [sampled(run) for run in runs]
     heights = [strip.shape[1] / strip.shape[2] for strip in strips]
     figure = Figure(figsize=(6.4, sum(6.4 * height + 0.3 for height in heights) + 0.3), layout="constrained")
     rows = figure.subplots(len(strips), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, run, strip in zip(rows, runs, strips, strict=True):
         axes.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_title(run.label, fontsize=8)
+        axes.set_title(labels[run.digest], fontsize=8)
         axes.set_axis_off()
     figure.suptitle(title, fontsize=9)
     return figure
@@ -92,7 +93,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry_run:
             print(f"would be written: {path}, of {', '.join(run.label for run in trained)}")
             return 0
-        replace_file(path, draw(trained, f"{data}, scale {grid.scale}: images 0 to {NUM_IMAGES - 1} of seed 0"))
+        rows = [(row, run.digest) for table in grid.tables for row in table.rows for run in row.runs]
+        labels = {
+            digest: printed_label(grid.scale, row, {}, data) for row, digest in reversed(rows)
+        }  # of the first row
+        replace_file(path, draw(trained, labels, f"{data}, scale {grid.scale}: images 0 to {NUM_IMAGES - 1} of seed 0"))
         print(path)
         if left_out:
             print(f"those left out are trained by {way}")

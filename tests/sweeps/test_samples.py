@@ -1,5 +1,6 @@
 """Strips of generated images: of every trained VIM of a sweep, nothing selected, and nothing trained for them."""
 
+import re
 from pathlib import Path
 
 import lightning as L
@@ -25,7 +26,8 @@ NO_IMAGES = "model.generation.num_samples=0"
 
 def grid_of(*experiments: Experiment) -> Grid:
     runs = [Run("vim", f"row {number}", experiment) for number, experiment in enumerate(experiments)]
-    table = Table(TableSpec(), tuple(Row(CellSpec(), (run,)) for run in runs))
+    heads = [{"model": f"GPT-{number + 1}00M", "tokens": 256} for number in range(len(runs))]
+    table = Table(TableSpec(), tuple(Row(CellSpec(row=head), (run,)) for head, run in zip(heads, runs, strict=True)))
     return Grid("x", SweepSpec(), "quick", (0,), (table,))
 
 
@@ -36,7 +38,7 @@ def test_each_trained_vim_has_a_strip(tiny: TinyExperiment, monkeypatch: pytest.
     monkeypatch.setattr(L.Trainer, "fit", lambda *_: pytest.fail("a picture trains nothing"))
 
     (run,) = grid_of(trained).runs
-    (axes,) = samples.draw([run], "a title").axes
+    (axes,) = samples.draw([run], {run.digest: "row 0"}, "a title").axes
     assert axes.get_title() == "row 0"
     experiment, module = restore(folder / "checkpoints" / "final.ckpt", {"runtime": vars(trained.runtime)})
     lend(experiment, module)
@@ -66,7 +68,13 @@ def test_rows_without_weights_are_named_with_the_way_to_have_them(
     train(trained, "vim", run_dir(trained, "vim"))
     assert samples.main([*command, "--dry-run"]) == 0 and not (tmp_path / "runs" / "tables").exists()
     assert "x_samples_quick_shapes.png, of row 0\n" in capsys.readouterr().out
+    shown: list[str] = []
+    draw = samples.draw
+    monkeypatch.setattr(
+        samples, "draw", lambda runs, labels, title: shown.append(labels[trained.digest()]) or draw(runs, labels, title)
+    )
     assert samples.main(command) == 0
+    assert re.fullmatch(r"GPT \d\.\dM, tokens 64", shown[0]), "what was trained, not what the paper's row is of"
     out = capsys.readouterr().out
     assert out.splitlines()[:3] == [
         "left out: row 1: not trained yet",
