@@ -1,7 +1,6 @@
 """The verdicts as a page: one table of all, then each claim with the numbers and records that decided it."""
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,17 +229,6 @@ def pictures(root: Path, scales: Sequence[str]) -> str:
         files = [path for scale in scales for path in sorted((root / TABLES).glob(pattern.format(scale=scale)))]
         lines += [f"![{words}]({TABLES}/{files[0].name})\n"] if files else []
     return "\n".join(lines)
-
-
-def index(root: Path) -> str:
-    """The rendered tables: title, scale and data as the name says, and how many runs are missing."""
-    lines = ["| table | file | runs missing |", "|---|---|---|"]
-    for path in sorted((root / TABLES).glob("*.md")):
-        text = path.read_text()
-        missing = re.search(r"(\d+ of \d+) runs are missing", text)
-        title = text.partition("\n")[0].strip("*")
-        lines.append(f"| {title} | [{path.stem}](tables/{path.name}) | {missing[1] if missing else 'none'} |")
-    return "\n".join(lines) + "\n"
 
 
 def write(path: Path, text: str) -> None:

@@ -77,6 +77,10 @@ class Grid:
             runs.setdefault(run.digest, run)
         return list(runs.values())
 
+    def name_of(self, table: Table) -> str:
+        """What the names of a table's files begin with."""
+        return self.name if len(self.tables) == 1 else f"{self.name}_{table.spec.id}"
+
     def chosen(self, patterns: Sequence[str]) -> list[Run]:
         """Of `runs` those of rows that a pattern means; seeds do not count.
 

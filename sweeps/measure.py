@@ -3,13 +3,13 @@
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.runtime import code_version
 from experiments.runtime.records import PUBLISHED, Record, find_records, images_id, read_record
-from sweeps.grid import Grid, Row
+from sweeps.grid import Grid, Row, Run
 from sweeps.schema import CODES, USAGE, ColumnSpec
 
 PARAMETERS = "parameters/trained-without-discriminator"
@@ -112,10 +112,30 @@ def records_of(row: Row, finished: Finished) -> list[Record]:
     return [record for record in records if version_of(record) == usual]
 
 
+def all_records(*folders: Path) -> list[Record]:
+    """The published records, and those in other folders."""
+    return [read_record(path) for folder in (PUBLISHED, *folders) for path in sorted(folder.glob("*.json"))]
+
+
 def all_seeds(output_dir: Path) -> list[int]:
     """Those of all records."""
-    paths = [path for folder in (PUBLISHED, output_dir / "records") for path in sorted(folder.glob("*.json"))]
-    return sorted({int(read_record(path)["config"].get("seed", 0)) for path in paths}) or [0]
+    return sorted({int(record["config"].get("seed", 0)) for record in all_records(output_dir / "records")}) or [0]
+
+
+def cost(runs: Iterable[Run], records: Iterable[Record]) -> str:
+    """ ", about 3 h on a CPU": what trainings would take by the median of their recipe; "" without a record of a CPU.
+
+    A recipe that has no record counts as the median of all. What the trainings stand on is not counted.
+    """
+    seconds: dict[str, list[float]] = {}
+    for record in records:
+        if record.get("device") == "cpu" and record.get("wall_seconds"):
+            seconds.setdefault(record["name"], []).append(record["wall_seconds"])
+    if not seconds:
+        return ""
+    every = [one for some in seconds.values() for one in some]
+    hours = sum(statistics.median(seconds.get(run.name, every)) for run in runs) / 3600
+    return f", about {hours:.2g} h on a CPU"
 
 
 def finished_by_data(grid: Grid, output_dir: Path) -> dict[str, Finished]:

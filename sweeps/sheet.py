@@ -14,6 +14,7 @@ from sweeps.measure import (
     Finished,
     Measured,
     commit_of,
+    cost,
     head_of,
     is_better,
     measure,
@@ -225,15 +226,16 @@ def gaps(runs: Sequence[Run], by_data: Mapping[str, Finished], data: str) -> lis
     """Why cells are empty: their runs are finished on other data, or on none."""
     empty = [run.digest for run in runs if run.digest not in by_data[data]]
     others = sorted(other for other, finished in by_data.items() if not finished.keys().isdisjoint(empty))
-    num_missing = sum(all(digest not in finished for finished in by_data.values()) for digest in empty)
+    missing = [run for run in runs if all(run.digest not in finished for finished in by_data.values())]
     lines = []
     if others:
         lines.append(
-            f"{len(empty) - num_missing} of {len(runs)} runs are of other data ({', '.join(others)}) and stand in a "
+            f"{len(empty) - len(missing)} of {len(runs)} runs are of other data ({', '.join(others)}) and stand in a "
             "table of their own; their cells are empty here."
         )
-    if num_missing:
-        lines.append(f"{num_missing} of {len(runs)} runs are missing; their cells are empty.")
+    if missing:
+        time = cost(missing, by_data[data].values())
+        lines.append(f"{len(missing)} of {len(runs)} runs are missing{time}; their cells are empty.")
     return lines
 
 

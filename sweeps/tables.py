@@ -46,8 +46,7 @@ def tables_of(grid: Grid, output_dir: Path) -> Iterator[Shown]:
     for data in sorted(by_data):
         for table in grid.tables:
             if any(run.digest in by_data[data] for row in table.rows for run in row.runs):
-                name = grid.name if len(grid.tables) == 1 else f"{grid.name}_{table.spec.id}"
-                name += "" if grid.spec.counted else f"_{grid.scale}_{data}"
+                name = grid.name_of(table) + ("" if grid.spec.counted else f"_{grid.scale}_{data}")
                 yield Shown(name, *make_sheet(grid, table, by_data, data), table, by_data[data], data)
 
 

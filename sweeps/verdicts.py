@@ -9,9 +9,10 @@ from typing import Any
 
 from experiments.config.values import flatten, read_yaml
 from experiments.runtime.records import data_name
-from sweeps.claims_page import Claim, Verdict, brief, index, page, pictures, quote, write
+from sweeps.claims_page import Claim, Verdict, brief, page, pictures, quote, write
 from sweeps.grid import Grid, Row, label_of, load_grid
 from sweeps.heads import heads_of
+from sweeps.index import index
 from sweeps.measure import (
     Finished,
     Measured,

@@ -10,7 +10,7 @@ import pytest
 
 from sweeps import claims
 from sweeps import verdicts as verdicts_module
-from sweeps.claims_page import Claim, Verdict, because, brief, index, page, pictures, quote
+from sweeps.claims_page import Claim, Verdict, because, brief, page, pictures, quote
 from sweeps.grid import label_of, load_grid
 from sweeps.measure import Measured
 from sweeps.predicates import (
@@ -354,17 +354,11 @@ def test_pages_quote_between_their_marks(tmp_path: Path) -> None:
     assert "\nold\n" not in text and "not marked" not in text
 
 
-def test_the_pictures_are_of_the_largest_scale_and_the_index_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_pictures_are_of_the_largest_scale(tmp_path: Path) -> None:
     folder = tmp_path / "docs" / "tables"
     folder.mkdir(parents=True)
     for name in ("reduced_cifar10_plot", "cifar_cifar10_plot", "reconstructions_reduced_cifar10"):
         (folder / f"ablation_codebook_codebook_{name}.png").touch()
-    (folder / "a.md").write_text("**Quantizers**\n\n3 of 7 runs are missing; their cells are empty.\n")
-    (folder / "b.md").write_text("**Whole**\n")
     text = pictures(tmp_path, ("cifar", "reduced"))
     assert "codebook_reconstructions_reduced_cifar10.png" in text and "codebook_cifar_cifar10_plot.png" in text
     assert "reduced_cifar10_plot" not in text
-    assert index(tmp_path).splitlines()[2:] == [
-        "| Quantizers | [a](tables/a.md) | 3 of 7 |",
-        "| Whole | [b](tables/b.md) | none |",
-    ]
