@@ -51,6 +51,7 @@ BARS = {
     "sampling_vs_transformers": ">= 2",
     "latent_cache": ">= 3",
     "dit_step_vs_timm": ">= 0.95",
+    "heun_vs_loop": ">= 1.5",
     "probe_all_blocks": "<= 1.5",
     "ddp": ">= 0.85",
     "ddp_patchgan": ">= 0.85",
