@@ -50,7 +50,9 @@ class Column:
 
     spec: ColumnSpec
     cells: list[Measured | None]
-    protocol: str  # of most cells; "" where nothing was measured
+    protocol: str  # of most cells, but for how images are drawn; "" where nothing was measured
+    samplers: list[str]  # how images are drawn, which is a row's own as its network is
+    marked: list[bool]  # whether the cell has another protocol
     warnings: list[str]
 
 
@@ -76,8 +78,9 @@ def make_sheet(grid: Grid, table: Table, by_data: Mapping[str, Finished], data: 
         heads += [(column.spec.head, ["paper"]), (head, subs[1:])] if is_own else [(head, subs)]
         at = len(body[0]) + subs.index("ours")
         best |= {(number, at) for number in best_of(column, rows)}
-        for line, row, measured in zip(body, rows, column.cells, strict=True):
-            texts = entries(column, row, measured, num_seeds, reachable(metric, row, finished))
+        for line, row, measured, is_marked in zip(body, rows, column.cells, column.marked, strict=True):
+            texts = entries(column.spec, row, measured, num_seeds, reachable(metric, row, finished))
+            texts["ours"] += f" {DAGGER}" * is_marked
             line += [texts[sub] for sub in subs]
 
     warnings = [warning for column in columns for warning in column.warnings]
@@ -110,13 +113,30 @@ def make_sheet(grid: Grid, table: Table, by_data: Mapping[str, Finished], data: 
 def make_column(column: ColumnSpec, rows: Sequence[Row], finished: Finished) -> Column:
     """With a warning when not all cells have one protocol."""
     cells = [measure(column, row, finished) for row in rows]
-    ids = Counter(protocol for measured in cells if measured is not None for protocol in measured.protocols)
+    protocols = [
+        {apart(protocol, sampler(row)) for protocol in measured.protocols} if measured else set[tuple[str, str]]()
+        for row, measured in zip(rows, cells, strict=True)
+    ]
+    ids = Counter(protocol for pairs in protocols for protocol, _ in pairs)
     if not ids:
-        return Column(column, cells, "by choice of the row" if any(cells) else "", [])
+        return Column(column, cells, "by choice of the row" if any(cells) else "", [], [False] * len(rows), [])
     (usual, _), *others = ids.most_common()
     named = ", ".join(f"'{protocol}'" for protocol, _ in others)
     words = f"cells marked {DAGGER} were measured by {named}, the others by '{usual}': do not compare them"
-    return Column(column, cells, usual, [f"{column.metric}: {words}"] if others else [])
+    samplers = sorted({drawn for pairs in protocols for _, drawn in pairs} - {""})
+    marked = [any(protocol != usual for protocol, _ in pairs) for pairs in protocols]
+    return Column(column, cells, usual, samplers, marked, [f"{column.metric}: {words}"] if others else [])
+
+
+def sampler(row: Row) -> str:
+    """How the row's own recipe draws images; "" of a model that draws none."""
+    return getattr(getattr(row.runs[0].experiment.model, "sampling", None), "id", "")
+
+
+def apart(protocol: str, drawn: str) -> tuple[str, str]:
+    """A protocol without the sampler's part, and that part, "" where it has none."""
+    parts = protocol.split("/")
+    return "/".join(part for part in parts if part != drawn), drawn if drawn in parts else ""
 
 
 def usual_number(columns: Iterable[Column]) -> int:
@@ -130,8 +150,8 @@ def best_of(column: Column, rows: Sequence[Row]) -> list[int]:
     sign = is_better(column.spec.metric)
     numbers = {
         number: sign * cell.mean
-        for number, (row, cell) in enumerate(zip(rows, column.cells, strict=True))
-        if cell and not is_control(row) and not cell.protocols - {column.protocol}
+        for number, (row, cell, is_marked) in enumerate(zip(rows, column.cells, column.marked, strict=True))
+        if cell and not is_control(row) and not is_marked
     }
     means = set(numbers.values())
     return [number for number, mean in numbers.items() if sign and len(means) > 1 and mean == max(means)]
@@ -142,14 +162,15 @@ def is_control(row: Row) -> bool:
     return model.is_control or getattr(getattr(model, "quantizer", None), "name", "") == "none"
 
 
-def entries(column: Column, row: Row, measured: Measured | None, num_seeds: int, bound: float | None) -> dict[str, str]:
+def entries(
+    column: ColumnSpec, row: Row, measured: Measured | None, num_seeds: int, bound: float | None
+) -> dict[str, str]:
     """The row's texts under one column. `bound`: the usage that its tokens can reach, in percent."""
-    form, paper = column.spec.format, row.cell.papers(column.spec.metric)
+    form, paper = column.format, row.cell.papers(column.metric)
     texts = {"paper": "" if paper is None else format(paper, form), "ours": "", "diff": ""}
     if measured is not None:
         of = f" of {bound:.3g}" if bound is not None and bound < ALL_REACHABLE else ""
-        mark = f" {DAGGER}" if measured.protocols - {column.protocol} else ""
-        texts["ours"] = measured.text(form, num_seeds) + of + mark
+        texts["ours"] = measured.text(form, num_seeds) + of
         if paper is not None:
             texts["diff"] = format(measured.mean - paper, f"+{form}")
     return texts
@@ -216,6 +237,9 @@ def details(
         )
     measured = [f"{column.spec.head}: {column.protocol}" for column in columns if column.protocol]
     lines.append(f"Protocols of ours: {'; '.join(measured)}.")
+    if samplers := sorted({one for column in columns for one in column.samplers}):
+        lines.append(f"Images are drawn by {', '.join(samplers)}, as each row's recipe says.")
+    lines += [f"{warning}." for column in columns for warning in column.warnings]
     if absent := [column.spec for column in columns if not column.protocol]:
         named = (f"{column.head} (needs {column.needs})" if column.needs else column.head for column in absent)
         lines.append(f"Not measured: {', '.join(named)}.")

@@ -20,7 +20,7 @@ from sweeps import grid as grid_module
 from sweeps import plots
 from sweeps import table as table_module
 from sweeps.counted import counted
-from sweeps.grid import SWEEPS, Grid, load_grid
+from sweeps.grid import SWEEPS, Grid, Run, load_grid
 from sweeps.heads import own_head
 from sweeps.measure import Measured, measure
 from sweeps.plots import is_near, write_plot
@@ -233,8 +233,29 @@ def test_other_protocols_and_commits_are_flagged(sweep_file: Path) -> None:
     found[runs[2].digest] = record(METRICS, protocol="p2", commit="def")
     sheet, warnings = sheet_of(grid, found)
     assert [row[3] for row in sheet.body] == ["80.2", "80.2", "80.2 †"]
-    assert any("usage/epoch" in line and "'p1'" in line and "'p2'" in line for line in warnings)
+    for lines in (warnings, sheet.notes):
+        assert any("usage/epoch" in line and "'p1'" in line and "'p2'" in line for line in lines)
     assert any("different commits, whose code could not be compared here: abc; def" in line for line in warnings)
+
+
+def test_samplers_of_other_generators_do_not_part_rows_but_the_number_of_images_does() -> None:
+    grid = load_grid("vqgan_lc/table4", "quick", "0,")
+    ldm, sit, dit = (
+        grid.chosen([f"generator={name} tokenizer=VQGAN-LC K=16384"])[0] for name in ("LDM", "SiT-XL", "DiT-XL")
+    )
+
+    def drawn(run: Run, fid: float, n: int = 128) -> dict:
+        return record({"fid": fid}, protocol=f"fid/network/{run.experiment.model.sampling.id}/n{n}")
+
+    found = {ldm.digest: drawn(ldm, 3.0), sit.digest: drawn(sit, 2.0), dit.digest: drawn(dit, 1.0, n=64)}
+    sheet, _ = sheet_of(grid, found)
+    at = len(sheet.body[0]) - 1
+    ours = {row[0].split()[0]: row[at] for row in sheet.body if row[at]}
+    assert ours == {"SiT": "2.000", "DiT": "1.000 †", "LDM": "3.000"}
+    assert {sheet.body[number][0].split()[0] for number, column in sheet.best if column == at} == {"SiT"}
+    text = " ".join(sheet.notes)
+    samplers = sorted(run.experiment.model.sampling.id for run in (ldm, sit, dit))
+    assert "FID: fid/network/n128" in text and f"Images are drawn by {', '.join(samplers)}" in text
 
 
 def test_cells_of_different_code_are_flagged_in_the_caption(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
