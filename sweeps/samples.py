@@ -4,7 +4,8 @@ python -m sweeps.samples sweeps/vit_vqgan/table6.yaml --scale reduced
 
 Images 0, 1, ... of seed 0, classes in turn, with the recipe's sampling: nothing is selected. Tables are made
 of records, which hold no weights, so this needs the runs themselves under the output folder. Rows whose run is not
-there, such as those of published records, are named; `sweeps.run --no-published` trains them.
+there, such as those of published records, are named; `sweeps.run --no-published` trains them. Each recipe (LDM, SiT,
+...) has a picture of its own where a sweep has several.
 """
 
 import sys
@@ -89,16 +90,23 @@ def main(arguments: list[str] | None = None) -> int:
             where = f"at scale {options.scale} under {options.output_dir}/experiments"
             raise ValueError(f"{options.file}: no trained prior {where}; run {way}")
         data = data_name(inputs_of(trained[0].experiment).data_id)
-        path = Path(options.output_dir) / "tables" / f"{grid.name}_samples_{grid.scale}_{data}.png"
-        if options.dry_run:
-            print(f"would be written: {path}, of {', '.join(run.label for run in trained)}")
-            return 0
+        recipes = list(dict.fromkeys(run.name for run in models))
         rows = [(row, run.digest) for table in grid.tables for row in table.rows for run in row.runs]
         labels = {
             digest: printed_label(grid.scale, row, {}, data) for row, digest in reversed(rows)
         }  # of the first row
-        replace_file(path, draw(trained, labels, f"{data}, scale {grid.scale}: images 0 to {NUM_IMAGES - 1} of seed 0"))
-        print(path)
+        for recipe in recipes:
+            runs = [run for run in trained if run.name == recipe]
+            own = f"_{recipe}" if len(recipes) > 1 else ""
+            path = Path(options.output_dir) / "tables" / f"{grid.name}_samples{own}_{grid.scale}_{data}.png"
+            if runs and options.dry_run:
+                print(f"would be written: {path}, of {', '.join(run.label for run in runs)}")
+            elif runs:
+                title = f"{data}, scale {grid.scale}: images 0 to {NUM_IMAGES - 1} of seed 0"
+                replace_file(path, draw(runs, labels, title))
+                print(path)
+        if options.dry_run:
+            return 0
         if left_out:
             print(f"those left out are trained by {way}")
     return 0

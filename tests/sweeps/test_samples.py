@@ -1,6 +1,7 @@
 """Strips of generated images: of every trained VIM of a sweep, nothing selected, and nothing trained for them."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -82,3 +83,23 @@ def test_rows_without_weights_are_named_with_the_way_to_have_them(
         f"left out: row 3: its record is here and its weights are not; to train it again, delete {own}",
     ]
     assert (tmp_path / "runs" / "tables" / "x_samples_quick_shapes.png").is_file() and way in out
+
+
+def test_each_recipe_has_a_picture_of_its_own(
+    tiny: TinyExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many strips in one picture would be too small to see."""
+    grid = grid_of(*(tiny_vim(tiny, NO_IMAGES, f"seed={seed}") for seed in range(3)))
+    names = iter(("vim", "sit", "vim"))
+    grid = grid.changed(lambda run: replace(run, name=next(names)))
+    monkeypatch.setattr(samples, "grids_of", lambda *_: [grid])
+    for run in grid.runs:
+        (folder := run_dir(run.experiment, run.name) / "checkpoints").mkdir(parents=True)
+        (folder / "final.ckpt").touch()
+    command = ["x.yaml", "--output-dir", str(tmp_path / "runs"), "--data", "shapes"]
+    assert samples.main([*command, "--dry-run"]) == 0
+    tables = tmp_path / "runs" / "tables"
+    assert capsys.readouterr().out.splitlines() == [
+        f"would be written: {tables / 'x_samples_vim_quick_shapes.png'}, of row 0, row 2",
+        f"would be written: {tables / 'x_samples_sit_quick_shapes.png'}, of row 1",
+    ]
