@@ -28,7 +28,8 @@ def test_rendered_tables_come_first_and_tables_without_a_run_below(
     table7 = load_grid("vqgan_lc/table7", "reduced")
     num_runs = len(table7.runs)
     assert num_runs > 1
-    assert f"| {table7.tables[0].spec.title} | VQGAN-LC (arXiv 2406.11837) | all {num_runs} of `reduced` |" in lines
+    link = "[sweeps/vqgan_lc/table7.yaml](../sweeps/vqgan_lc/table7.yaml)"
+    assert f"| {table7.tables[0].spec.title} | {link}, no run | all {num_runs} of `reduced` |" in lines
     whole = load_grid("vqgan_lc/table6", "reduced").tables[0].spec
     assert not any(whole.title in line for line in lines)
 
