@@ -21,12 +21,13 @@ def index(root: Path) -> str:
         missing = re.search(r"(\d+ of \d+) runs are missing(, about [^;]*)?", text)
         title, count = text.partition("\n")[0].strip("*"), "".join(missing.groups("")) if missing else "none"
         lines.append(f"| {title} | [{path.stem}](tables/{path.name}) | {count} |")
+    records = all_records()
     for path, grid in grids():
         for table in grid.tables:
             runs = {run.digest: run for row in table.rows for run in row.runs}
             names = (f"{grid.name_of(table)}{end}.md" for end in ("", *(f"_{scale}_*" for scale in scale_names())))
             if runs and not any(any((root / TABLES).glob(name)) for name in names):
-                count = f"all {len(runs)} of `{SCALE}`{cost(runs.values(), all_records())}"
+                count = f"all {len(runs)} of `{SCALE}`{cost(runs.values(), records)}"
                 file = path.relative_to(SWEEPS.parent)
                 link = f"[{file}](../{file})"
                 lines.append(f"| {table.spec.title} | {link}, no run | {count} |")
