@@ -141,6 +141,12 @@ def load_grid(path: str | Path, scale: str, seeds: str = "", overrides: Sequence
     scale = "paper" if sweep.counted else scale
     overlay = load_scale(scale)
     numbers = parse_seeds(seeds) if seeds else tuple(range(overlay.seeds))
+    heads = {head for table in sweep.tables for head in table.row_heads}
+    for item in overrides:
+        if item.partition("=")[0] in heads:
+            raise ValueError(
+                f"'{item}': a head of rows, no key of experiments; rows by several heads: --only 'A=1 B=2'"
+            )
     last = from_dotlist(overrides)
 
     def expand(table: TableSpec, cell: CellSpec) -> Row:

@@ -132,3 +132,9 @@ def test_a_bad_budget_is_named(trained: Trained, command: Command, capsys: pytes
     with pytest.raises(SystemExit):
         command("--minutes", "-1")
     assert "--minutes -1.0: must be" in capsys.readouterr().err
+
+
+def test_a_head_outside_the_quotes_is_an_error(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command("--only", "K=16", "K=32")
+    assert "'K=32': a head of rows, no key of experiments; rows by several heads: --only" in capsys.readouterr().err
