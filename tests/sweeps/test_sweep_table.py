@@ -22,7 +22,7 @@ from sweeps import table as table_module
 from sweeps.counted import counted
 from sweeps.grid import SWEEPS, Grid, Run, load_grid
 from sweeps.heads import own_head
-from sweeps.measure import Measured, measure
+from sweeps.measure import Measured, is_better, measure
 from sweeps.plots import is_near, write_plot
 from sweeps.render import draw, escape, latex, markdown, plain, replace_file, write_sheet
 from sweeps.run import main as run_main
@@ -116,6 +116,7 @@ def test_the_best_of_ours_is_bold_and_nothing_else(sweep_file: Path) -> None:
     alone, _ = sheet_of(grid, {grid.runs[0].digest: record(METRICS)})
     equal, _ = sheet_of(grid, {run.digest: record(METRICS) for run in grid.runs})
     assert not alone.best and not equal.best, "one number is not the best of anything"
+    assert is_better("bits_per_token/val") == 0, "bits of tokens of two tokenizers do not compare"
 
 
 def test_runs_of_different_code_or_arithmetic_never_share_a_mean(sweep_file: Path) -> None:
