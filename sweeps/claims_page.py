@@ -23,7 +23,8 @@ Written by `make claims` from the result records alone; no verdict is typed by h
 the difference, with at least three seeds a side. *Holds*: every comparison does. *Refuted*: one goes the other way by
 as much. Of a series that rises or falls the last differs from the first; a step between must only not go the other way.
 *Undecided*: neither, or too few seeds, or numbers that may not be compared, or only some comparisons were run.
-*Not run*: no comparison has both its sides. Seeds of stage 2 share the tokenizer of seed 0: its spread is in no margin.
+*Not run*: no comparison has both its sides. *On one tokenizer*: the seeds are of stage 2 alone, and the spread of the
+tokenizer is in no margin.
 A network that took part in a training, or that selected images, is no judge of them: its numbers decide nothing.
 A difference stands with its margin, two standard errors. A statement has the paper's words, such as rFID; the metric's
 name says who judged here: Inception (rFID), or another network (rFD).
@@ -144,7 +145,8 @@ def side(one: Side) -> str:
         return one.label
     std = one.measured.std
     spread = "" if std is None else f" ± {number(std)}"
-    return f"{one.label} ({number(one.measured.mean)}{spread}, n = {len(one.measured.values)})"
+    apart = " on one tokenizer" * one.shares_tokenizer
+    return f"{one.label} ({number(one.measured.mean)}{spread}, n = {len(one.measured.values)}{apart})"
 
 
 def number(value: float) -> str:

@@ -156,7 +156,10 @@ def finished_by_data(grid: Grid, output_dir: Path) -> dict[str, Finished]:
 
 
 def is_better(metric: str) -> int:
-    """1 for a metric of which more is better, -1 where less is, 0 where neither says anything: tokens of two tokenizers differ in bits."""
+    """1 for a metric of which more is better, -1 where less is, 0 where neither says anything.
+
+    Bits per token say nothing: rows have different tokenizers.
+    """
 
     def among(names: Sequence[str]) -> bool:
         return any(metric == name or metric.startswith(f"{name}/") for name in names)

@@ -52,6 +52,7 @@ class Side:
     reachable: float | None = None  # percent of the codes that its tokens can use
     is_exact: bool = False
     head: str = ""  # what the number is, as a table heads it: with the judge's name
+    shares_tokenizer: bool = False  # seeds of stage 2 on one tokenizer, whose spread is not theirs
 
     @property
     def variance(self) -> float:

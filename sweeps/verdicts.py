@@ -143,7 +143,8 @@ class Records:
         columns = {column.metric: column for column in table_spec(reference).columns}
         parts = [measure(columns[name], row, finished) for name in operands(metric)]
         paper = [row.cell.papers(name) for name in operands(metric)]
-        digests = [run.digest for run in row.runs if finished.get(run.digest) in records_of(row, finished)]
+        records = records_of(row, finished)
+        digests = [run.digest for run in row.runs if finished.get(run.digest) in records]
         measured = difference_of(parts)
         protocols = measured.all_protocols if measured else frozenset()
         return Side(
@@ -152,7 +153,8 @@ class Records:
             paper=None if None in paper else sum(sign * value for sign, value in zip((1, -1), paper, strict=False)),  # type: ignore[operator, misc]
             digests=tuple(digests),
             data=images[digests[0]] if digests else "",
-            doubt=judged_by_itself(records_of(row, finished), measured),
+            doubt=judged_by_itself(records, measured),
+            shares_tokenizer=share_tokenizer(records),
             reachable=reachable(metric, row, finished),
             head=" - ".join(
                 f"({head})" if len(parts) > 1 else head
@@ -176,6 +178,7 @@ class Records:
                 Measured(tuple(value * column.scale for value in values), protocols, version_of(records[0])),
                 digests=tuple(digests),
                 data=images[digests[0]],
+                shares_tokenizer=share_tokenizer(records),
             )
             for number, values in enumerate(zip(*histories, strict=False), 1)
         ]
@@ -199,6 +202,12 @@ def difference_of(parts: Sequence[Measured | None]) -> Measured | None:
         return None
     values = tuple(a - b for a, b in zip(first.values, second.values, strict=True))
     return Measured(values, first.protocols | second.protocols, first.version, first.chosen | second.chosen)
+
+
+def share_tokenizer(records: Sequence[dict[str, Any]]) -> bool:
+    """Whether several trainings stand on the same one."""
+    upstreams = [record["config"].get("upstream") for record in records]
+    return len(upstreams) > 1 and upstreams[0] is not None and all(each == upstreams[0] for each in upstreams)
 
 
 def judged_by_itself(records: Sequence[dict[str, Any]], measured: Measured | None) -> str:

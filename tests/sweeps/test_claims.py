@@ -10,7 +10,7 @@ import pytest
 
 from sweeps import claims
 from sweeps import verdicts as verdicts_module
-from sweeps.claims_page import Claim, Verdict, because, brief, page, pictures, quote
+from sweeps.claims_page import Claim, Verdict, because, brief, page, pictures, quote, words
 from sweeps.grid import label_of, load_grid
 from sweeps.measure import Measured
 from sweeps.predicates import (
@@ -28,7 +28,16 @@ from sweeps.predicates import (
     leaves,
 )
 from sweeps.schema import SWEEPS
-from sweeps.verdicts import SCALES, Records, difference_of, judge_claim, judged_by_itself, read_claims, verdicts_of
+from sweeps.verdicts import (
+    SCALES,
+    Records,
+    difference_of,
+    judge_claim,
+    judged_by_itself,
+    read_claims,
+    share_tokenizer,
+    verdicts_of,
+)
 
 CLAIMS = SWEEPS / "claims.yaml"
 
@@ -207,6 +216,15 @@ def test_what_may_not_be_compared_decides_nothing(change: dict, words: str) -> N
     assert (found.verdict, found.reason) == (UNDECIDED, words)
 
 
+def test_seeds_of_stage_2_on_one_tokenizer_are_said_to_be_that() -> None:
+    def share(*seeds: int | None) -> bool:
+        return share_tokenizer([{"config": {} if seed is None else {"upstream": {"seed": seed}}} for seed in seeds])
+
+    assert share(0, 0, 0) and not share(0, 1, 2) and not share(0) and not share(None, None) and not share()
+    found = compare("m", side(*HIGH, shares_tokenizer=True), ">", side(*LOW), Rules())
+    assert words(found).count(" on one tokenizer") == 1
+
+
 def test_no_network_both_takes_part_and_judges() -> None:
     def words(config: dict, protocol: str) -> str:
         return judged_by_itself([{"config": config}], Measured((1.0,), frozenset({protocol})))
@@ -311,8 +329,8 @@ def test_records_of_a_sweep_give_the_verdict(tmp_path: Path, monkeypatch: pytest
     text = page([verdict])
     for run in (*rows["LC"].runs, *rows["VQ"].runs):
         assert f"`{run.digest}`" in text
-    for words in ("**holds**", "LC, K 1,024 (91 ± 1, n = 3)", "scale quick, cifar10", "`p`", "holds: 1, refuted: 0"):
-        assert words in text
+    for part in ("**holds**", "LC, K 1,024 (91 ± 1, n = 3)", "scale quick, cifar10", "`p`", "holds: 1, refuted: 0"):
+        assert part in text
     assert next(leaves(claim.test, claim.given))[0] == "ablation_codebook#codebook"
 
 
