@@ -178,7 +178,8 @@ def trend(node: Node, metric: str, fixed: Row, cells: Cells, rules: Rules) -> It
     yield compare(metric, sides[-1], sign, sides[0], rules, node.get("by", 0.0))
     for before, after in pairwise(sides) if len(sides) > 2 else ():
         step = compare(metric, after, sign, before, rules)
-        if step.verdict == UNDECIDED and not why_not_comparable([before, after]):
+        has_seeds = all(side.measured and len(side.measured.values) >= rules.seeds for side in (before, after))
+        if step.verdict == UNDECIDED and has_seeds and not why_not_comparable([before, after]):
             step = replace(step, verdict=HOLDS, reason="a step between: does not go the other way")
         yield step
 

@@ -216,6 +216,13 @@ def test_what_may_not_be_compared_decides_nothing(change: dict, words: str) -> N
     assert (found.verdict, found.reason) == (UNDECIDED, words)
 
 
+def test_a_step_between_of_too_few_seeds_is_open() -> None:
+    test = {"falls": {"K": [1, 2, 3]}, "along": "K"}
+    ends = {"1": HIGH, "3": LOW}
+    assert verdict_of(test, ends | {"2": BETWEEN}) == HOLDS
+    assert verdict_of(test, ends | {"2": BETWEEN[:1]}) == UNDECIDED
+
+
 def test_seeds_of_stage_2_on_one_tokenizer_are_said_to_be_that() -> None:
     def share(*seeds: int | None) -> bool:
         return share_tokenizer([{"config": {} if seed is None else {"upstream": {"seed": seed}}} for seed in seeds])
