@@ -103,11 +103,15 @@ def compare(metric: str, left: Side, sign: str, right: Side, rules: Rules, share
     found = replace(found, difference=difference, bound=bound)
     if reason := why_not_comparable(sides):
         return replace(found, reason=reason)
-    fewest = min(len(side.measured.values) for side in sides if side.measured)
+    fewest = fewest_seeds(sides)
     if fewest >= rules.seeds and abs(excess) > bound:
         return replace(found, verdict=HOLDS if excess > 0 else REFUTED)
     have = f"{fewest} of {rules.seeds} seeds; " if fewest < rules.seeds else ""
     return replace(found, reason=have + more_seeds(excess, sides, rules, share))
+
+
+def fewest_seeds(sides: Sequence[Side]) -> int:
+    return min(len(side.measured.values) if side.measured else 0 for side in sides)
 
 
 def why_not_comparable(sides: Sequence[Side]) -> str:
@@ -178,7 +182,7 @@ def trend(node: Node, metric: str, fixed: Row, cells: Cells, rules: Rules) -> It
     yield compare(metric, sides[-1], sign, sides[0], rules, node.get("by", 0.0))
     for before, after in pairwise(sides) if len(sides) > 2 else ():
         step = compare(metric, after, sign, before, rules)
-        has_seeds = all(side.measured and len(side.measured.values) >= rules.seeds for side in (before, after))
+        has_seeds = fewest_seeds([before, after]) >= rules.seeds
         if step.verdict == UNDECIDED and has_seeds and not why_not_comparable([before, after]):
             step = replace(step, verdict=HOLDS, reason="a step between: does not go the other way")
         yield step
