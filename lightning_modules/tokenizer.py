@@ -206,6 +206,7 @@ class Tokenizer(Codec):
 
     def on_validation_epoch_end(self) -> None:
         values = self.metrics.compute()
+        values |= self.metrics.compute_effective_rank(self.quantizer.lookup)
         with self.trainer.precision_plugin.forward_context():  # Lightning's is that of a batch alone
             values |= self.metrics.compute_ranks(self.decode_ranks)
         self.log_dict(values)

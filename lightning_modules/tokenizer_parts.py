@@ -27,6 +27,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "codebook": {
         "utilisation, % of codes": ["Multiline", ["train/usage", "val/usage", "val/usage/batch"]],
         "perplexity": ["Multiline", ["train/perplexity", "val/perplexity"]],
+        "effective rank of the tokens": ["Multiline", ["val/effective_rank"]],
         "dead codes": ["Multiline", ["train/dead_codes", "val/dead_codes"]],
     },
     "training": {

@@ -38,6 +38,21 @@ def reachable_usage(num_tokens: Tensor, codebook_size: int) -> Tensor:
     return -100 * torch.expm1(-num_tokens.float() / codebook_size)
 
 
+def effective_rank(codes: Tensor, counts: Tensor) -> Tensor:
+    """How many dimensions tokens fill, 1 to d; 0 where all have one code.
+
+    Of codes (n, d), each of which occurs `counts` (n,) times among the tokens.
+    The exponential of the entropy of the centred tokens' singular values, as shares of their sum (Roy and Vetterli,
+    "The effective rank: a measure of effective dimensionality", EUSIPCO 2007).
+    """
+    weights, codes = counts.double() / counts.sum(), codes.double()
+    centred = codes - weights @ codes
+    variances = torch.linalg.eigvalsh(centred.T @ (weights[:, None] * centred))  # (d,)
+    singular_values = variances.clamp(min=0).sqrt()  # over the root of the number of tokens
+    shares = singular_values / singular_values.sum()  # NaN where all tokens have one code
+    return torch.special.entr(shares).sum().exp().nan_to_num(0.0)
+
+
 class CodebookUsage(Metric):
     """Usage, perplexity and dead codes over everything seen since `reset`.
 

@@ -14,7 +14,7 @@ from lightning_modules import distributed
 from lightning_modules.checks import not_negative, one_of, require
 from lightning_modules.losses.perceptual import LPIPS_URLS
 from lightning_modules.losses.reconstruction import logit_laplace_loss
-from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage
+from lightning_modules.metrics.codebook import BatchUsage, CodebookUsage, effective_rank
 from lightning_modules.metrics.extractors import EXTRACTORS
 from lightning_modules.metrics.fidelity import Fidelity, first_images
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics, per_image_psnr, to_unit
@@ -147,6 +147,15 @@ class TokenizerMetrics(nn.Module):
         self.names = list(values)
         return values
 
+    def compute_effective_rank(self, lookup: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """After `compute`: how many dimensions the validation tokens fill. `lookup`: indices (n,) -> codes (n, d)."""
+        if self.last_counts is None:
+            return {}
+        used = self.last_counts.nonzero().flatten()  # (n,)
+        values = {"effective_rank/val": effective_rank(lookup(used), self.last_counts[used]).float()}
+        self.names += values
+        return values
+
     def compute_ranks(self, decode_ranks: Callable[..., dict[int, Tensor]]) -> dict[str, Tensor]:
         """After `compute`: PSNR with each token's M-th nearest code, of all codes and of those in use, where there are
         as many. `decode_ranks` is that of a `Codec`."""
@@ -172,6 +181,7 @@ class TokenizerMetrics(nn.Module):
             "reachable/val": f"reachable/once-in-val/{n}",
             "perplexity/val": f"perplexity/val/{n}",
             "dead_codes/val": f"dead-codes/val/{n}",
+            "effective_rank/val": f"effective-rank/centred-val-tokens/{n}",
             "logit_laplace": f"logit-laplace/nats-per-channel-value-eps0.1/{measured}",
         }
         if self.batch_usage is not None:

@@ -42,6 +42,27 @@ def test_perplexity_is_one_for_one_code_and_k_for_a_uniform_codebook() -> None:
     assert result["usage"].item() == 100
 
 
+def test_the_effective_rank_is_that_of_the_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(20, 4, generator=generator) @ torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.0])) + 5
+    counts = torch.randint(9, (20,), generator=generator)
+    tokens = codes.double().repeat_interleave(counts, 0)
+    shares = torch.linalg.svdvals(tokens - tokens.mean(0))
+    shares = shares / shares.sum()
+    expected = math.exp(-sum(share * math.log(share) for share in shares.tolist() if share > 1e-12))
+    rank = codebook.effective_rank(codes, counts).item()
+    assert rank == pytest.approx(expected, rel=1e-5)
+    assert 2 < rank < 3
+    assert rank != pytest.approx(codebook.effective_rank(codes, torch.ones(20)).item(), rel=1e-3)
+
+
+def test_the_effective_rank_of_even_axes_is_their_number_and_of_one_code_none() -> None:
+    axes = torch.cat([torch.eye(3), -torch.eye(3)])
+    assert codebook.effective_rank(axes, torch.full((6,), 7)).item() == pytest.approx(3)
+    assert codebook.effective_rank(axes, torch.tensor([4, 0, 0, 4, 0, 0])).item() == pytest.approx(1)
+    assert codebook.effective_rank(axes[:1], torch.tensor([9])).item() == 0
+
+
 @pytest.mark.parametrize(("code", "metric"), [(8, CodebookUsage(8)), (-1, CodebookUsage(8)), (9, BatchUsage(8))])
 def test_a_code_outside_the_codebook_is_named(code: int, metric: Metric) -> None:
     with pytest.raises(ValueError, match=f"Code {code} .* 8 codes"):

@@ -33,11 +33,22 @@ def test_usage_stands_beside_what_is_reachable() -> None:
     assert ids["usage/batch"] == "usage/mean-over-batches-of-384-val-tokens/n6"
 
 
+def test_the_effective_rank_is_of_the_codes_in_use() -> None:
+    metrics = measured(32, torch.arange(6 * 64).view(6, 8, 8) % 4)
+    codes = torch.zeros(32, 5)
+    codes[:4] = torch.tensor([[1.0, 0, 0, 0, 0], [-1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, -1, 0, 0, 0]])
+    codes[9, 4] = 100.0  # which no token has
+    values = metrics.compute() | metrics.compute_effective_rank(lambda indices: codes[indices])
+    assert values["effective_rank/val"] == pytest.approx(2)
+    ids = metrics.protocols()
+    assert set(ids) == set(values) and ids["effective_rank/val"] == "effective-rank/centred-val-tokens/n6"
+
+
 def test_without_codes_nothing_is_counted() -> None:
     metrics = measured(0, torch.zeros(6, 8, 8, dtype=torch.int64), num_images=4)
     values = metrics.compute()
     assert set(values) == {"psnr", "ssim", "l1", "l2", "feature_distance", "rfid", "ris", "ris_std"}
-    assert metrics.last_counts is None
+    assert metrics.last_counts is None and metrics.compute_effective_rank(lambda indices: indices) == {}
     ids = metrics.protocols()
     assert set(ids) == set(values) and ids["psnr"].endswith("/n4")
 

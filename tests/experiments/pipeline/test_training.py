@@ -36,6 +36,7 @@ PROJECT = Path(__file__).parents[3]
 VALIDATION = {"usage/val", "perplexity/val", "dead_codes/val", "usage/batch", "psnr", "ssim", "l1", "l2"} | {
     "reachable/val",
     "reachable/batch",
+    "effective_rank/val",
     "feature_distance",
     "rfid",
     "ris",
@@ -118,7 +119,8 @@ def test_without_a_quantizer_no_usage_is_measured(tiny: TinyExperiment, tmp_path
     options = ("model.quantizer.name=none", "model.codebook_size=0", "model.loss.adversarial=0.1")
     experiment = tiny("vqgan", *options)
     record = train(experiment, "x", tmp_path)
-    without = {name for name in VALIDATION if name.startswith(("usage", "reachable", "perplexity", "dead_codes"))}
+    of_codes = ("usage", "reachable", "perplexity", "dead_codes", "effective_rank")
+    without = {name for name in VALIDATION if name.startswith(of_codes)}
     assert set(record["metrics"]) == set(record["protocols"]) == VALIDATION - without
     assert record["protocols"]["psnr"].endswith("/n12")
     again, module = restore(tmp_path / "checkpoints/final.ckpt", {"runtime": vars(experiment.runtime)})
