@@ -128,12 +128,13 @@ class Experiment:
             f"trainer.compile={self.trainer.compile} is for tokenizers, not for {self.model.name}",
         )
         self.model.check_data(self.data)
-        place_at = getattr(getattr(self.model, "quantizer", None), "place_at", 0)
-        require(
-            place_at < self.trainer.max_steps,
-            f"model.quantizer.place_at={place_at}: the codes would not be placed in trainer.max_steps="
-            f"{self.trainer.max_steps}; take an earlier step",
-        )
+        for key, done in (("place_at", "placed"), ("match_at", "matched")):
+            step = getattr(getattr(self.model, "quantizer", None), key, 0)
+            require(
+                step < self.trainer.max_steps,
+                f"model.quantizer.{key}={step}: the codes would not be {done} in trainer.max_steps="
+                f"{self.trainer.max_steps}; take an earlier step",
+            )
         self.model.check_upstream(None if self.upstream is None else self.upstream.model)
         if self.upstream is not None:
             size, below = self.data.image_size, self.upstream.data.image_size

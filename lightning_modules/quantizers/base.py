@@ -67,6 +67,8 @@ class Quantizer(nn.Module, ABC):
         self.codebook_size = codebook_size
         self.code_dim = code_dim
         self.partition = Partition()  # saves the search time, decides nothing
+        self.num_waited = 0  # training forwards made without quantization
+        self.num_forwards = 1  # of an optimizer step
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """A flag is a Python value, because the host would wait for the device to read a buffer at each forward."""
@@ -96,6 +98,20 @@ class Quantizer(nn.Module, ABC):
 
     def start_step(self, num_forwards: int) -> None:
         """Called before the `num_forwards` training forwards, one a micro-batch, of an optimizer step."""
+        self.num_forwards = num_forwards
+
+    def waits(self, steps: int) -> bool:
+        """Counts a training forward, and says whether it is one of the first `steps` optimizer steps'."""
+        if self.num_waited >= steps * self.num_forwards:
+            return False
+        self.num_waited += 1
+        return True
+
+    def pass_latents(self, z: Tensor) -> QuantizerOutput:
+        """Latents (..., d) without quantization, as code 0; the codes are in the loss with a gradient of zero."""
+        z = self.prepare(z)
+        nothing = sum((0 * parameter.sum() for parameter in self.parameters()), start=z.new_zeros(()))  # for DDP
+        return QuantizerOutput(z, torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device), nothing)
 
     @abstractmethod
     def codebook(self) -> Tensor:

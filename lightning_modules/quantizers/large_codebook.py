@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.checks import one_of, require
-from lightning_modules.options import place
+from lightning_modules.options import neutral, place
 from lightning_modules.quantizers.base import QuantizerConfig, QuantizerOutput
 from lightning_modules.quantizers.projected import ProjectedCodebook
 
@@ -52,6 +52,9 @@ class LargeCodebookConfig(QuantizerConfig):
 
     B-Table 10 takes the parts away one by one: `project=false` compares latents with the features themselves (then
     code_dim must be feature_dim), `train_table=true` trains the table together with the projector.
+
+    `match_at`: the optimizer step at which the projector is scaled to the latents. Before it they pass as they are and
+    train encoder and decoder alone, which keeps more of their dimensions (Zhao et al. 2026, arXiv 2605.06870).
     """
 
     name: str = "large_codebook"
@@ -61,6 +64,7 @@ class LargeCodebookConfig(QuantizerConfig):
     project: bool = True
     train_table: bool = False
     match_scale: bool = True  # see `LargeCodebook`; false is the official code's way
+    match_at: int = neutral(0)  # optimizer steps
     source: CodebookSource = field(default_factory=CodebookSource)
 
     def check(self, codebook_size: int, code_dim: int) -> None:
@@ -70,14 +74,19 @@ class LargeCodebookConfig(QuantizerConfig):
                 f"without a projector the codes are the features: code_dim={code_dim} must be feature_dim="
                 f"{self.feature_dim}"
             )
+        require(
+            self.match_at == 0 or (self.match_at > 0 and self.project and self.match_scale),
+            f"quantizer.match_at={self.match_at} must be a step, and needs quantizer.project and quantizer.match_scale",
+        )
 
 
 class LargeCodebook(ProjectedCodebook):
     """The projected codebook of a table (K, C) of features, which `fill` loads before the first forward.
 
-    Departs from B 3.2: at the first training batch the projector is rescaled so that the projected table has the
-    mean and standard deviation of the latents in each dimension. With the official initialisation the table can be
-    far wider than the latents; then the few codes nearest the origin win every token, and stay the only ones trained.
+    Departs from B 3.2: at the first training batch, or that of step `match_at`, the projector is rescaled so that the
+    projected table has the mean and standard deviation of the latents in each dimension. With the official
+    initialisation the table can be far wider than the latents; then the few codes nearest the origin win every token,
+    and stay the only ones trained.
     """
 
     flags = ("is_filled", "is_matched")
@@ -92,6 +101,8 @@ class LargeCodebook(ProjectedCodebook):
             self.table = nn.Parameter(table)
         self.is_filled = False  # the table was loaded
         self.is_matched = False  # the projector was scaled to the latents
+        if config.match_at:
+            self.flags = (*self.flags, "num_waited")
         if config.project:
             nn.init.normal_(self.projector.weight, std=code_dim**-0.5)
             nn.init.zeros_(self.projector.bias)
@@ -115,5 +126,7 @@ class LargeCodebook(ProjectedCodebook):
         if not self.is_filled:
             raise RuntimeError("the large codebook is empty: call fill(features) before the first forward")
         if self.training and self.config.project and self.config.match_scale and not self.is_matched:
+            if self.waits(self.config.match_at):
+                return self.pass_latents(z)
             self.match_scale(z.detach().float().flatten(0, -2))
         return super().forward(z)

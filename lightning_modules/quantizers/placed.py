@@ -44,13 +44,8 @@ class PlacedQuantizer(Quantizer):
     def __init__(self, config: PlacedConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__(config, codebook_size, code_dim)
         self.is_placed = config.init == "random"  # the codes have their first values
-        self.num_waited = 0  # training forwards made before they had
-        self.num_forwards = 1  # of a step
         if not self.is_placed:
             self.flags = ("is_placed", "num_waited")
-
-    def start_step(self, num_forwards: int) -> None:
-        self.num_forwards = num_forwards
 
     @abstractmethod
     def place(self, codes: Tensor, share: float, first: int = 0) -> None:
@@ -72,19 +67,12 @@ class PlacedQuantizer(Quantizer):
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         if self.training and not self.is_placed:
-            if self.num_waited < self.config.place_at * self.num_forwards:
-                self.num_waited += 1
+            if self.waits(self.config.place_at):
                 return self.pass_latents(z)
             with torch.no_grad():
                 self.place(draw_latents(self.prepare(z), self.codebook_size), self.fair_share(z))
             self.is_placed = True
         return super().forward(z)
-
-    def pass_latents(self, z: Tensor) -> QuantizerOutput:
-        """Latents (B, ..., d) without quantization, as code 0; the codes are in the loss with a gradient of zero."""
-        z = self.prepare(z)
-        nothing = sum((0 * parameter.sum() for parameter in self.parameters()), start=z.new_zeros(()))  # for DDP
-        return QuantizerOutput(z, torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device), nothing)
 
     def fair_share(self, z: Tensor) -> float:
         """Latents of a step for each code, of which z (B, ..., d) are this rank's in one forward."""

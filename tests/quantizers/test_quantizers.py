@@ -544,6 +544,37 @@ def test_projected_table_takes_mean_and_deviation_of_the_first_latents(scale: fl
     assert torch.equal(again.projector.weight, weight), "also after a checkpoint"
 
 
+def test_the_projector_is_matched_to_latents_of_the_step_it_is_asked_for() -> None:
+    """Before it latents pass as they are. A step is of two micro-batches here; a checkpoint goes on where it was."""
+    config = LargeCodebookConfig(feature_dim=C, match_at=2)
+    quantizer = LargeCodebook(config, K, D)
+    quantizer.fill(torch.randn(K, C))
+    z = torch.randn(200, D) + 50
+    first = quantizer.codebook().clone()
+    for step in range(2):
+        quantizer.start_step(2)
+        for _ in range(2):
+            output = quantizer(leaf := z.clone().requires_grad_())
+            (output.quantized.sum() + output.loss).backward()
+            assert torch.equal(output.quantized, leaf) and not output.loss and not output.indices.any()
+            assert all(p.grad is not None and not p.grad.any() for p in quantizer.parameters()), "DDP waits for them"
+        state = quantizer.state_dict()
+        assert int(state["num_waited"]) == 2 * (step + 1) and not state["is_matched"]
+        quantizer = LargeCodebook(config, K, D)
+        quantizer.load_state_dict(state)
+    quantizer.start_step(1)
+    quantizer.eval()(z)
+    assert torch.equal(quantizer.codebook(), first), "evaluation matches nothing"
+    assert len(quantizer.train()(z).indices.unique()) > K // 2
+    torch.testing.assert_close(quantizer.codebook().mean(0), z.mean(0), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"match_scale": False}, {"project": False, "feature_dim": D}, {"match_at": -1}])
+def test_what_is_never_matched_waits_for_no_step(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"match_at=.* must be a step, and needs quantizer.project"):
+        LargeCodebookConfig(**{"match_at": 5} | options).check(K, D)
+
+
 @pytest.mark.parametrize(("kind", "flags"), [("large_codebook", {"is_filled", "is_matched"})])
 def test_checkpoints_keep_flags_as_bool_tensors_of_the_same_names(kind: str, flags: set[str]) -> None:
     state = make(kind).state_dict()

@@ -178,9 +178,16 @@ def test_moving_averages_that_cannot_be(recipe: Path, override: str, message: st
         load_experiment(recipe, ["model.quantizer.name=ema", f"model.quantizer.{override}"])
 
 
-def test_codes_that_a_training_would_never_place(recipe: Path) -> None:
-    keys = ["model.quantizer.name=ema", "model.quantizer.init=latents", "model.quantizer.place_at=9"]
-    with pytest.raises(ValueError, match=r"place_at=9: the codes would not be placed in trainer\.max_steps=9"):
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["name=ema", "init=latents", "place_at=9"], "place_at=9: the codes would not be placed"),
+        (["name=large_codebook", "match_at=9"], "match_at=9: the codes would not be matched"),
+    ],
+)
+def test_codes_that_a_training_would_never_place(recipe: Path, keys: list[str], message: str) -> None:
+    keys = [f"model.quantizer.{key}" for key in keys]
+    with pytest.raises(ValueError, match=rf"{message} in trainer\.max_steps=9"):
         load_experiment(recipe, [*keys, "trainer.max_steps=9"])
     load_experiment(recipe, [*keys, "trainer.max_steps=10"])
 
