@@ -89,7 +89,7 @@ class LargeCodebook(ProjectedCodebook):
     and stay the only ones trained.
     """
 
-    flags = ("is_filled", "is_matched")
+    flags: tuple[str, ...] = ("is_filled", "is_matched")
     config: LargeCodebookConfig
 
     def __init__(self, config: LargeCodebookConfig, codebook_size: int, code_dim: int) -> None:
