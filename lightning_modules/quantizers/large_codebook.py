@@ -54,7 +54,7 @@ class LargeCodebookConfig(QuantizerConfig):
     code_dim must be feature_dim), `train_table=true` trains the table together with the projector.
 
     `match_at`: the optimizer step at which the projector is scaled to the latents. Before it they pass as they are and
-    train encoder and decoder alone, which keeps more of their dimensions (Zhao et al. 2026, arXiv 2605.06870).
+    train encoder and decoder alone, as Zhao et al. (2026, arXiv 2605.06870) do to keep more of their dimensions.
     """
 
     name: str = "large_codebook"

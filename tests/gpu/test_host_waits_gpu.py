@@ -22,6 +22,7 @@ CELLS = {
     "reseeded ema": ("vqgan_ema", "model.quantizer.dead_code_threshold=0.1"),
     "placed": ("vqgan", "model.quantizer.init=latents", "model.quantizer.place_at=2"),
     "lc": ("vqgan_lc",),
+    "matched": ("vqgan_lc", "model.quantizer.match_at=2"),
     "vit": ("vit_vqgan",),
     "graphs": ("vqgan_lc", "trainer.compile=graphs"),
 }
