@@ -64,7 +64,7 @@ class LargeCodebookConfig(QuantizerConfig):
     project: bool = True
     train_table: bool = False
     match_scale: bool = True  # see `LargeCodebook`; false is the official code's way
-    match_at: int = neutral(0)  # optimizer steps
+    match_at: int = neutral(0)  # optimizer steps, before which latents pass as they are
     source: CodebookSource = field(default_factory=CodebookSource)
 
     def check(self, codebook_size: int, code_dim: int) -> None:
