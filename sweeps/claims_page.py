@@ -8,9 +8,12 @@ from typing import Any
 
 from experiments.runtime.files import replacing
 from experiments.runtime.records import data_name
-from sweeps.predicates import HOLDS, NOT_RUN, REFUTED, UNDECIDED, VERDICTS, Finding, Node, Rules, Side
+from sweeps.differences import HOLDS, NOT_RUN, REFUTED, UNDECIDED, VERDICTS, Finding, Rules, Side
+from sweeps.predicates import Node
 
 TABLES = "docs/tables"
+BY_T = "By Student's t at 95 % a comparison, in place of two standard errors"
+OF_FIRST = "On the first three seeds of each side alone"
 PICTURES = {  # of the first screen: words, and the file's name without scale and data
     "originals and reconstructions by quantizer": "ablation_codebook_codebook_reconstructions_{scale}_*.png",
     "utilisation against codebook size": "ablation_codebook_codebook_{scale}_*_plot.png",
@@ -24,10 +27,11 @@ the difference, with at least three seeds a side. *Holds*: every comparison does
 as much. Of a series that rises or falls the last differs from the first; a step between must only not go the other way.
 *Undecided*: neither, or too few seeds, or numbers that may not be compared, or only some comparisons were run.
 *Not run*: no comparison has both its sides. *On one tokenizer*: the seeds are of stage 2 alone, and the spread of the
-tokenizer is in no margin.
+tokenizer is in no margin. *New*: a question of this project. *Post hoc*: one that was asked when some of its numbers
+had been seen.
 A network that took part in a training, or that selected images, is no judge of them: its numbers decide nothing.
-A difference stands with its margin, two standard errors. A statement has the paper's words, such as rFID; the metric's
-name says who judged here: Inception (rFID), or another network (rFD).
+± beside a mean is the standard deviation over seeds, beside a difference its margin, two standard errors. A statement
+has the paper's words, such as rFID; the metric's name says who judged here: Inception (rFID), or another network (rFD).
 
 Numbers are of small networks on small images: a verdict is about the scale that stands beside it, not the papers'.
 
@@ -62,6 +66,7 @@ class Verdict:
     verdict: str
     scale: str  # "" where no cell is finished at any
     findings: list[Finding]
+    others: Mapping[str, str] = field(default_factory=dict)  # the verdict in other ways: BY_T, OF_FIRST
 
 
 def page(verdicts: Sequence[Verdict]) -> str:
@@ -90,7 +95,16 @@ def brief(verdicts: Sequence[Verdict], link: str) -> str:
 
 def tally(verdicts: Sequence[Verdict]) -> str:
     counts = (f"{name}: {sum(each.verdict == name for each in verdicts)}" for name in VERDICTS)
-    return f"Of {len(verdicts)} claims, {', '.join(counts)}."
+    return " ".join([f"Of {len(verdicts)} claims, {', '.join(counts)}.", *reservations(verdicts)])
+
+
+def reservations(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """Which verdicts would be others by a stricter test, and on fewer seeds."""
+    for way in (BY_T, OF_FIRST):
+        changed = [each for each in verdicts if each.others.get(way, each.verdict) != each.verdict]
+        ids = {name: ", ".join(each.claim.id for each in changed if each.others[way] == name) for name in VERDICTS}
+        if changed:
+            yield f"{way}, {'; '.join(f'{name}: {some}' for name, some in ids.items() if some)}."
 
 
 def row(*cells: str) -> str:
@@ -110,25 +124,20 @@ def because(each: Verdict) -> str:
     if not deciding:  # some parts hold, others were not run
         missing = sum(finding.verdict == NOT_RUN for finding in each.findings)
         return f"{missing} of {len(each.findings)} comparisons not run"
-    finding = min(deciding, key=clearness) if each.verdict != REFUTED else max(deciding, key=clearness)
+    if each.verdict == REFUTED:
+        return words(max(deciding, key=lambda finding: finding.clearness), "not ")
+    finding = min(deciding, key=lambda finding: finding.clearness)
     if each.verdict == UNDECIDED:
         held = sum(other.verdict == HOLDS for other in each.findings)
-        start = f"holds in {held} of {len(each.findings)} comparisons; open: " if held else ""
-        return f"{start}{words(finding)}: {finding.reason}"
-    return words(finding) + f" (the weakest of {len(deciding)})" * (each.verdict == HOLDS and len(deciding) > 1)
+        start = f"holds in {held} of {len(each.findings)} comparisons; " if held else ""
+        return f"{start}open: {words(finding)}: {finding.reason}"
+    return words(finding) + f" (the weakest of {len(deciding)})" * (len(deciding) > 1)
 
 
-def clearness(finding: Finding) -> float:
-    """The difference in units of what it has to exceed."""
-    if math.isnan(finding.difference):
-        return -math.inf
-    return abs(finding.difference) / finding.bound if finding.bound else math.inf
-
-
-def words(finding: Finding) -> str:
+def words(finding: Finding, negation: str = "") -> str:
     if finding.right is None:
         return finding.left.label
-    return f"{metric(finding)}: {side(finding.left)} {sign(finding)} {side(finding.right)}"
+    return f"{metric(finding)}: {side(finding.left)} {negation}{sign(finding)} {side(finding.right)}"
 
 
 def sign(finding: Finding) -> str:

@@ -12,8 +12,7 @@ several rows: {quantizer: LC, K: [1024, 16384]}.
 - peaks: a row whose history of at least `points` numbers is highest in its middle half;
 - needs: what would have to be run before anything can be said.
 
-"x > y" means that the means over seeds differ by more than `margin` standard errors of the difference, with `seeds` a
-side; the other way by as much, and the claim is refuted; else it is undecided.
+What "above" means of two numbers, sweeps/differences.py says.
 """
 
 import math
@@ -22,64 +21,31 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any
 
+from sweeps.differences import (
+    HOLDS,
+    NOT_RUN,
+    REFUTED,
+    UNDECIDED,
+    Finding,
+    Rules,
+    Side,
+    compare,
+    fewest_seeds,
+    why_not_comparable,
+)
 from sweeps.grid import label_of
 from sweeps.measure import Measured
 from sweeps.schema import expect
 
-HOLDS, REFUTED, UNDECIDED, NOT_RUN = VERDICTS = ("holds", "refuted", "undecided", "not run")
 KEYS = {
     "all": (), "any": (), "above": (), "below": (), "rises": ("along",), "falls": ("along",),
     "similar": ("within",), "at_least": ("value", "of_reachable"), "at_most": ("value", "of_reachable"),
     "peaks": ("points",), "needs": (),
 }  # fmt: skip
 SHARED = ("table", "metric", "each", "by")
-MANY_SEEDS = 30  # that nobody would train for a difference so small
 
 Row = dict[str, Any]
 Node = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Side:
-    """A number that is compared. `is_exact`: a constant, without spread."""
-
-    label: str
-    measured: Measured | None
-    paper: float | None = None
-    digests: tuple[str, ...] = ()
-    data: str = ""
-    doubt: str = ""  # why the number cannot be relied on
-    reachable: float | None = None  # percent of the codes that its tokens can use
-    is_exact: bool = False
-    head: str = ""  # what the number is, as a table heads it: with the judge's name
-    shares_tokenizer: bool = False  # seeds of stage 2 on one tokenizer, whose spread is not theirs
-
-    @property
-    def variance(self) -> float:
-        """Of the mean."""
-        std = None if self.measured is None or self.is_exact else self.measured.std
-        return 0.0 if std is None or self.measured is None else std**2 / len(self.measured.values)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One comparison, or a part of a claim that was not run, with all that its verdict was computed from."""
-
-    verdict: str
-    metric: str
-    left: Side
-    sign: str = ""  # > or <
-    right: Side | None = None
-    share: float = 0.0
-    difference: float = math.nan
-    bound: float = math.nan  # that the difference, less the share, has to exceed
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Rules:
-    seeds: int = 3
-    margin: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -89,55 +55,11 @@ class Cells:
     side: Callable[[str, Row, str], Side]
     history: Callable[[str, Row, str], list[Side]]
 
-
-def compare(metric: str, left: Side, sign: str, right: Side, rules: Rules, share: float = 0.0) -> Finding:
-    """Whether left > right (or <) by more than the share of right."""
-    found = Finding(UNDECIDED, metric, left, sign, right, share)
-    sides = [side for side in (left, right) if not side.is_exact]
-    if missing := [side.label for side in sides if side.measured is None]:
-        return replace(found, verdict=NOT_RUN, reason="; ".join(missing))
-    assert left.measured and right.measured
-    difference = left.measured.mean - right.measured.mean
-    bound = rules.margin * math.sqrt(left.variance + right.variance)
-    excess = (difference if sign == ">" else -difference) - share * abs(right.measured.mean)
-    found = replace(found, difference=difference, bound=bound)
-    if reason := why_not_comparable(sides):
-        return replace(found, reason=reason)
-    fewest = fewest_seeds(sides)
-    if fewest >= rules.seeds and abs(excess) > bound:
-        return replace(found, verdict=HOLDS if excess > 0 else REFUTED)
-    have = f"{fewest} of {rules.seeds} seeds; " if fewest < rules.seeds else ""
-    return replace(found, reason=have + more_seeds(excess, sides, rules, share))
-
-
-def fewest_seeds(sides: Sequence[Side]) -> int:
-    return min(len(side.measured.values) if side.measured else 0 for side in sides)
-
-
-def why_not_comparable(sides: Sequence[Side]) -> str:
-    if doubts := sorted({side.doubt for side in sides if side.doubt}):
-        return doubts[0]
-    measured = [side.measured for side in sides if side.measured]
-    stated = {one.protocols for one in measured if one.protocols}
-    if len(stated) > 1 or any(len(protocols) > 2 for protocols in stated):
-        return f"measured in different ways: {'; '.join(sorted(', '.join(sorted(each)) for each in stated))}"
-    if len({side.data for side in sides}) > 1:
-        return "trained on different images"
-    if len({one.version for one in measured}) > 1:
-        return f"of different versions: {'; '.join(sorted(' '.join(one.version) for one in measured))}"
-    return ""
-
-
-def more_seeds(excess: float, sides: Sequence[Side], rules: Rules, share: float) -> str:
-    """How many seeds a side would decide, should mean and spread stay as they are."""
-    if any(side.measured and side.measured.std is None for side in sides):
-        return f"one seed has no spread: {rules.seeds} seeds a side are needed"
-    variance = sum(side.variance * len(side.measured.values) for side in sides if side.measured)
-    wanted = rules.margin**2 * variance / excess**2 if excess else math.inf
-    if wanted > MANY_SEEDS:
-        why = "the difference is about the share allowed" if share else "no difference to speak of"
-        return f"more than {MANY_SEEDS} seeds a side would be needed: {why}"
-    return f"about {max(rules.seeds, math.floor(wanted) + 1)} seeds a side would decide, if means and spread stay"
+    def first(self, seeds: int) -> "Cells":
+        """The same of the first seeds alone."""
+        return Cells(
+            lambda *cell: self.side(*cell).first(seeds), lambda *cell: [one.first(seeds) for one in self.history(*cell)]
+        )
 
 
 def evaluate(node: Node, cells: Cells, rules: Rules, given: Node | None = None) -> tuple[str, list[Finding]]:
@@ -194,9 +116,8 @@ def similar(node: Node, metric: str, fixed: Row, cells: Cells, rules: Rules) -> 
     sides = [cells.side(node["table"], row, metric) for row in rows]
     for number, right in enumerate(sides):
         for left in sides[number + 1 :]:
-            both = [compare(metric, left, sign, right, rules, -node["within"]) for sign in "><"]
-            verdict = combine([one.verdict for one in both])
-            yield replace(next(one for one in both if verdict in (one.verdict, HOLDS)), verdict=verdict, sign="≈")
+            both = (compare(metric, left, sign, right, rules, -node["within"]) for sign in "><")
+            yield replace(min(both, key=lambda one: one.excess), sign="≈")
 
 
 def threshold(node: Node, metric: str, fixed: Row, cells: Cells, rules: Rules) -> Iterator[Finding]:

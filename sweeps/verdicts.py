@@ -3,13 +3,15 @@
 import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from experiments.config.values import flatten, read_yaml
 from experiments.runtime.records import data_name
-from sweeps.claims_page import Claim, Verdict, brief, page, pictures, quote, write
+from sweeps.claims_page import BY_T, OF_FIRST, Claim, Verdict, brief, page, pictures, quote, write
+from sweeps.differences import Side
 from sweeps.grid import Grid, Row, label_of, load_grid
 from sweeps.heads import heads_of
 from sweeps.index import index
@@ -24,7 +26,7 @@ from sweeps.measure import (
     records_of,
     version_of,
 )
-from sweeps.predicates import Cells, Side, check, evaluate, leaves
+from sweeps.predicates import Cells, check, evaluate, leaves
 from sweeps.schema import SWEEPS, SweepSpec, TableSpec, expect, naming, read_spec
 
 ROOT = SWEEPS.parent
@@ -242,7 +244,11 @@ def judge_claim(claim: Claim, records: Sequence[Records]) -> Verdict:
 
     best = max(records, key=evidence)
     verdict, findings = evaluate(claim.test, best.cells, claim.rules, claim.given)
-    return Verdict(claim, verdict, best.scale if any(evidence(best)) else "", findings)
+    others = {
+        BY_T: evaluate(claim.test, best.cells, replace(claim.rules, by_t=True), claim.given)[0],
+        OF_FIRST: evaluate(claim.test, best.cells.first(claim.seeds), claim.rules, claim.given)[0],
+    }
+    return Verdict(claim, verdict, best.scale if any(evidence(best)) else "", findings, others)
 
 
 def verdicts_of(claims_file: Path, scales: Iterable[str], output_dir: Path) -> list[Verdict]:

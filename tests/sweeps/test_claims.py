@@ -7,26 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_ind
 
 from sweeps import claims
 from sweeps import verdicts as verdicts_module
-from sweeps.claims_page import Claim, Verdict, because, brief, page, pictures, quote, words
+from sweeps.claims_page import BY_T, OF_FIRST, Claim, Verdict, because, brief, page, pictures, quote, tally, words
+from sweeps.differences import HOLDS, NOT_RUN, REFUTED, UNDECIDED, Rules, Side, compare
 from sweeps.grid import label_of, load_grid
 from sweeps.measure import Measured
-from sweeps.predicates import (
-    HOLDS,
-    NOT_RUN,
-    REFUTED,
-    UNDECIDED,
-    Cells,
-    Rules,
-    Side,
-    check,
-    combine,
-    compare,
-    evaluate,
-    leaves,
-)
+from sweeps.predicates import Cells, check, combine, evaluate, leaves
 from sweeps.schema import SWEEPS
 from sweeps.verdicts import (
     SCALES,
@@ -89,6 +78,17 @@ def test_two_standard_errors_decide() -> None:
         found = compare("m", side(*shifted), ">", side(*unit), Rules())
         assert found.verdict == verdict
         assert found.bound == pytest.approx(2 * error) and found.difference == pytest.approx(factor * error)
+
+
+def test_students_t_has_welchs_degrees_of_freedom() -> None:
+    """scipy's own test of unequal variances is at its 5 % where the difference is at the bound."""
+    left, right = (1.0, 2.5, 4.1), (9.0, 9.5, 9.3, 9.1)
+    bound = compare("m", side(*left), "<", side(*right), Rules(by_t=True)).bound
+    shift = statistics.fmean(right) - statistics.fmean(left) - bound
+    assert ttest_ind([value + shift for value in left], right, equal_var=False).pvalue == pytest.approx(0.05)
+    exact = compare("m", side(*left), "<", side(9.0, is_exact=True), Rules(by_t=True)).bound
+    assert exact == pytest.approx(4.3027 * statistics.stdev(left) / math.sqrt(3), rel=1e-4)
+    assert compare("m", side(1.0, 1.0), "<", side(2.0, 2.0), Rules(by_t=True)).bound == 0
 
 
 def test_how_many_seeds_would_decide() -> None:
@@ -362,10 +362,50 @@ def test_an_undecided_claim_says_how_far_it_holds() -> None:
     )
     said = because(Verdict(claim, UNDECIDED, "cifar", [held, still_open, again]))
     assert said.startswith("holds in 2 of 3 comparisons; open: m: c (10, n = 1) > x (1 ± 0.1, n = 3): 1 of 3 seeds")
-    assert because(Verdict(claim, UNDECIDED, "cifar", [still_open])).startswith("m: c (10, n = 1) > x")
+    assert because(Verdict(claim, UNDECIDED, "cifar", [still_open])).startswith("open: m: c (10, n = 1) > x")
     assert because(Verdict(claim, HOLDS, "cifar", [held, again])).endswith("(the weakest of 2)")
     between = replace(again, reason="a step between: does not go the other way")
     assert because(Verdict(claim, HOLDS, "cifar", [held, between])) == because(Verdict(claim, HOLDS, "cifar", [held]))
+
+
+def test_the_weakest_is_nearest_to_the_other_verdict_share_included() -> None:
+    """Equal means are clear where 50 % are allowed; 10 and 9 are not where nothing is."""
+    unit, claim = (-0.5, 0.0, 0.5), Claim("X", "here", "a statement")
+
+    def at(mean: float, label: str) -> Side:
+        return side(*(mean + value for value in unit), label=label)
+
+    equal = compare("m", at(10, "equal"), ">", at(10, "x"), Rules(), -0.5)
+    narrow = compare("m", at(10, "narrow"), ">", at(9, "x"), Rules())
+    assert because(Verdict(claim, HOLDS, "cifar", [equal, narrow])).startswith("m: narrow")
+    reversed_ = compare("m", at(9, "less"), ">", at(10, "x"), Rules())
+    assert reversed_.verdict == REFUTED and " not > x (10" in because(Verdict(claim, REFUTED, "cifar", [reversed_]))
+
+
+def test_similar_is_as_clear_as_its_nearer_side() -> None:
+    """11 is within 20 % of 10, by 1 at the upper side and 3 at the lower."""
+    test = {"similar": [A, B], "within": 0.2, "table": "t#t", "metric": "m"}
+    numbers = {"a": (10.0, 10.1, 9.9), "b": (11.0, 11.1, 10.9)}
+    cells = Cells(lambda _, row, __: side(*numbers[label_of(row)]), lambda *_: [])
+    _, (found,) = evaluate(test, cells, Rules())
+    assert (found.verdict, found.sign) == (HOLDS, "≈") and found.excess == pytest.approx(1.0)
+
+
+def test_verdicts_say_what_a_stricter_test_and_fewer_seeds_change() -> None:
+    ways = [{BY_T: HOLDS, OF_FIRST: HOLDS}, {BY_T: UNDECIDED, OF_FIRST: REFUTED}, {BY_T: UNDECIDED, OF_FIRST: HOLDS}]
+    said = tally([Verdict(Claim(f"X{n}"), HOLDS, "cifar", [], way) for n, way in enumerate(ways)])
+    assert said.endswith(f"{BY_T}, undecided: X1, X2. {OF_FIRST}, refuted: X1.")
+    assert tally([Verdict(Claim("X0"), HOLDS, "cifar", [], ways[0])]).endswith("not run: 0.")
+
+
+def test_the_first_seeds_alone() -> None:
+    """With the fourth seed the difference is clear, without it not."""
+    numbers = {"a": (10.0, 1.0, 1.1, 10.0, 10.0, 10.1, 10.0, 10.0), "b": LOW}
+    cells = Cells(lambda _, row, __: side(*numbers[label_of(row)]), lambda *_: [side(*HIGH, 99.0)])
+    test = {"above": [A, B], "table": "t#t", "metric": "m"}
+    assert evaluate(test, cells, Rules())[0] == HOLDS and evaluate(test, cells.first(3), Rules())[0] == UNDECIDED
+    (point,) = cells.first(3).history("t#t", A, "m")
+    assert point.measured and point.measured.values == HIGH
 
 
 def test_pages_quote_between_their_marks(tmp_path: Path) -> None:
