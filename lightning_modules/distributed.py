@@ -7,12 +7,15 @@ those of a batch are drawn for the global batch, and a rank takes its rows.
 Shapes: B images of this rank, N of all ranks.
 """
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -110,8 +113,10 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
         yield
         return
     seed = int(torch.randint(2**62, ()))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), isolate_rng(include_cuda=False):
         torch.manual_seed(seed + rank())
+        random.seed(seed + rank())  # timm's augmentations draw from all three
+        np.random.seed((seed + rank()) % 2**32)
         yield
 
 

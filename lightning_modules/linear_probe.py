@@ -82,6 +82,8 @@ class LinearProbeConfig(ModuleConfig):
                 raise ValueError(
                     f"model.features={self.features} needs a tokenizer's recipe upstream, not {upstream.name}'s"
                 )
+            if self.features == "codes":
+                upstream.check_tokens()
             return
         if not isinstance(upstream, VIMConfig):
             raise ValueError(

@@ -32,7 +32,7 @@ model = {kind}.from_pretrained("path/to/this/folder")
 USAGE = {
     "Tokenizer": LOAD + "ids = model.encode(images).indices    # images (B, 3, {size}, {size}) in [-1, 1]\n"
     "images = model.decode_indices(ids)",
-    "Prior": LOAD + "images = model.generate(labels=[0, 1, 2], seed=0)    # (3, 3, {size}, {size}) in [-1, 1]",
+    "Prior": LOAD + "images = model.generate(labels={labels}, seed=0)    # (3, 3, {size}, {size}) in [-1, 1]",
 }
 
 
@@ -58,10 +58,16 @@ def model_card(module: Any, content: dict[str, Any], config: str, code: str = ""
         tags="image-tokenization, vector-quantization" if kind == "Tokenizer" else "image-generation",
         title=title,
         config=config,
-        code=(code or USAGE[kind]).format(kind=kind, size=module.image_size),
+        code=(code or USAGE[kind]).format(kind=kind, size=module.image_size, labels=example_labels(module)),
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
         metrics=metrics_table(content.get("metrics", {}), content.get("protocols", {})),
     )
+
+
+def example_labels(module: Any) -> object:
+    """Three classes, or the number of images of a model without classes."""
+    classes = getattr(module, "num_conditions", 0)
+    return [number % classes for number in range(3)] if classes else 3
 
 
 def metrics_table(metrics: dict[str, float], protocols: dict[str, str]) -> str:

@@ -30,6 +30,7 @@ from lightning_modules.model_card import model_card, record_of
 CHECKPOINT_FORMAT = 1  # of files without this entry too
 PARTS = ("experiment", "state_dict")
 CONFIG, WEIGHTS, CARD, BELOW = "config.json", "model.safetensors", "README.md", "tokenizer"
+MEASURED = ("metrics", "protocols")
 KEPT = (
     "format",
     "experiment",
@@ -39,8 +40,7 @@ KEPT = (
     "generator_steps",
     "tokenizer_digest",
     "imported",
-    "metrics",
-    "protocols",
+    *MEASURED,
 )
 HUB_ID = r"[\w.-]+/[\w.-]+"
 
@@ -50,6 +50,7 @@ class Pretrained(L.LightningModule):
 
     origin: Mapping[str, Any] = {}  # of a restored model: its checkpoint without weights (`KEPT`)
     source: Path | None = None  # and the file or folder that it was read from
+    is_changed = False  # whether it was trained since
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
@@ -71,6 +72,11 @@ class Pretrained(L.LightningModule):
         """
         module, device = load(cls, checkpoint_path, for_use=False), options.get("map_location")
         return module if device is None else module.to(device)
+
+    def on_train_start(self) -> None:
+        """A restored model is no more what its file says of its steps and metrics."""
+        self.origin = {key: value for key, value in self.origin.items() if key not in ("generator_steps", *MEASURED)}
+        self.is_changed = True
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes an exported folder; weights that are there are replaced. Raises ValueError where a file is."""
@@ -102,7 +108,8 @@ class Pretrained(L.LightningModule):
             "experiment": {"model": asdict(config), "data": {"image_size": self.image_size}},
         }
         self.on_save_checkpoint(made)
-        made |= {} if self.source is None else record_of(self.source, made | dict(self.origin))
+        if self.source and not self.is_changed:
+            made |= record_of(self.source, made | dict(self.origin))
         kept = {key: value for key, value in (made | dict(self.origin)).items() if key in KEPT}
         return kept | {"weights": weights_hash(state)}
 

@@ -74,7 +74,7 @@ class TokenizerFeatures(FrozenFeatures):
         if self.name != "encoder":
             features = self.tokenizer.pre_quant(features)  # (B, h, w, d)
         if self.name == "codes":
-            features = self.tokenizer.quantizer.lookup(self.tokenizer.quantizer(features).indices)
+            features = self.tokenizer.quantizer(features).quantized
         return features.flatten(1, 2).mean(1, dtype=torch.float32)[None]
 
 

@@ -138,8 +138,8 @@ class TokenClassifier(Module):
     config: TokenClassifierConfig
     layout: ClassVar[Layout] = {
         "token classifier": {
-            "loss": ["Multiline", ["loss/classifier", "loss/val"]],
-            "accuracy, %": ["Multiline", ["classifier/accuracy"]],
+            "loss": ["Multiline", ["loss/classifier", "val/loss"]],
+            "accuracy, %": ["Multiline", ["val/classifier/accuracy"]],
         }
     }
     progress_metric = "loss/classifier"
@@ -212,6 +212,10 @@ class TokenClassifier(Module):
             inputs = RandomErasing(config.erasing, mode="pixel", device=inputs.device)(inputs)
         if not config.mixes:
             return inputs, labels
+        require(
+            len(inputs) % 2 == 0,
+            f"data.batch_size leaves each device {len(inputs)} images, which mixup cannot take in pairs: take another",
+        )
         options = {"label_smoothing": config.label_smoothing, "num_classes": self.num_classes}
         return Mixup(config.mixup, config.cutmix, **options)(inputs, labels)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_modules import losses
 from lightning_modules.base import Setting, count
+from lightning_modules.checks import require
 from lightning_modules.codec import Codec, TokenizerOutput
 from lightning_modules.distributed import all_reduce_sum, average_gradients, leave_out, mean_values, without_exchange
 from lightning_modules.finite import check_finite
@@ -89,16 +90,26 @@ class Tokenizer(Codec):
 
     # ---- training ------------------------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        accumulate, batches = self.config.optimizer.accumulate, self.trainer.num_training_batches
+        require(
+            batches >= accumulate,
+            f"model.optimizer.accumulate={accumulate}: an epoch has {batches} batches, so that no step would ever end",
+        )
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         image, config = batch["image"], self.config.loss
         if batch_idx % self.config.optimizer.accumulate == 0:
             self.quantizer.start_step(self.config.optimizer.accumulate)
         optimizers: list[Any] = as_list(self.optimizers())
         passes: Any = self.graphed or (self.generator_pass, self.critic_pass)
+        num_waited = self.quantizer.num_waited
         with self.update(optimizers[0], batch_idx):
             terms, output = passes[0](image, *self.game())
             self.report(terms, image)
-        self.train_usage.update(output.indices)  # after the report, which says what is wrong with a latent that is NaN
+        if self.quantizer.num_waited == num_waited:  # else nothing was quantized
+            self.train_usage.update(output.indices)  # after the report, which says what is wrong with latents of NaN
         if self.discriminator is not None and self.step >= config.discriminator_start:
             leave_out_of_global_step(optimizers[1])
             with self.update(optimizers[1], batch_idx, by_ddp=False):

@@ -19,7 +19,7 @@ from lightning_modules.tokenizer_config import TokenizerConfig
 
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "reconstruction": {
-        "rFID": ["Multiline", ["val/rfid"]],
+        "Fréchet distance": ["Multiline", ["val/rfid"]],  # the protocol id says by which network
         "PSNR, dB": ["Multiline", ["val/psnr"]],
         "SSIM": ["Multiline", ["val/ssim"]],
         "perceptual distance": ["Multiline", ["val/lpips", "val/feature_distance"]],
@@ -31,7 +31,10 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "dead codes": ["Multiline", ["train/dead_codes", "val/dead_codes"]],
     },
     "training": {
-        "loss": ["Multiline", ["loss/generator", "loss/l1", "loss/l2", "loss/perceptual", "loss/quantizer"]],
+        "loss": [
+            "Multiline",
+            ["loss/generator", "loss/l1", "loss/l2", "loss/logit_laplace", "loss/perceptual", "loss/quantizer"],
+        ],
         "game": [
             "Multiline",
             ["loss/adversarial", "loss/discriminator", "discriminator/accuracy", "weight/adversarial"],
@@ -64,14 +67,14 @@ def networks(config: TokenizerConfig, image_size: int, for_use: bool = False) ->
 def tokenizer_parts(networks: dict[str, Any], config: TokenizerConfig, image_size: int) -> list[Part]:
     """The linear maps to and from the codes are counted with their neighbour's MACs.
 
-    The projector of a large codebook maps all K entries once a step; the search is N * K * d; the perceptual loss is of
-    a pair of images, and its backward pass goes to one of them. Once the game has begun, an image costs 2 x the
-    discriminator in the generator's step and 6 x in the discriminator's own.
+    The projector of a large codebook maps all K entries once a step; a search is N * K * d, none where codes are not
+    compared; the perceptual loss is of a pair of images, and its backward pass goes to one of them. Once the game has
+    begun, an image costs 2 x the discriminator in the generator's step and 6 x in the discriminator's own.
     """
     encoder, decoder, pre_quant, post_quant, quantizer, discriminator = networks.values()
     image = torch.zeros(1, 3, image_size, image_size)
     codes, once = torch.zeros(1, *encoder.grid, config.code_dim), {"generator": 1}
-    search = prod(encoder.grid) * config.codebook_size * config.code_dim
+    search = int(quantizer.searches * prod(encoder.grid) * config.codebook_size * config.code_dim)
     parts = [
         Part("encoder", nn.Sequential(encoder, pre_quant), (image,), encoder, kept=once, encodes=True),
         Part("decoder", nn.Sequential(post_quant, decoder), (codes,), decoder, kept=once, decodes=True),

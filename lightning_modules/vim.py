@@ -1,4 +1,4 @@
-"""VIM (paper A, section 3.4): an autoregressive transformer over a tokenizer's codes; also paper B's GPT.
+"""VIM (paper A, section 4): an autoregressive transformer over a tokenizer's codes; also paper B's GPT.
 
 The configuration's defaults are A's VIM-Large on ImageNet (A-Table 6, FID 4.17), whose loss is the negative
 log-likelihood of an image's tokens in raster order, after its class. Where A is silent, a note says what was taken.
@@ -45,7 +45,7 @@ class VIMConfig(PriorConfig):
     name: str = "vim"
     gpt: GPTConfig = field(default_factory=lambda: GPTConfig(size="large", positions="2d", dropout=0.1))
     keep_tokens: float = 1.0
-    # A 3.4: Adam with a first moment in int8 and a factorised second one (Adafactor's memory). Departs from A: AdamW,
+    # A 4: Adam with a first moment in int8 and a factorised second one (Adafactor's memory). Departs from A: AdamW,
     # because torch's Adafactor has no first moment; its steps are lr times a parameter's own size and want another lr.
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(

@@ -45,7 +45,8 @@ def effective_rank(codes: Tensor, counts: Tensor) -> Tensor:
     The exponential of the entropy of the centred tokens' singular values, as shares of their sum (Roy and Vetterli,
     "The effective rank: a measure of effective dimensionality", EUSIPCO 2007).
     """
-    weights, codes = counts.double() / counts.sum(), codes.double()
+    codes, counts = codes.cpu().double(), counts.cpu().double()  # not every GPU has float64
+    weights = counts / counts.sum()
     centred = codes - weights @ codes
     variances = torch.linalg.eigvalsh(centred.T @ (weights[:, None] * centred))  # (d,)
     singular_values = variances.clamp(min=0).sqrt()  # over the root of the number of tokens
@@ -60,7 +61,7 @@ class CodebookUsage(Metric):
     `usage/val`. `compute` returns
 
     - usage: percent of the K codes seen at least once, 0 to 100;
-    - reachable: what n tokens drawn evenly over the codes would use, 100 (1 - exp(-n / K)): the bound of usage;
+    - reachable: what n tokens drawn evenly over the codes use on average, 100 (1 - exp(-n / K));
     - perplexity: exp of the entropy of the code frequencies, 1 to K;
     - dead_codes: number of codes never seen, int64.
     """

@@ -52,12 +52,14 @@ class GenerationConfig:
         """Raises ValueError for a value that cannot be."""
         if self.reference not in ("train", "val"):
             raise ValueError(f"reference='{self.reference}' is none of train, val")
-        if self.num_samples < 0 or self.num_samples == 1 or self.batch_size < 1:
+        fewest = 4 if self.precision_recall else 2  # a covariance, or the third neighbour of each image
+        if (self.num_samples and self.num_samples < fewest) or self.batch_size < 1:
             raise ValueError(
-                f"num_samples={self.num_samples} must be 0 or at least 2, and batch_size={self.batch_size} at least 1"
+                f"num_samples={self.num_samples} must be 0 or at least {fewest}, and batch_size={self.batch_size} at "
+                "least 1"
             )
-        if self.num_reference < 0 or self.num_reference == 1:
-            raise ValueError(f"num_reference={self.num_reference} must be 0 (all) or at least 2")
+        if self.num_reference and self.num_reference < fewest:
+            raise ValueError(f"num_reference={self.num_reference} must be 0 (all) or at least {fewest}")
         if self.extractor not in EXTRACTORS:
             raise ValueError(f"extractor='{self.extractor}' is none of {', '.join(EXTRACTORS)}")
         if not (self.classifier in ("auto", "efficientnet-lite0") or self.classifier.startswith("timm:")):
@@ -105,8 +107,7 @@ class GenerationMetrics(nn.Module):
         """Of batches of this process's images: (numbers, images (B, 3, H, W) in [-1, 1], tokens (B, T), labels (B,)).
 
         Without acceptance rates fid, is, is_std, usage/generated beside reachable/generated, and precision and recall
-        when asked for; with a rate
-        r also each as fid/accept-r, the classifier's choice.
+        when asked for; with a rate r also each as fid/accept-r, the classifier's choice.
         """
         rates = self.config.acceptance
         assert classifier is not None or not rates, "acceptance rates are by a classifier"

@@ -131,9 +131,10 @@ def _fold_batch_norms(network: Any) -> None:
 
 
 class TimmEncoder(PretrainedEncoder):
-    """A pretrained timm model, such as `vit_large_patch14_clip_224.openai`, the encoder of paper B.
+    """A pretrained timm model, such as `vit_large_patch14_clip_quickgelu_224.openai`, the encoder of paper B.
 
-    CLIP's features pass its last LayerNorm and its visual projection, as in B's code (768 channels).
+    CLIP's features pass its last LayerNorm and its visual projection, as in B's code (768 channels). OpenAI's CLIP was
+    trained with QuickGELU; timm's models without it in their name compute other features of the same weights.
     Stages are those of a CNN, or the ends of the four quarters of a transformer's blocks.
 
     Raises:
@@ -144,7 +145,7 @@ class TimmEncoder(PretrainedEncoder):
     def __init__(self, model: str, input_size: int = 224) -> None:
         cfg = pretrained_config(model)
         super().__init__(f"timm:{model}", input_size, cfg.mean, cfg.std)
-        self.is_classifier = cfg.num_classes == 1000
+        self.is_classifier, self.is_clip = cfg.num_classes == 1000, "_clip" in model
         options: dict[str, Any] = {"img_size": input_size} if cfg.fixed_input_size else {}
         network = pretrained_timm(model, "use encoder 'efficientnet-lite0', which needs no hub", **options)
         self.network = network
@@ -163,7 +164,7 @@ class TimmEncoder(PretrainedEncoder):
             self.preprocess(images), indices=self.stage_indices[-1:], norm=True, intermediates_only=True
         )  # (B, C, h, w)
         last = last.permute(0, 2, 3, 1)  # (B, h, w, C)
-        return last if self.is_classifier else self.network.get_classifier()(last)
+        return self.network.get_classifier()(last) if self.is_clip and not self.is_classifier else last
 
     def pool_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if not self.is_classifier:

@@ -1,4 +1,4 @@
-"""Decoder-only transformer over the tokens of an image: VIM (paper A, 3.4 and Table 2) and B's GPT (appendix A).
+"""Decoder-only transformer over the tokens of an image: VIM (paper A, section 4 and Table 2) and B's GPT (appendix A).
 
 Shapes: B batch, T tokens of an image (raster order), S inputs so far (start included), D width, nh heads, hd head
 dim, V vocabulary. Slot 0 of every sequence is the start: the class, or "no class". Slot t predicts token t.
@@ -49,7 +49,7 @@ class GPTConfig:
 
     size: str = "base"  # a key of GPT_SIZES
     dims: list[int] = field(default_factory=list)  # blocks, heads, width, MLP width; overrides the size
-    positions: str = "2d"  # a table of rows and one of columns, added (A 3.4), or "1d", one of tokens
+    positions: str = "2d"  # a table of rows and one of columns, added (A 4), or "1d", one of tokens
     dropout: float = 0.1  # on residual, activation and attention (A-Table 2); 0: B, and A's probe of VIM-Large
     bias: bool = True  # of the linear layers in the blocks; A does not say. The head has none
 
@@ -253,7 +253,7 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def hidden_states(self, tokens: Tensor, labels: Tensor | None = None) -> Iterator[Tensor]:
-        """The output (B, 1 + s, D) of each block in turn, as the linear probe needs it (A 3.5): slot 0 is the start.
+        """The output (B, 1 + s, D) of each block in turn, as the linear probe needs it (A 4.2): slot 0 is the start.
 
         Raises:
             ValueError: as `forward`.

@@ -46,9 +46,11 @@ class QuantizerConfig:
 
 
 class QuantizerOutput(NamedTuple):
-    quantized: Tensor  # (..., d), equal to lookup(indices) bit for bit; its gradient goes straight to the latents
+    quantized: (
+        Tensor  # (..., d), equal to lookup(indices) bit for bit; of what gradient reaches the latents, see the class
+    )
     indices: Tensor  # (...), int64 in [0, K)
-    loss: Tensor  # scalar: weighted commitment term + weighted codebook term
+    loss: Tensor  # scalar: of most the weighted commitment term + the weighted codebook term
 
 
 class Quantizer(nn.Module, ABC):
@@ -58,6 +60,7 @@ class Quantizer(nn.Module, ABC):
     of their own `forward`, and those that need no table to look up a code `lookup`.
     """
 
+    searches: ClassVar[float] = 1.0  # products of all latents with all codes in a training step, for counting costs
     flags: tuple[str, ...] = ()  # bool and int attributes that checkpoints keep, as tensors of their names
 
     def __init__(self, config: QuantizerConfig, codebook_size: int, code_dim: int) -> None:
@@ -99,6 +102,7 @@ class Quantizer(nn.Module, ABC):
     def start_step(self, num_forwards: int) -> None:
         """Called before the `num_forwards` training forwards, one a micro-batch, of an optimizer step."""
         self.num_forwards = num_forwards
+        self.num_waited -= self.num_waited % num_forwards  # those of a step that an epoch's end left unfinished
 
     def waits(self, steps: int) -> bool:
         """Counts a training forward, and says whether it is one of the first `steps` optimizer steps'."""

@@ -25,6 +25,7 @@ class EMAConfig(PlacedConfig):
     value over `eps`: it starts far out, and comes nearer by `decay` a step. Counts of placed codes are the fair share
     N/K of a step's N latents. `dead_code_threshold`: a code whose averaged count falls below this part of the fair
     share is re-seeded with a random latent of the batch and the fair share (after Dhariwal et al. 2020); 0 = never.
+    With `init` "random" that is the whole codebook at the first step, whose counts are still small.
     """
 
     name: str = "ema"

@@ -66,6 +66,7 @@ class FSQ(Quantizer):
     """
 
     config: FSQConfig
+    searches: ClassVar[float] = 0.0
     levels: Tensor  # (d,) int64
     powers: Tensor  # (d,) int64: weight of each dimension's digit in the index, the first the smallest
 

@@ -10,7 +10,7 @@ so z_q is the chosen code in value, and there is no identity path from z_q to z.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,7 @@ class IBQ(Quantizer):
     """
 
     config: IBQConfig
+    searches: ClassVar[float] = 6.0  # with all codes and with their soft choice, forward and back
 
     def __init__(self, config: IBQConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__(config, codebook_size, code_dim)

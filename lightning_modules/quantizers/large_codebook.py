@@ -28,7 +28,7 @@ class CodebookSource:
     """
 
     path: str = place()  # a run is identified by the table in the file
-    encoder: str = "timm:vit_large_patch14_clip_224.openai"  # or efficientnet-lite0, which needs no hub
+    encoder: str = "timm:vit_large_patch14_clip_quickgelu_224.openai"  # or efficientnet-lite0: no hub
     encoder_image_size: int = 224  # pixels fed to the encoder
     stage: int = 0  # 0: the last feature map, n: the n-th stage (EfficientNet-Lite0: 112 channels at 4)
     pool: int = 4  # average pooling of the feature map; paper B: 4 on CLIP's 16 x 16

@@ -54,6 +54,7 @@ class LFQ(Quantizer):
     """
 
     config: LFQConfig
+    searches: ClassVar[float] = 0.0
     powers: Tensor  # (d,) int64: 1, 2, 4, ...
 
     def __init__(self, config: LFQConfig, codebook_size: int, code_dim: int) -> None:

@@ -32,6 +32,7 @@ class NoQuantizer(Quantizer):
     """Passes latents (..., d) as float32, with index 0 and loss 0. Its images have no tokens."""
 
     config: NoQuantizerConfig
+    searches: ClassVar[float] = 0.0
 
     def codebook(self) -> Tensor:
         return torch.zeros(0, self.code_dim)

@@ -1,15 +1,19 @@
 """How many processes a run has, and what they refuse."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import TinyExperiment
+from lightning import seed_everything
 from vim_cases import tiny_vim
 
 from experiments.config.experiment import RuntimeConfig
 from experiments.runtime.ranks import check_devices, control_group, leave, num_devices, placement
+from lightning_modules import distributed
 from lightning_modules.networks import batch_norm
 from lightning_modules.networks.batch_norm import BatchNorm2d
 from lightning_modules.quantizers.placed import chosen_rows
@@ -164,3 +168,20 @@ def test_counting_costs_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(batch_norm, "mean_over_ranks", lambda *_: pytest.fail("an exchange"))
     norm = batch_norm.BatchNorm2d(3, device="meta").train()
     assert norm(torch.zeros(2, 3, 4, 4, device="meta")).shape == (2, 3, 4, 4)
+
+
+def test_each_rank_draws_numbers_of_its_own_from_all_generators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's erasing draws from Python's, its mixup from numpy's; afterwards all ranks go on together."""
+
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    within, after = [], []
+    for number in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        seed_everything(3, verbose=False)
+        with distributed.own_random_numbers(torch.device("cpu")):
+            within.append(draw())
+        after.append(draw())
+    assert all(a != b for a, b in zip(*within, strict=True)) and after[0] == after[1]

@@ -83,6 +83,10 @@ def test_macs_of_search_and_projector(tiny: TinyExperiment) -> None:
     assert macs["search"] == 8 * 8 * 32 * 8  # tokens, codes, dimensions
     assert macs["projector"] == 32 * 40 * 8  # codes, features, dimensions
     assert "projector" not in count_cost(tiny("vqgan")).macs
+    soft = count_cost(tiny("vqgan", "model.quantizer={name: ibq}")).macs["search"]
+    assert soft == 6 * macs["search"], "with all codes, and of all codes, forward and back"
+    levels = ["model.quantizer={name: fsq}", "model.codebook_size=240", "model.code_dim=3"]
+    assert not count_cost(tiny("vqgan", *levels)).macs["search"], "nothing is compared"
 
 
 @pytest.mark.parametrize("name", MODELS)

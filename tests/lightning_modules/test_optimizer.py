@@ -33,7 +33,7 @@ def rates(config: OptimizerConfig, steps: int = 31) -> list[float]:
     [("exponential", (1e-2 * 1e-4) ** 0.5), ("cosine", (1e-2 + 1e-4) / 2), ("linear", (1e-2 + 1e-4) / 2)],
 )
 def test_warm_up_plateau_decay(decay: str, middle: float) -> None:
-    """The schedule of A 3.4 and its variants."""
+    """The schedule of A 4 and its variants."""
     found = rates(OptimizerConfig(**{**vars(CONFIG), "decay": decay}), 35)
     assert found[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert found[4:11] == pytest.approx([0.01] * 7)

@@ -127,7 +127,7 @@ def test_the_large_codebook_and_its_baselines() -> None:
 
 
 def test_vim() -> None:
-    """A 3.4 and A-Table 2's VIM-Large."""
+    """A 4 and A-Table 2's VIM-Large."""
     module = on_meta(lambda: VIM(VIMConfig(), Setting(256, 1000, 8192, (32, 32))))
     assert (len(module.gpt.blocks), module.gpt.num_tokens, tuple(module.gpt.head.weight.shape)) == (
         36,

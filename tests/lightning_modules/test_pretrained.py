@@ -1,6 +1,7 @@
 """Models as files, from Python: run folders, checkpoints, exported folders, and what does not fit."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,8 @@ def test_a_prior_brings_its_tokenizer(tiny: TinyExperiment, tmp_path: Path) -> N
     prior.save_pretrained(tmp_path / "exported")
     again = VIM.from_pretrained(tmp_path / "exported")
     assert torch.equal(again.generate(torch.tensor([3, 1, 3]), seed=5, temperature=0.9), pictures)
+    (line,) = re.findall(r"^images = (model\.generate\(.*?\)) ", (tmp_path / "exported/README.md").read_text(), re.M)
+    assert eval(line, {"model": again}).shape == (3, 3, 16, 16), "what the card says can be typed"
 
     again.origin = {"images": {"classes": ["cat", "dog", "fox", "owl"]}}
     assert torch.equal(again.generate(["owl", "dog", 3], seed=5, temperature=0.9), pictures)
@@ -179,6 +182,20 @@ def test_lightnings_own_way_gives_a_module_to_train(tiny: TinyExperiment, run_di
     trainer = L.Trainer(accelerator="cpu", devices=1, max_steps=2, limit_val_batches=0, **options)
     trainer.fit(module, build_data(tiny("vqgan", GAN)))
     assert module.step == 2
+
+
+def test_a_model_that_is_trained_further_has_not_the_metrics_of_its_file(
+    tiny: TinyExperiment, run_dir: Path, tmp_path: Path
+) -> None:
+    module = Tokenizer.load_from_checkpoint(run_dir / "checkpoints/final.ckpt")
+    module.save_pretrained(tmp_path / "before")
+    options: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer = L.Trainer(accelerator="cpu", devices=1, max_steps=2, limit_val_batches=0, **options)
+    trainer.fit(module, build_data(tiny("vqgan", GAN)))
+    module.save_pretrained(tmp_path / "after")
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("before", "after"))
+    assert before["metrics"] == {"psnr": 21.5} and not {"metrics", "protocols"} & after.keys()
+    assert after["generator_steps"] == 2 and after["weights"] != before["weights"]
 
 
 @pytest.mark.parametrize("damage", ["weights", "config", "format", "missing"])

@@ -9,6 +9,7 @@ import timm
 import torch
 from classifier_cases import PLAIN, SMALL, tiny_classifier
 from conftest import TinyExperiment
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from experiments.config.compose import load_experiment
@@ -130,6 +131,8 @@ def test_erased_and_mixed_batches_have_soft_targets() -> None:
     assert inputs.shape == before.shape and not torch.equal(inputs, before)
     torch.testing.assert_close(targets.sum(1), torch.ones(6))
     assert targets.min() > 0 and ((targets > 0.1).sum(1) <= 2).all(), "smoothed, of one or two classes"
+    with pytest.raises(ValueError, match="leaves each device 5 images"):
+        module.augmented(before[:5], given["label"][:5])
     plain = classifier("images")
     assert plain.augmented(before, given["label"]) == (before, given["label"])
 
@@ -227,6 +230,8 @@ def test_a_run_and_one_that_was_stopped(
     path = Path(experiment.runtime.output_dir) / f"records/{experiment.digest()}.shapes.json"
     assert read_record(path) == record
     path.unlink()
+    logged = set(EventAccumulator(str(folder(experiment))).Reload().Tags()["scalars"])
+    assert {tag for charts in TokenClassifier.layout.values() for _, tags in charts.values() for tag in tags} <= logged
     with monkeypatch.context() as patch:
         step = TokenClassifier.training_step
 

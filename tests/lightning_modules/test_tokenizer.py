@@ -191,6 +191,19 @@ def test_micro_batches_left_over_at_the_end_of_an_epoch_are_dropped(build: Any) 
     assert same(module.state_dict(), expected.state_dict())
 
 
+def test_a_step_of_more_batches_than_an_epoch_has_is_an_error(build: Any) -> None:
+    """All of them would be left over, for ever."""
+    with pytest.raises(ValueError, match=r"accumulate=4: an epoch has 3 batches"):
+        fit(build("vqgan", "model.optimizer.accumulate=4"), batches(3), 2)
+
+
+def test_what_is_not_quantized_uses_no_code(build: Any) -> None:
+    """Two of an epoch's five steps wait: the usage is of the other three."""
+    module = build("vqgan", "model.quantizer={init: latents, place_at: 2}")
+    fit(module, batches(5), 5)
+    assert module.epoch_tokens == 3 * 4 * 64 and module.epoch_usage["perplexity/epoch"] > 16
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(build: Any, bad: float) -> None:
     data = batches(3)

@@ -125,6 +125,8 @@ def test_best_of_classes_of_different_sizes() -> None:
     [
         ({"reference": "test"}, "reference='test' is none of train, val"),
         ({"num_samples": 1}, "num_samples=1 must be 0 or at least 2"),
+        ({"num_samples": 3, "precision_recall": True}, "num_samples=3 must be 0 or at least 4"),
+        ({"num_samples": 9, "num_reference": 3, "precision_recall": True}, "num_reference=3 must be 0 .* at least 4"),
         ({"num_reference": 1}, r"num_reference=1 must be 0 \(all\) or at least 2"),
         ({"batch_size": 0}, "batch_size=0 at least 1"),
         ({"acceptance": [0.5]}, "acceptance needs num_samples"),

@@ -8,6 +8,8 @@ from torch import nn
 
 from lightning_modules.networks import PretrainedEncoder, encoders, load_encoder
 from lightning_modules.networks.encoders import lite_weights
+from lightning_modules.quantizers.large_codebook import CodebookSource
+from sweeps.schema import SweepSpec, find_sweep, read_spec
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +100,29 @@ def test_clip_features_pass_the_projection_but_have_no_logits(monkeypatch: pytes
     monkeypatch.setattr(
         timm, "create_model", lambda model, pretrained, **options: create_model(model, depth=1, **options)
     )
-    encoder = load_encoder("timm:vit_base_patch32_clip_224.openai", 64)
+    encoder = load_encoder("timm:vit_base_patch32_clip_quickgelu_224.openai", 64)
     assert encoder.features(images()).shape == (2, 2, 2, 512)
     with pytest.raises(ValueError, match="no ImageNet classifier"):
         encoder.pool_and_logits(images())
+
+
+def test_clip_has_the_activation_it_was_trained_with() -> None:
+    """timm's models without quickgelu in their name load OpenAI's weights into another network."""
+    table = read_spec(find_sweep("vqgan_lc/table6"), SweepSpec).tables[0]
+    encoders = [cell.set.get("model.quantizer.source.encoder", CodebookSource().encoder) for cell in table.cells]
+    names = {name.removeprefix("timm:") for name in encoders if "vit" in name and ".openai" in name}
+    assert len(names) == 2
+    for name in names:
+        with torch.device("meta"):
+            network = timm.create_model(name)
+        assert type(network.blocks[0].mlp.act).__name__ == "QuickGELU"
+
+
+def test_features_of_a_classifier_of_other_classes_are_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    create_model, name = timm.create_model, "vit_tiny_patch16_224.augreg_in21k"
+    monkeypatch.setattr(timm, "create_model", lambda model, pretrained, **options: create_model(model, **options))
+    encoder = load_encoder(f"timm:{name}", 64)
+    assert encoder.network.num_classes == 21843 and encoder.features(images()).shape == (2, 4, 4, 192)
 
 
 def test_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

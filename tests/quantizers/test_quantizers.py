@@ -316,6 +316,17 @@ def after_two_steps_without_quantization(quantizer: Quantizer, z: Tensor) -> Qua
     return quantizer.train()
 
 
+def test_a_step_that_an_epochs_end_leaves_unfinished_counts_for_nothing() -> None:
+    """Of micro-batches 1, 2, 3 the third is dropped: the second step is again of two, and quantizes neither."""
+    cls, config = QUANTIZERS["vq"]
+    quantizer, z = cls(config(init="latents", place_at=2), K, D), torch.randn(200, D)
+    for num_made in (2, 1, 2, 2):
+        quantizer.start_step(2)
+        waiting = [not quantizer(z).indices.any() for _ in range(num_made)]
+        assert len(set(waiting)) == 1
+    assert not waiting[0]
+
+
 @pytest.mark.parametrize("kind", ["vq", "factorized", "ema"])
 def test_first_codes_are_latents_of_the_step_they_are_placed_at(kind: str) -> None:
     cls, config = QUANTIZERS[kind]

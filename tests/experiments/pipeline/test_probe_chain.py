@@ -1,5 +1,6 @@
 """A probe on VIM on a tokenizer: two levels of upstream in the configuration, and the chain that trains them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from experiments.pipeline.upstream import run_dir
 from experiments.runtime.records import read_record, same_experiment
 from lightning_modules.linear_probe import LinearProbe
 from lightning_modules.pretrained import load_checkpoint
+from lightning_modules.quantizers import NoQuantizerConfig
 
 SHAPES = {"name": "shapes", "image_size": 16, "train_size": 40, "val_size": 12, "flip": True}
 PROBES = sorted(RECIPES.glob("probe_*.yaml"))
@@ -135,6 +137,9 @@ def test_a_mistake_is_named(probe: Any, overrides: list[str], message: str) -> N
 def test_features_need_their_kind_of_upstream(probe: Any) -> None:
     with pytest.raises(ValueError, match=r"features=vim needs a recipe of vim upstream, not vqgan's"):
         probe("model.features=vim", features="codes")
+    with pytest.raises(ValueError, match=r"quantizer 'none' has no codes"):
+        codes = probe(features="codes")
+        codes.model.check_upstream(replace(codes.upstream.model, codebook_size=0, quantizer=NoQuantizerConfig()))
     probe("upstream.model={class_conditional: true, label_dropout: 0.1}")  # it knows the start "no class"
 
 
