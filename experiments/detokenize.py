@@ -19,12 +19,15 @@ def main() -> None:
     parser.add_argument("tokens", metavar="TOKENS", help="a folder of `tokenize --images`, or an .npy file")
     parser.add_argument("--out", default="detokenized", help="folder to write (default: detokenized)")
     given = parser.parse_args()
-    from experiments.pipeline.own_images import detokenize, read_tokens, require_empty, tokenizer_for, yaml_of
+    from experiments.config.compose import as_yaml
+    from experiments.pipeline.build import experiment_of
+    from experiments.pipeline.own_images import detokenize, read_tokens, tokenizer_for
+    from experiments.runtime.files import require_empty
     from lightning_modules.checks import require
 
     with user_errors():
         if given.print_config:
-            print(yaml_of(given.model), end="")
+            print(as_yaml(experiment_of(given.model)), end="")
             return
         require(given.batch_size >= 1, f"--batch-size {given.batch_size}: must be at least 1")
         out = Path(given.out).expanduser()

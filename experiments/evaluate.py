@@ -21,6 +21,8 @@ from experiments.runtime import arguments
 from experiments.runtime.errors import user_errors
 
 METRICS = "model.metrics"
+OF_CHECKPOINT = ("print_config", "data", "data_dir", "output_dir", "tokenizer")  # options without --images
+OF_IMAGES = ("reference_name", "image_size", "unpaired", "batch_size")
 OF_FOLDERS = (f"{METRICS}.extractor", f"{METRICS}.extractor_image_size", f"{METRICS}.lpips", "runtime.accelerator")
 
 
@@ -41,8 +43,10 @@ def main() -> None:
         given.checkpoint, given.overrides = None, [given.checkpoint, *given.overrides]
     if bool(given.images) != bool(given.reference) or bool(given.images) == bool(given.checkpoint):
         parser.error("name a checkpoint, or images with --images and --reference")
-    if given.print_config and given.images:
-        parser.error("--print-config: of a checkpoint")
+    kind, ignored = ("images", OF_CHECKPOINT) if given.images else ("a checkpoint", OF_IMAGES)
+    for option in ignored:
+        if (value := getattr(given, option)) != parser.get_default(option):
+            parser.error(f"--{option.replace('_', '-')} {value}: has no meaning for {kind}")
     with user_errors():
         if given.print_config:
             from experiments.config.compose import as_yaml
@@ -95,6 +99,7 @@ def of_folders(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     from experiments.config.compose import compose, parse
     from experiments.config.values import flatten, from_dotlist
     from experiments.pipeline.folder_metrics import common_side, compare, partners, require_enough
+    from experiments.runtime.ranks import check_accelerator
     from lightning_modules.checks import require
 
     overrides = from_dotlist(given.overrides)
@@ -105,6 +110,7 @@ def of_folders(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     experiment = parse(compose({"model": {"name": "vqgan"}}, overrides), "evaluate")
     images, reference = image_files([given.images]), image_files([given.reference])
     name = given.reference_name or Path(given.reference).expanduser().resolve().name
+    check_accelerator(experiment.runtime)
     device = L.Fabric(accelerator=experiment.runtime.accelerator, devices=1).device
     require_enough(images, reference)
     side = given.image_size or common_side([*images, *reference])

@@ -22,23 +22,27 @@ def main() -> None:
     parser.add_argument("--to", choices=FORMATS, default="safetensors", help="(default: safetensors)")
     parser.add_argument("--out", default="exported", help="folder to write (default: exported)")
     given = parser.parse_args()
+    from experiments.config.compose import as_yaml
+    from experiments.pipeline.build import experiment_of
     from experiments.pipeline.exporting import export
-    from experiments.pipeline.own_images import require_empty, yaml_of
-    from lightning_modules.models import MODULES
+    from experiments.runtime.files import require_empty
+    from lightning_modules.models import MODULES, config_of
     from lightning_modules.pretrained import load_checkpoint
     from lightning_modules.tokenizer import Tokenizer
 
     with user_errors():
         if given.print_config:
-            print(yaml_of(given.model), end="")
+            print(as_yaml(experiment_of(given.model)), end="")
             return
         out = Path(given.out).expanduser()
         require_empty(out)
+        experiment = load_checkpoint(given.model)["experiment"]
+        name = config_of(experiment["model"], experiment.get("plugins", "")).name
         if given.dry_run:
-            print(f"{out}: {load_checkpoint(given.model)['experiment']['model']['name']} as {given.to}")
+            print(f"{out}: {name} as {given.to}")
             return
         if given.to == "safetensors":
-            kind = MODULES[load_checkpoint(given.model)["experiment"]["model"]["name"]][0]
+            kind, _ = MODULES[name]
             kind.from_pretrained(given.model).save_pretrained(out)
             print(out)
             return

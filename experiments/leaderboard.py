@@ -31,12 +31,12 @@ def main() -> None:
 
     from datamodules import DATAMODULES
     from datamodules.cifar10 import find_cifar10
-    from experiments.config.values import flatten, from_dotlist, merge
+    from experiments.config.values import flatten, from_dotlist, merge, select
     from experiments.importers import Options
     from experiments.pipeline.leaderboard import measure_all, page
     from experiments.runtime.files import replacing, require_writable
     from experiments.runtime.trainer import quiet
-    from lightning_modules.checks import hint, require
+    from lightning_modules.checks import hint, home_expanded, require
 
     with user_errors():
         quiet()
@@ -46,14 +46,14 @@ def main() -> None:
         for key in flatten(overrides):
             require(key.startswith(KEYS), f"{key}: the models are as they are; keys may begin with {', '.join(KEYS)}")
             require(key != "data.image_size", f"{key}: is each model's own; --image-size is that of public ones")
-        found = "image_folder" if find_cifar10(given.data_dir) is None else "cifar10"
-        where = {"data_dir": given.data_dir, "output_dir": given.output_dir}
+        where = {"data_dir": given.data_dir, "output_dir": given.output_dir} | (select(overrides, "runtime") or {})
+        found = "image_folder" if find_cifar10(where["data_dir"]) is None else "cifar10"
         data = {"name": found if given.data == "auto" else given.data}
         settings = merge({"data": data, "runtime": where}, overrides)
         if given.print_config:
             print(OmegaConf.to_yaml(settings), end="")
             return
-        out = Path(settings["runtime"]["output_dir"]) / "leaderboard"
+        out = Path(home_expanded(where["output_dir"])) / "leaderboard"
         if not given.dry_run:
             require_writable(out)
         size = given.image_size

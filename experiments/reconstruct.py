@@ -32,12 +32,15 @@ def main() -> None:
     parser.add_argument("--lpips", choices=("auto", "alex", "vgg", "none"), default="auto", help="its network")
     given = parser.parse_args()
     from datamodules.files import image_files
-    from experiments.pipeline.own_images import reconstruct, require_all, require_empty, tokenizer_for, yaml_of
+    from experiments.config.compose import as_yaml
+    from experiments.pipeline.build import experiment_of
+    from experiments.pipeline.own_images import reconstruct, require_all, tokenizer_for
+    from experiments.runtime.files import require_empty
     from lightning_modules.checks import require
 
     with user_errors():
         if given.print_config:
-            print(yaml_of(given.model), end="")
+            print(as_yaml(experiment_of(given.model)), end="")
             return
         require(given.batch_size >= 1, f"--batch-size {given.batch_size}: must be at least 1")
         files, out = image_files(given.paths), Path(given.out).expanduser()

@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("--out", default="build/release", help="folder to write (default: build/release)")
     arguments.add_dry_run(parser)
     given = parser.parse_args()
-    from experiments.pipeline.own_images import require_empty
     from experiments.pipeline.releasing import NOTES, SUMS, pack, trained_in, write_lists
+    from experiments.runtime.files import require_empty
     from lightning_modules.checks import require
 
     with user_errors():

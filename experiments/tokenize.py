@@ -64,7 +64,8 @@ def tokenize_files(given: argparse.Namespace) -> None:
     """The command with --images."""
     from datamodules.files import image_files
     from experiments.config.values import flatten, from_dotlist, select
-    from experiments.pipeline.own_images import require_all, require_empty, tokenize, tokenizer_for
+    from experiments.pipeline.own_images import require_all, tokenize, tokenizer_for
+    from experiments.runtime.files import require_empty
     from lightning_modules.checks import require
 
     overrides = from_dotlist(given.overrides)

@@ -49,5 +49,5 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     for name, value in sorted(state.items()):
         if not name.startswith(DISCRIMINATOR):
             digits.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digits.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+            digits.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digits.hexdigest()[:12]

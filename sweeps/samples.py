@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.pipeline.build import restore
-from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.inputs import inputs_of
 from experiments.pipeline.prepare import lend
 from experiments.pipeline.upstream import run_dir
 from experiments.runtime.errors import user_errors
+from experiments.runtime.ranks import device_of
 from experiments.runtime.records import PUBLISHED, data_name, record_path
 from lightning_modules.figures import sample_grid
 from sweeps.arguments import parser_of
@@ -41,7 +41,7 @@ def sampled(run: Run) -> Tensor:
     """(3, height, width) in [0, 1]."""
     restored, module = restore(checkpoint_of(run), {"runtime": vars(run.experiment.runtime)})
     lend(restored, module)
-    module.to(build_device(restored)).eval()
+    module.to(device_of(restored.runtime)).eval()
     with torch.no_grad():
         return sample_grid(module, NUM_IMAGES)
 

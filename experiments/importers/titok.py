@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from experiments.config.values import select
 from experiments.importers.enhancing import HEAD_DIM, patch_bias, square_size
 from experiments.importers.family import Family, Options, Source, Weight, same
 from lightning_modules.networks import TiTokConfig
@@ -55,7 +56,6 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
             f"{source.origin}: a TiTok of two stages ('decoder.ffn.2.*': L-32, B-64, S-128), which gives logits over "
             "another model's codes, not pixels; only single-stage models (BL-64, BL-128, SL-256) can be imported"
         )
-    public = options.beside().get("model", {}).get("vq_model", {})
     head_dim = HEAD_DIM if options.head_dim is None else options.head_dim
     patch_size = source.shape("encoder.patch_embed.weight", 4)[-1]
     num_patches = source.shape("encoder.positional_embedding", 2)[0] - 1  # the first is the class token's
@@ -68,7 +68,7 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
         "decoder_dims": dims(source, "decoder", head_dim),
     }
     # All published single-stage models look up the nearest code without normalising; config.json beside the file says.
-    l2_norm = bool(public.get("use_l2_norm", False))
+    l2_norm = bool(select(options.beside(), "model.vq_model.use_l2_norm"))
     quantizer = {"name": "factorized", "l2_norm": l2_norm, "commitment_weight": 0.25, "codebook_weight": 1.0}
     sizes = {"codebook_size": codebook_size, "code_dim": code_dim}
     model = {"name": "vit_vqgan", "backbone": backbone, "quantizer": quantizer} | sizes

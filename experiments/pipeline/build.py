@@ -86,6 +86,11 @@ def resolve_data(experiment: Experiment, data: str) -> Experiment:
     return replace(experiment, data=replace(config, **(shared | {"name": name})))
 
 
+def experiment_of(model: str | Path) -> Experiment:
+    """With which MODEL was trained. Raises ValueError."""
+    return parse(load_checkpoint(model)["experiment"], str(model))
+
+
 def restore(path: str | Path, overrides: dict[str, Any] | None = None, for_use: bool = False) -> tuple[Experiment, Any]:
     """The experiment and trained module of a checkpoint; `overrides` may change data, metrics, sampling or runtime.
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from datamodules import ImageDataModule
 from experiments.config.experiment import Experiment
-from experiments.pipeline.codebooks.extraction import build_device
 from experiments.runtime.errors import is_main
 from experiments.runtime.files import locked, replacing
+from experiments.runtime.ranks import device_of
 from lightning_modules.archives import check_sums, readable
 from lightning_modules.metrics.classifier import DECAY, LabelClassifier, TimmClassifier, fit_head
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
@@ -33,7 +33,7 @@ def classifier_for(name: str, experiment: Experiment, images: ImageDataModule) -
     """
     if images.num_classes < 2:
         raise ValueError(f"{images.data_id}: images without classes cannot be accepted by a classifier")
-    device, encoder = build_device(experiment), encoder_for(name, images)
+    device, encoder = device_of(experiment.runtime), encoder_for(name, images)
     needs_head = not is_imagenet(images)
     network, val = f"{encoder.name}@{encoder.input_size}px", f"val{images.config.val_size or ''}"
     key = f"{network}_{images.images_key('train')}_{val}" + (f"_decay{DECAY:g}" if needs_head else "")

@@ -4,7 +4,6 @@ Shapes: N images of S x S pixels.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -164,4 +163,4 @@ def letters(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def page_title(runs: Sequence[RunFolder]) -> str:
-    return f"{len(runs)} runs of {', '.join(sorted({Path(run.folder).parent.parent.name for run in runs}))}"
+    return f"{len(runs)} runs of {', '.join(sorted({run.folder.absolute().parent.parent.name for run in runs}))}"

@@ -26,9 +26,14 @@ def evaluate(
 def measure(experiment: Experiment, module: Any, tokenizer: str | None = None) -> tuple[dict[str, float], str]:
     """Validation metrics of a restored module, and the id of the images: what `experiments.evaluate` prints."""
     module, data, images = prepare_evaluation(experiment, module, tokenizer)
-    precision = precision_options(experiment.trainer.precision, experiment.runtime)
-    trainer = silent_trainer(experiment.runtime, devices=1, **precision)
+    trainer = measuring_trainer(experiment, devices=1)
     return evaluate(trainer, module, data, images, Path(experiment.runtime.output_dir)), images.data_id
+
+
+def measuring_trainer(experiment: Experiment, **placement: Any) -> L.Trainer:
+    """In the experiment's precision; `placement`: over which devices."""
+    precision = precision_options(experiment.trainer.precision, experiment.runtime)
+    return silent_trainer(experiment.runtime, **placement, **precision)
 
 
 def use_reference(trainer: L.Trainer, module: Any, images: ImageDataModule, output_dir: Path) -> None:

@@ -19,15 +19,15 @@ from torchvision.utils import make_grid
 
 from datamodules.arrays import to_unit_range
 from datamodules.files import Framed, ImageFile, cut, png_names, read_framed
-from experiments.config.compose import as_yaml, parse
+from experiments.config.experiment import RuntimeConfig
 from experiments.pipeline.sample_files import save_png
 from experiments.runtime.files import replacing, write_json
 from experiments.runtime.progress import progress
+from experiments.runtime.ranks import check_accelerator
 from lightning_modules.archives import readable, weights_hash
 from lightning_modules.checks import require
 from lightning_modules.metrics.extractors import to_uint8
 from lightning_modules.metrics.reconstruction import ReconstructionMetrics
-from lightning_modules.pretrained import load_checkpoint
 from lightning_modules.tokenizer import Tokenizer
 
 NUM_ON_SHEET = 32  # images on the contact sheet, the first ones
@@ -50,24 +50,9 @@ class Batch(NamedTuple):
 
 def tokenizer_for(path: str, accelerator: str) -> Tokenizer:
     """The tokenizer on its device. Raises ValueError."""
+    check_accelerator(RuntimeConfig(accelerator=accelerator))
     device = L.Fabric(accelerator=accelerator, devices=1).device
     return Tokenizer.from_pretrained(path).to(device)
-
-
-def yaml_of(model: str) -> str:
-    """The configuration with which MODEL was trained. Raises ValueError."""
-    return as_yaml(parse(load_checkpoint(model)["experiment"], model))
-
-
-def hash_of(tokenizer: Tokenizer) -> str:
-    """As `config.json` of an exported folder has it, and the second half of a tokenizer's digest."""
-    return weights_hash({name: value.cpu() for name, value in tokenizer.state_dict().items()})
-
-
-def require_empty(folder: Path) -> None:
-    """Raises ValueError unless `folder` is empty or not there: nothing is overwritten, and nothing stale is left."""
-    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    require(is_free, f"--out {folder}: is there already: choose another --out or delete it")
 
 
 @torch.no_grad()
@@ -153,7 +138,7 @@ def reconstruct(
         "image_size": tokenizer.image_size,
         "metrics": {name: float(np.nanmean(measured[name])) for name in measured if counts[name]},
         "protocols": {name: f"{protocol}/{fit}/n{counts[name]}" for name, protocol in measure.protocols.items()},
-        "weights": hash_of(tokenizer),
+        "weights": weights_hash(tokenizer.state_dict()),
     }
     write_json(out / "summary.json", summary)
     return summary
@@ -209,7 +194,7 @@ def tokenize(
         "fit": fit,
         "image_size": tokenizer.image_size,
         "codebook_size": tokenizer.config.codebook_size,
-        "weights": hash_of(tokenizer),
+        "weights": weights_hash(tokenizer.state_dict()),
     }
     write_json(out / "tokens.json", note)
     return tokens, left_out
@@ -243,7 +228,7 @@ def detokenize(tokenizer: Tokenizer, source: Path, out: Path, batch_size: int) -
     """
     tokens, note = read_tokens(source)
     if note:
-        made, ours = note["weights"], hash_of(tokenizer)
+        made, ours = note["weights"], weights_hash(tokenizer.state_dict())
         require(made == ours, f"{source}: made by a tokenizer of weights {made}, not {ours}")
     names = png_names(note.get("names") or [f"{number:06d}" for number in range(len(tokens))])
     boxes = note.get("boxes") or [(0, 0, tokenizer.image_size, tokenizer.image_size)] * len(tokens)

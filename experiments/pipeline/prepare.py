@@ -18,13 +18,12 @@ from experiments.costs.counts import parts_of
 from experiments.pipeline.build import build_data, build_model, plain
 from experiments.pipeline.classifier import classifier_for
 from experiments.pipeline.codebooks.build import codebook_for
-from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.encode import EncodedImages
 from experiments.pipeline.starting import brings_codebook, load_start
 from experiments.pipeline.token_writer import Job, is_finished, make_job, write_encoded
 from experiments.pipeline.tokens import view_names, views_of
 from experiments.pipeline.upstream import Below, restore_below, use_tokenizer
-from experiments.runtime.ranks import main_first
+from experiments.runtime.ranks import device_of, main_first
 from lightning_modules.base import Setting
 from lightning_modules.checks import require
 from lightning_modules.pretrained import BELOW
@@ -111,7 +110,7 @@ def data_for(experiment: Experiment, below: Below | None, images: ImageDataModul
         return encoded(experiment, below, build_data(experiment))
     else:
         job = encoding_job(experiment, below, images)
-        job.tokenizer.to(build_device(experiment))
+        job.tokenizer.to(device_of(experiment.runtime))
         write_encoded(job, job.folder, waits=True)
         data = read_encoded(experiment, job.folder)
         data.setup("fit")

@@ -45,7 +45,7 @@ def read_run(folder: str | Path) -> RunFolder:
         experiment = load_experiment(file)
     else:
         experiment = parse(load_checkpoint(find(folder))["experiment"], str(folder))
-    places = [folder.absolute().parents[1], Path(experiment.runtime.output_dir)]
+    places = [folder.absolute().parent.parent, Path(experiment.runtime.output_dir)]
     found = find_records(experiment, [*(place / "records" for place in places), PUBLISHED])
     named = {digest_of([experiment.digest(), data_id]): record for data_id, record in found.items()}
     record = named.get(folder.name[-12:], None if len(found) > 1 else next(iter(found.values()), None))

@@ -13,12 +13,12 @@ from torch import Tensor
 from experiments.config.identity import digest_of, identity
 from experiments.pipeline.build import build_data, plain
 from experiments.pipeline.classifier import classifier_for
-from experiments.pipeline.codebooks.extraction import build_device
 from experiments.pipeline.encode import tokenizer_digest
 from experiments.pipeline.prepare import lend
 from experiments.pipeline.sample_files import FORMATS, Images, check_out
 from experiments.pipeline.upstream import restore_for
 from experiments.runtime.progress import progress
+from experiments.runtime.ranks import device_of
 from lightning_modules.checks import require
 from lightning_modules.metrics.classifier import LabelClassifier
 from lightning_modules.metrics.extractors import to_uint8
@@ -176,7 +176,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
         description["num"] = job.num
     name = f"{digest_of(description)[:8]}{FORMATS[arguments.format]}"
     source = Path(arguments.checkpoint).absolute()
-    out = Path(arguments.out or (source if source.is_dir() else source.parents[1]) / "samples" / name)
+    home = source if source.is_dir() else source.parent
+    home = home.parent if home.name == "checkpoints" else home  # of a run
+    out = Path(arguments.out or home / "samples" / name)
     if check_out(out, arguments.format, description, job.num):
         print(f"they are finished, nothing was done: {out}")
         return None
@@ -187,5 +189,5 @@ def prepare(arguments: argparse.Namespace) -> tuple[Job, Path, dict[str, object]
         if images.num_classes != module.num_classes:
             raise ValueError(f"{images.data_id}: has {images.num_classes} classes, the model {module.num_classes}")
         job.classifier = classifier_for(module.config.generation.classifier, experiment, images)
-    module.to(build_device(experiment)).eval()
+    module.to(device_of(experiment.runtime)).eval()
     return job, out, description

@@ -9,8 +9,7 @@ from rich.table import Table
 
 from experiments.config.experiment import Experiment
 from experiments.costs.counts import memory_bytes
-from experiments.pipeline.codebooks.extraction import build_device
-from experiments.runtime.ranks import num_devices
+from experiments.runtime.ranks import device_of, num_devices
 
 
 def print_summary(experiment: Experiment, module: Any, name: str, data_id: str, placing: str = "") -> None:
@@ -40,7 +39,7 @@ def seconds_of_batch(experiment: Experiment, module: Any) -> float:
 
     0 where something else trains, or the model has nothing to be timed.
     """
-    if build_device(experiment).type != "cpu":
+    if device_of(experiment.runtime).type != "cpu":
         return 0.0
     data, seconds = experiment.data, 0.0
     num_images = max(1, min(data.batch_size, 32 * 32 * 32 // data.image_size**2))
@@ -70,7 +69,7 @@ def expected_time(experiment: Experiment, seconds: float) -> dict[str, str]:
 
 def slow_precision(experiment: Experiment) -> dict[str, str]:
     """A row where bfloat16 has to be imitated: on x86 processors that have no instructions for it."""
-    is_bf16, on_cpu = "bf16" in experiment.trainer.precision, build_device(experiment).type == "cpu"
+    is_bf16, on_cpu = "bf16" in experiment.trainer.precision, device_of(experiment.runtime).type == "cpu"
     has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
     if not (is_bf16 and on_cpu) or has.get("architecture") != "x86_64" or has["avx512_bf16"] or has["amx_bf16"]:
         return {}

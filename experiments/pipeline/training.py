@@ -16,8 +16,7 @@ from experiments.config import plugins
 from experiments.config.compose import CONFIG, changed, described
 from experiments.config.experiment import Experiment
 from experiments.pipeline.build import build_data, first_images, plain
-from experiments.pipeline.codebooks.extraction import build_device
-from experiments.pipeline.evaluation import evaluate, use_reference
+from experiments.pipeline.evaluation import evaluate, measuring_trainer, use_reference
 from experiments.pipeline.inputs import Inputs, inputs_of
 from experiments.pipeline.prepare import gather, prepare, prepare_evaluation
 from experiments.pipeline.summary import print_summary
@@ -29,7 +28,7 @@ from experiments.runtime.errors import is_main
 from experiments.runtime.files import LOCK, inherited, locked, replacing, require_writable, write_json
 from experiments.runtime.loggers import check_loggers, log_hyperparameters
 from experiments.runtime.progress import Throughput
-from experiments.runtime.ranks import check_devices, from_main, main_first, num_devices, silent_trainer
+from experiments.runtime.ranks import check_devices, device_of, from_main, main_first, num_devices, spread
 from experiments.runtime.records import FORMAT, Record, environment, read_record, record_path, same_experiment
 from experiments.runtime.signals import StopRequest, wait_for
 from experiments.runtime.trainer import build_trainer, quiet
@@ -81,6 +80,7 @@ def train(
 def plan(experiment: Experiment, folder: Path) -> list[str]:
     """What `train` would do in `folder`, a line each. Nothing is trained or written; raises what it would raise."""
     check_devices(experiment)
+    check_loggers(experiment.runtime)
     inputs = inputs_of(experiment)
     path = record_path(Path(experiment.runtime.output_dir) / "records", experiment, inputs.data_id)
     if finished(path, experiment, None):
@@ -144,7 +144,7 @@ def train_alone(
         with replacing(folder / CONFIG) as file:
             file.write(text.encode())
     if is_main() and not progress.prefix:  # one of many says little
-        print_summary(experiment, module, name, images.data_id, images.placing(build_device(experiment)))
+        print_summary(experiment, module, name, images.data_id, images.placing(device_of(experiment.runtime)))
 
     with StopRequest() as stop, not_swallowed(), health.naming_last_checkpoint(checkpoints):
         kept, shown = InCheckpoint(configuration=text, **inputs._asdict()), Dashboard(experiment.trainer, text, changes)
@@ -208,7 +208,7 @@ def evaluate_weights(kept: Path, experiment: Experiment, inputs: Inputs, path: P
         return read_weights(kept, experiment)["record"]
     module, record = restore_weights(kept, experiment, inputs)
     module, data, images = prepare_evaluation(experiment, module)
-    trainer = silent_trainer(experiment.runtime, devices=1, precision=experiment.trainer.precision)
+    trainer = measuring_trainer(experiment, **spread(experiment))
     record |= measured(record, trainer, module, data, images, Path(experiment.runtime.output_dir))
     record["evaluated_on"] |= environment()
     if is_main():
@@ -260,7 +260,8 @@ def train_apart(experiment: Experiment, name: str, run_dir: Path, callbacks: Seq
     write_json(file, experiment.identity() | {"runtime": vars(experiment.runtime)})
     command = [sys.executable, "-m", "experiments.train", str(file), "--run-dir", str(run_dir)]
     command += [f"--import={name}" for name in plugins.imported]
-    process = subprocess.Popen(command, env=os.environ | inherited(run_dir / LOCK))
+    concurrent = {progress.CONCURRENT: str(progress.num_concurrent)}
+    process = subprocess.Popen(command, env=os.environ | inherited(run_dir / LOCK) | concurrent)
     wait_for([process])
     if process.returncode:
         raise RuntimeError(f"training on several devices ended with status {process.returncode}: {' '.join(command)}")

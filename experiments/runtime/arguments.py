@@ -24,12 +24,17 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--import", action="append", type=plugins.load, dest="imports", metavar="MODULE", help=help)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        return super().parse_known_args(self.expanded(args), namespace)
+
+    def parse_known_intermixed_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        return super().parse_known_intermixed_args(self.expanded(args), namespace)  # not by the above from 3.12.8 on
+
+    def expanded(self, args: Sequence[str] | None) -> list[str]:
         words = [PATH.fullmatch(word) or word for word in (sys.argv[1:] if args is None else args)]
         try:
-            expanded = [word if isinstance(word, str) else word[1] + home_expanded(word[2]) for word in words]
+            return [word if isinstance(word, str) else word[1] + home_expanded(word[2]) for word in words]
         except ValueError as error:
             self.error(str(error))
-        return super().parse_known_args(expanded, namespace)
 
 
 COMMAND = "vq-image-modeling"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from experiments.runtime.errors import is_main
+from lightning_modules.checks import require
 
 GB = 1e9
 PARTIAL = ".partial"  # what is written, until it is whole
@@ -78,6 +79,12 @@ def require_space(folder: Path, needed: int, what: str, advice: str = "") -> Non
             f"{folder}: {what} {needed:,} bytes ({needed / GB:.1f} GB) more, and the disk has {free:,} "
             f"({free / GB:.1f} GB) free: free some, choose another runtime.output_dir{advice}"
         )
+
+
+def require_empty(folder: Path) -> None:
+    """Raises ValueError unless `folder` is empty or not there: nothing is overwritten, and nothing stale is left."""
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    require(is_free, f"--out {folder}: is there already: choose another --out or delete it")
 
 
 @contextmanager

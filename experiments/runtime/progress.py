@@ -1,5 +1,6 @@
 """Progress of a training or other long work: a bar on a terminal, a line every few seconds in a log."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from tqdm import tqdm
 
 SECONDS = 10.0  # between two lines
 prefix = ""  # before each line, such as "[3/20] ", where this process is one of several
-num_concurrent = 1  # runs at a time on this machine, as its command was told
+CONCURRENT = "VQ_NUM_CONCURRENT"
+num_concurrent = int(os.environ.get(CONCURRENT, 1))  # runs at a time on this machine, as its command was told
 
 
 class Pace:

@@ -85,6 +85,15 @@ def check_accelerator(runtime: RuntimeConfig) -> None:
         raise ValueError(f"runtime.accelerator={name}, but torch finds no GPU here: leave it out, or set it to cpu")
 
 
+def device_of(runtime: RuntimeConfig) -> torch.device:
+    """Where this process works beside its training: its GPU, if it has one that `accelerator` allows, else the CPU."""
+    if runtime.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return torch.device("cpu")
+    (devices, _), number = placement(runtime), int(os.environ.get("LOCAL_RANK", 0))
+    numbers = devices.strip(",").split(",") if isinstance(devices, str) and devices != "auto" else []
+    return torch.device("cuda", int(numbers[number]) if numbers else number)
+
+
 def check_gpus(runtime: RuntimeConfig) -> None:
     """Raises ValueError where `devices` are more GPUs, or other ones, than this machine has. A CPU has any number."""
     devices, _ = placement(runtime)
@@ -118,6 +127,12 @@ def check_devices(experiment: Experiment) -> None:
         level = level.upstream
     if 0 < (wanted := experiment.model.num_generated) < devices:
         raise ValueError(f"model.generation.num_samples={wanted} is less than one image for each of {devices} devices")
+
+
+def spread(experiment: Experiment) -> dict[str, Any]:
+    """Over which devices, as arguments of `L.Trainer`."""
+    devices, num_nodes = placement(experiment.runtime)
+    return {"devices": devices, "num_nodes": num_nodes, "strategy": build_strategy(experiment)}
 
 
 def build_strategy(experiment: Experiment) -> Strategy | str:

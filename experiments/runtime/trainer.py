@@ -15,7 +15,7 @@ from experiments.runtime.health import FiniteWeights
 from experiments.runtime.loggers import build_loggers
 from experiments.runtime.precision import precision_options
 from experiments.runtime.progress import ProgressLines, TimeLeft
-from experiments.runtime.ranks import SameStart, build_strategy, placement
+from experiments.runtime.ranks import SameStart, spread
 from experiments.runtime.signals import StopRequest
 from lightning_modules.base import Module
 from lightning_modules.execution import run_as
@@ -47,15 +47,11 @@ def build_trainer(
     accumulate, clip = optimizer.accumulate, optimizer.gradient_clip or None
     if not module.automatic_optimization:  # it accumulates and clips by hand
         accumulate, clip = 1, None
-    devices, num_nodes = placement(runtime)
     run_as(module, config.memory_format, config.compile)
     precision = precision_options(config.precision, runtime)
     precision["plugins"].append(AtomicCheckpointIO())
     return L.Trainer(
         accelerator=runtime.accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=build_strategy(experiment),
         max_steps=config.max_steps,
         max_epochs=-1,
         val_check_interval=(config.validate_every or config.max_steps + 1) * optimizer.accumulate,  # in batches
@@ -68,6 +64,7 @@ def build_trainer(
         enable_model_summary=False,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
+        **spread(experiment),
         **precision,
     )
 

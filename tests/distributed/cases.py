@@ -183,6 +183,15 @@ def resume(experiment: Experiment, folder: Path) -> dict[str, Tensor]:
     return {name: full(value).clone() for name, value in module.state_dict().items()}
 
 
+def later(folder: Path, name: str) -> Result:
+    """Weights that are kept by one run and measured by the next."""
+    keys = ("vqgan", *SIZES, *UNEVEN, "model.metrics.precision_recall=true")
+    trains = tiny_experiment(folder / name, *keys, "runtime.evaluate_later=true")
+    train(trains, name, run_dir(trains, name))
+    measures = tiny_experiment(folder / name, *keys)
+    return train(measures, name, run_dir(measures, name))
+
+
 def failure(folder: Path, name: str) -> Result:
     """A loss that is not a number on one rank alone stops all of them, at the same step."""
     experiment = tiny_experiment(folder / name, "vqgan", *SIZES)
@@ -220,6 +229,7 @@ def lead(folder: Path, name: str) -> Result:
 CASES: dict[str, Callable[[Path, str], Result]] = {
     **dict.fromkeys(TOKENIZERS, tokenizer),
     **dict.fromkeys(("vim", "vim_fsdp", "vim_adafactor", "sit", "classifier"), chain),
+    "later": later,
     "failure": failure,
     "lead": lead,
 }

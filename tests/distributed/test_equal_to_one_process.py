@@ -99,6 +99,12 @@ def test_two_processes_train_the_tokenizer_that_one_trains(results: Results, nam
     assert first["protocols"] == alone["protocols"] and first["history"] == alone["history"]
 
 
+def test_weights_that_were_kept_are_measured_on_every_image_once(results: Results) -> None:
+    first, second, alone = results["later"]
+    assert first == second and first["protocols"] == alone["protocols"] and "/n17/" in alone["protocols"]["rfid"]
+    assert_metrics_close(first["metrics"], alone["metrics"])
+
+
 def test_dead_codes_get_the_latents_that_one_process_would_give_them(results: Results) -> None:
     first, _, alone = results["ema"]
     assert first["revived"] == alone["revived"] > 5

@@ -12,7 +12,7 @@ from lightning import seed_everything
 from vim_cases import tiny_vim
 
 from experiments.config.experiment import RuntimeConfig
-from experiments.runtime.ranks import check_devices, control_group, leave, num_devices, placement
+from experiments.runtime.ranks import check_devices, control_group, device_of, leave, num_devices, placement
 from lightning_modules import distributed
 from lightning_modules.networks import batch_norm
 from lightning_modules.networks.batch_norm import BatchNorm2d
@@ -53,6 +53,24 @@ def test_devices_by_number_or_by_name(alone: None) -> None:
     assert num_devices(RuntimeConfig(devices="0,3,5")) == 3
     assert num_devices(RuntimeConfig(devices="3,")) == 1, "the fourth GPU"
     assert placement(RuntimeConfig(devices="-1")) == ("auto", 1)
+
+
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "local_rank", "found"),
+    [
+        ("auto", "auto", "0", "cuda:0"),
+        ("2", "gpu", "1", "cuda:1"),
+        ("3,", "auto", "0", "cuda:3"),
+        ("1,3", "cuda", "1", "cuda:3"),
+        ("3,", "cpu", "0", "cpu"),
+    ],
+)
+def test_what_is_made_beside_a_training_is_made_on_its_gpu(
+    alone: None, monkeypatch: pytest.MonkeyPatch, devices: str, accelerator: str, local_rank: str, found: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert str(device_of(RuntimeConfig(devices=devices, accelerator=accelerator))) == found
 
 
 @pytest.mark.parametrize(

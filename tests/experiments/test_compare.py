@@ -12,6 +12,7 @@ from PIL import Image
 
 import experiments.compare
 import experiments.runs
+from experiments.pipeline.comparison import page_title
 from experiments.pipeline.run_folders import read_run, unlike_most
 from experiments.pipeline.training import train
 from experiments.pipeline.upstream import run_dir
@@ -92,6 +93,8 @@ def page(folders: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch, *words
 
 def test_the_page(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page(folders, tmp_path / "new" / "page.html", monkeypatch)
+    monkeypatch.chdir(folders[0].parent)
+    assert page_title([read_run(folder.name) for folder in folders]) == f"3 runs of {folders[0].parents[1].name}"
     assert not re.search(r'(src|href)="(?!data:)|url\(|@import|<link', text), "nothing is loaded"
     heads = re.findall("<h2>(.*?)</h2>", text)
     assert heads == ["Runs", "Configuration", "Metrics", "The same images", "Curves", "Use of the codes in validation"]

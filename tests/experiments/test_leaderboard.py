@@ -114,6 +114,21 @@ def test_bad_input_is_one_line(
     assert message in capsys.readouterr().err
 
 
+def test_keys_say_where_as_options_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """~ in both of them, and CIFAR-10 is looked for where it is said to be."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for split in ("train", "test"):
+        (tmp_path / "images/cifar10" / split).mkdir(parents=True)
+    keys = ["runtime.output_dir=~/other", "runtime.data_dir=~/images"]
+    monkeypatch.setattr(sys, "argv", ["leaderboard", str(folder), *keys, "--print-config"])
+    experiments.leaderboard.main()
+    assert "name: cifar10" in capsys.readouterr().out
+    run(monkeypatch, folder, "runtime.output_dir=~/other")
+    assert list((tmp_path / "other/leaderboard").glob("shapes*.md")) and not (tmp_path / "runs").exists()
+
+
 def test_folders_with_nothing_to_measure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

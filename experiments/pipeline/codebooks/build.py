@@ -17,10 +17,11 @@ from datamodules import DATAMODULES
 from experiments.config.experiment import Experiment
 from experiments.config.identity import digest_of, identity
 from experiments.pipeline.build import data_module
-from experiments.pipeline.codebooks.extraction import build_device, features_for, large_codebook, sole_worker
+from experiments.pipeline.codebooks.extraction import features_for, large_codebook, sole_worker
 from experiments.pipeline.codebooks.features import FEWER
 from experiments.pipeline.codebooks.kmeans import StateFile, load_state, make_table, new_state, split
 from experiments.runtime.files import replacing, require_space
+from experiments.runtime.ranks import device_of
 from experiments.runtime.signals import StopRequest
 from lightning_modules.archives import readable
 from lightning_modules.checks import home_expanded, require
@@ -123,7 +124,7 @@ def build_codebook(experiment: Experiment, data_id: str, path: Path) -> None:
         what = "the codebook, with two saved states on the way, needs"
         require_space(path.parent, 4 * K * config.feature_dim * 4, what, FEWER)
         work = f"{codebook_path(experiment, data_id).name} {tuple(features.shape)}"
-        device = build_device(experiment)
+        device = device_of(experiment.runtime)
         state = load_state(partial, work, device) if partial.is_file() else new_state(work, source.seed)
         parts = split(features.labels(), K, source.per_class)
         with StopRequest() as stop:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from experiments.config.experiment import Experiment
-from experiments.pipeline.codebooks.extraction import build_device, feature_maps, large_codebook, plain_data
+from experiments.pipeline.codebooks.extraction import feature_maps, large_codebook, plain_data
 from experiments.pipeline.codebooks.kmeans import CHUNK
 from experiments.runtime.files import GB
+from experiments.runtime.ranks import device_of
 from lightning_modules.quantizers import nearest_code
 
 SAMPLE_IMAGES = 256
@@ -81,7 +82,7 @@ def estimate(experiment: Experiment, num_images: int | None = None) -> Estimate:
     `num_images`: extrapolate to so many (default: those that the recipe asks for).
     """
     source, K = large_codebook(experiment).source, experiment.tokenizer.codebook_size
-    device, data, encode = build_device(experiment), plain_data(experiment), feature_maps(experiment)
+    device, data, encode = device_of(experiment.runtime), plain_data(experiment), feature_maps(experiment)
     size = data.config.image_size
     h, w, C = encode(torch.zeros(1, 3, size, size)).shape[1:]  # and warms up
 

@@ -14,7 +14,6 @@ Shapes: N features of C channels in all, B images a batch, h w the pooled featur
 """
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from experiments.pipeline.codebooks.features import FEWER, Features
 from experiments.runtime.appending import append
 from experiments.runtime.files import locked, require_space, write_json
 from experiments.runtime.precision import full_float32
+from experiments.runtime.ranks import device_of
 from lightning_modules.archives import readable
 from lightning_modules.networks.encoders import PretrainedEncoder, load_encoder
 from lightning_modules.quantizers import CodebookSource, LargeCodebookConfig
@@ -49,13 +49,6 @@ def large_codebook(experiment: Experiment) -> LargeCodebookConfig:
     if (name := config.source.data) not in ("", *DATAMODULES):
         raise ValueError(f"model.quantizer.source.data='{name}' is none of {', '.join(DATAMODULES)}")
     return config
-
-
-def build_device(experiment: Experiment) -> torch.device:
-    """The GPU of this process if there is one and runtime.accelerator allows it, else the CPU."""
-    if experiment.runtime.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
 
 
 def setting_of(experiment: Experiment, data_id: str) -> dict[str, Any]:
@@ -116,7 +109,7 @@ def features_for(experiment: Experiment, data_id: str, check: Check = lambda *_:
 
 def feature_maps(experiment: Experiment) -> Callable[[Tensor], Tensor]:
     """`patch_features` of images (B, 3, H, W) by the encoder of the recipe, on its device."""
-    source, device = large_codebook(experiment).source, build_device(experiment)
+    source, device = large_codebook(experiment).source, device_of(experiment.runtime)
     encoder = load_encoder(source.encoder, source.encoder_image_size).to(device)
     return lambda images: patch_features(encoder, images.to(device), source)
 

@@ -14,7 +14,7 @@ import torch
 from conftest import TinyExperiment
 
 from datamodules import DATAMODULES
-from experiments import evaluate, train
+from experiments import evaluate, export, train
 from experiments.config import plugins
 from experiments.config.compose import load_experiment, parse
 from experiments.config.values import merge
@@ -85,6 +85,9 @@ def test_it_works_in_every_command_and_edits_of_it_make_other_runs(
     for path in (run, folder / "exported"):
         with pytest.raises(ValueError, match=rf"first import what it is made of .*: {NAME}@"):
             Tokenizer.from_pretrained(path)
+    with pytest.raises(SystemExit):
+        call(monkeypatch, export.main, str(run), "--out", str(folder / "again"))
+    assert re.search(rf"{NAME}@", capsys.readouterr().err)
     with pytest.raises(ValueError, match=rf"'arrays' is none of .*; it may be of {NAME}@.*, which --import"):
         parse(record["config"], "x")
     with pytest.raises(SystemExit):

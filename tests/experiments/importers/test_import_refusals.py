@@ -177,6 +177,8 @@ def test_what_stands_beside_the_weights_is_heeded(tmp_path: Path, no_metrics: No
     assert vars(convert("titok", titok, options)[0].model.quantizer)["l2_norm"] is False
     config.write_text('{"model": {"vq_model": {"use_l2_norm": true}}}')
     assert vars(convert("titok", titok, options)[0].model.quantizer)["l2_norm"] is True
+    config.write_text('{"model": "titok"}')  # another tool's
+    assert vars(convert("titok", titok, options)[0].model.quantizer)["l2_norm"] is False
     config.write_text('{"norm_num_groups": 16}')
     with pytest.raises(
         ValueError, match=r"file: a VQModel with norm_num_groups=16; only those with norm_num_groups=32"

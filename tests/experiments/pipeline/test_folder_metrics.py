@@ -148,6 +148,9 @@ def test_mistakes_are_one_line(
     assert "nowhere" in refused("--images", tmp_path / "nowhere", "--reference", reference)
     assert "name a checkpoint, or images" in refused("--images", reference)
     assert "name a checkpoint, or images" in refused("x.ckpt", *both)
+    assert "--data-dir x: has no meaning for images" in refused(*both, "--data-dir", "x")
+    assert "--unpaired True: has no meaning for a checkpoint" in refused("x.ckpt", "--unpaired")
+    assert "torch finds no GPU here" in refused(*both, keys=["runtime.accelerator=gpu"])
     assert "data.val_size: with --images only" in refused(*both, keys=["data.val_size=3"])
     assert "did you mean 'dinov2-vit-" in refused(*both, keys=["model.metrics.extractor=dinov2-vit-m-14"])
 

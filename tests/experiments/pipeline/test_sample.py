@@ -80,6 +80,18 @@ def test_formats_agree_at_any_batch_size(run: Run, tmp_path: Path, capsys: pytes
     assert "they are finished, nothing was done" in capsys.readouterr().out
 
 
+def test_samples_lie_beside_a_checkpoint_or_in_its_run(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("--num", "1")
+    assert Path(capsys.readouterr().out.split()[-1]).parent == tmp_path / "samples"
+    (tmp_path / "RUN/checkpoints").mkdir(parents=True)
+    (tmp_path / "vim.ckpt").rename(moved := tmp_path / "RUN/checkpoints/final.ckpt")
+    sys.argv[1] = str(moved)
+    experiments.sample.main()
+    assert Path(capsys.readouterr().out.split()[-1]).parent == tmp_path / "RUN/samples"
+
+
 def test_a_folder_is_continued_and_grows(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, sampled = tmp_path / "images", []
     options = ["--format", "png", "--out", str(folder), "--batch-size", "4"]

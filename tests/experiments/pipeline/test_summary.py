@@ -20,7 +20,7 @@ def test_the_time_is_of_all_micro_batches_and_only_where_the_cpu_trains(
     assert summary.expected_time(eight, 2.0) == {"expected time, rough": "160.0 min for 600 steps here, 32-true"}
     monkeypatch.setattr(summary, "num_devices", lambda _: 4)
     assert summary.expected_time(eight, 2.0) == {"expected time, rough": "40.0 min for 600 steps here, 32-true"}
-    monkeypatch.setattr(summary, "build_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(summary, "device_of", lambda _: torch.device("cuda"))
     assert summary.seconds_of_batch(one, None) == 0
     assert summary.expected_time(one, 0.0) == {"steps": "600, 32-true"}
 
