@@ -7,7 +7,6 @@ Shapes: B images, C latent channels, h w latent grid, T timesteps. t counts from
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,21 +39,6 @@ class ScheduleConfig:
         ends = self.first ** (1 / power), self.last ** (1 / power)
         betas = torch.linspace(*ends, self.timesteps, dtype=torch.float64, device="cpu") ** power
         return (1 - betas).cumprod(0)
-
-
-class DiffusionLosses(NamedTuple):
-    """Of each image (B,): mean squared error of the noise, and, where the variance is learned, the bound."""
-
-    noise: Tensor  # [D] 14
-    bound: Tensor | None  # [I] 4 to 6, in bits per dimension
-
-    @property
-    def total(self) -> Tensor:
-        """What is trained: LDM's loss, or DiT's hybrid one.
-
-        That is [I] 16, where the sum of the T = 1,000 terms has weight 0.001: one term at a random t has weight 1.
-        """
-        return self.noise if self.bound is None else self.noise + self.bound
 
 
 def at(table: Tensor, t: Tensor) -> Tensor:
@@ -107,12 +91,19 @@ class Diffusion:
         share = (ranged + 1) / 2
         return share * at(self.betas.log(), t) + (1 - share) * low
 
-    def losses(self, network: Network, x0: Tensor, labels: Tensor | None, t: Tensor, noise: Tensor) -> DiffusionLosses:
-        """Of latents x0 and `noise` (B, C, h, w) at t (B,) int64 in [0, T)."""
+    def losses(
+        self, network: Network, x0: Tensor, labels: Tensor | None, t: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """Of latents x0 and `noise` (B, C, h, w) at t (B,) int64 in [0, T): terms (B,), of which the sum is trained.
+
+        "noise" is the mean squared error of the noise ([D] 14), LDM's loss. Where the variance is learned there is also
+        the "bound" ([I] 4 to 6), in bits per dimension. Both are DiT's hybrid loss, [I] 16: there the sum of the
+        T = 1,000 terms has weight 0.001, so that one term at a random t has weight 1.
+        """
         x = self.noised(x0, t, noise)
         predicted, ranged = split(network(x, self.timesteps.to(t.device)[t], labels), x0.shape[1])
-        error = (predicted - noise).square().mean((1, 2, 3))
-        return DiffusionLosses(error, None if ranged is None else self.bound(x0, x, t, predicted.detach(), ranged))
+        terms = {"noise": (predicted - noise).square().mean((1, 2, 3))}
+        return terms if ranged is None else terms | {"bound": self.bound(x0, x, t, predicted.detach(), ranged)}
 
     def bound(self, x0: Tensor, x: Tensor, t: Tensor, noise: Tensor, ranged: Tensor) -> Tensor:
         """One term of the variational bound (B,), in bits per dimension ([D] 5, [I] 4 to 6)."""

@@ -1,10 +1,10 @@
 """Forward and backward as CUDA graphs: replayed by one launch, where Python would launch a thousand kernels.
 
 A pass is a function of tensors and flags that computes losses and leaves gradients in `.grad`, changes no Python state
-and never waits for the device. It is run as it is for some steps, in which libraries choose their kernels, then
-captured, and from then on replayed. Flags decide its course, such as whether the game is on: each combination of them
-is a graph of its own. Where one network is all that is called, `replay_training_calls` captures it alone.
-https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+but a quantizer's `flags`, and never waits for the device. It is run as it is for some steps, in which libraries choose
+their kernels, then captured, and from then on replayed. Flags decide its course, such as whether the game is on: each
+combination of them is a graph of its own. Where one network is all that is called, `replay_training_calls` captures it
+alone. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
 from collections.abc import Callable, Iterator

@@ -1,6 +1,12 @@
 """LDM (Rombach et al. 2022) and DiT (Peebles and Xie 2023) on a tokenizer's latents, as in paper B (section 3.3, Tables
 1, 4 and 5, appendix A).
 
+With noise n, abar_t the schedule's product of 1 - beta up to step t, and x the encoder's un-quantized latents,
+
+    x_t = sqrt(abar_t) x + sqrt(1 - abar_t) n,    L = ||n_theta(x_t, t, class) - n||^2,
+
+to which DiT adds the bound on its learned variance. What is drawn is quantized once, at the end, and decoded.
+
 The defaults are B's on ImageNet at f16 (Table 4, LC with 100,000 codes: LDM 8.36, DiT-XL/2 10.8). Where its paper, its
 code and the original code differ, a note says what was taken.
 """
@@ -46,8 +52,7 @@ class LatentDiffusion(LatentPrior):
 
     def losses(self, latents: Tensor, labels: Tensor | None, uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
         t = (uniform * self.config.schedule.timesteps).long()  # (B,)
-        found = self.diffusion.losses(self.network, latents, labels, t, noise)
-        return {"noise": found.noise} | ({} if found.bound is None else {"bound": found.bound})
+        return self.diffusion.losses(self.network, latents, labels, t, noise)
 
     def sample_latents(self, noise: GaussianNoise, labels: Tensor | None, sampling: DiffusionSamplingConfig) -> Tensor:
         return diffusion.sample(self.network, self.diffusion, sampling, noise, labels, self.network.no_class)

@@ -21,6 +21,9 @@ def generator_terms(
 ) -> Terms:
     """The loss's terms, unweighted, and `generator`, their weighted sum, which alone has a gradient.
 
+    Without `weigh` that is one sum with one graph. With it the gradients of both sides, reconstruction and adversarial,
+    are taken apart at the prediction, as the adaptive weight needs them, and then joined (`with_gradient`).
+
     Args:
         module: the `Tokenizer`; `module.balance`, the adaptive weight, is set where it is computed anew.
         image: (B, 3, H, W) in [-1, 1].

@@ -1,7 +1,10 @@
 """VQGAN, the CNN baseline (Esser et al. 2021; rows "VQGAN" of paper B's tables): a wide codebook trained by gradient.
 
 The configuration's defaults are B's baseline of 16,384 codes and 256 tokens on ImageNet 256 (B-Table 2: rFID 5.96).
-Its loss, optimizer and length are those of VQGAN-LC: `vqgan_lc.py` has the total loss, and where paper and code differ.
+Loss (of latents z and their codes e), optimizer and length are those of VQGAN-LC; `vqgan_lc.py` explains the terms and
+where paper and code differ:
+
+    L = L1 + LPIPS-VGG + 0.1 (1.0 ||z - sg(e)||^2 + 0.33 ||sg(z) - e||^2) + 0.1 w L_G
 """
 
 from dataclasses import dataclass, field

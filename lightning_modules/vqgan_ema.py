@@ -1,8 +1,10 @@
 """VQGAN-EMA: the baseline with a codebook of moving averages (rows "VQGAN-EMA" of paper B's tables).
 
 The configuration's defaults are B's baseline of 16,384 codes and 256 tokens on ImageNet 256 (B-Table 2: rFID 3.41).
-Its loss, optimizer and length are those of VQGAN-LC: `vqgan_lc.py` has the total loss, and where paper and code differ.
-The averages move the codes, so that the VQ loss is the commitment term alone.
+Loss (of latents z and their codes e), optimizer and length are those of VQGAN-LC; `vqgan_lc.py` explains the terms and
+where paper and code differ. The averages move the codes, so that the VQ loss is the commitment term alone:
+
+    L = L1 + LPIPS-VGG + 0.1 ||z - sg(e)||^2 + 0.1 w L_G
 """
 
 from dataclasses import dataclass, field

@@ -39,15 +39,9 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
         raise ValueError(
             f"{source.origin}: a VQModel with {', '.join(differ)}; only those with {wanted} can be imported"
         )
-    codebook_size, code_dim = source.shape("quantize.embedding.weight", 2)
     # The library's loss is taming's legacy order: 0.25 multiplies the codebook term. It changes no reconstruction.
     quantizer = {"name": "vq", "commitment_weight": 1.0, "codebook_weight": 0.25}
-    model: dict[str, Any] = {
-        "name": "vqgan",
-        "quantizer": quantizer,
-        "codebook_size": codebook_size,
-        "code_dim": code_dim,
-    }
+    model = {"name": "vqgan", "quantizer": quantizer, **source.codebook()}
     names = Names("encoder.down_blocks.", "resnets", "attentions", "mid_block.attentions.")
     return infer_cnn(source, names, options, **model)
 

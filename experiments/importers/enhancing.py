@@ -55,7 +55,6 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
     patch_size = source.shape("encoder.to_patch_embedding.0.weight", 4)[-1]
     image_size = square_size(source, source.shape("encoder.en_pos_embedding", 3)[1], patch_size, options)
     head_dim = HEAD_DIM if options.head_dim is None else options.head_dim
-    codebook_size, code_dim = source.shape("quantizer.embedding.weight", 2)
     backbone = {
         "name": "vit",
         "patch_size": patch_size,
@@ -69,8 +68,7 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
     }
     model = {
         "name": "vit_vqgan",
-        "codebook_size": codebook_size,
-        "code_dim": code_dim,
+        **source.codebook("quantizer.embedding.weight"),
         "backbone": backbone,
         "quantizer": {"name": "factorized", "l2_norm": True, "commitment_weight": 0.25, "codebook_weight": 1.0},
     }

@@ -51,6 +51,10 @@ class Source:
             raise ValueError(f"{self.origin}: '{key}' has shape {shape}, not {ndim} dimensions above zero")
         return shape
 
+    def codebook(self, key: str = "quantize.embedding.weight") -> dict[str, int]:
+        """Its sizes as keys of a model."""
+        return dict(zip(("codebook_size", "code_dim"), self.shape(key, 2), strict=True))
+
     def has(self, prefix: str) -> bool:
         return any(key.startswith(prefix) for key in self.tensors)
 

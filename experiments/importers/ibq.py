@@ -12,9 +12,8 @@ from experiments.importers.family import Family, Options, Source
 
 
 def infer(source: Source, options: Options) -> dict[str, Any]:
-    codebook_size, code_dim = source.shape("quantize.embedding.weight", 2)
-    sizes = {"codebook_size": codebook_size, "code_dim": code_dim}
-    return infer_cnn(source, Names("encoder.down.", "block"), options, name="vqgan", quantizer={"name": "ibq"}, **sizes)
+    model = {"name": "vqgan", "quantizer": {"name": "ibq"}, **source.codebook()}
+    return infer_cnn(source, Names("encoder.down.", "block"), options, **model)
 
 
 IBQ = Family(

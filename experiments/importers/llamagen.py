@@ -19,13 +19,10 @@ RULES = [  # levels and middle are numbered as in this suite
 
 
 def infer(source: Source, options: Options) -> dict[str, Any]:
-    codebook_size, code_dim = source.shape("quantize.embedding.weight", 2)
     # codebook_l2_norm is not in the weights: True is the public default, and what all published models have
     quantizer = {"name": "factorized", "l2_norm": True, "commitment_weight": 0.25, "codebook_weight": 1.0}
-    sizes = {"codebook_size": codebook_size, "code_dim": code_dim}
-    return infer_cnn(
-        source, Names("encoder.conv_blocks.", "res"), options, name="vqgan_fc", quantizer=quantizer, **sizes
-    )
+    model = {"name": "vqgan_fc", "quantizer": quantizer, **source.codebook()}
+    return infer_cnn(source, Names("encoder.conv_blocks.", "res"), options, **model)
 
 
 def weight(key: str, config: TokenizerConfig) -> Weight | None:

@@ -36,11 +36,10 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
             f"{source.origin}: a Gumbel-softmax tokenizer ('quantize.embed.*'); only those that look up the nearest "
             "code ('quantize.embedding.weight') can be imported"
         )
-    codebook_size, code_dim = source.shape("quantize.embedding.weight", 2)
     # legacy=True, taming's default: beta = 0.25 multiplies the codebook term. It changes no reconstruction.
     quantizer = {"name": "vq", "commitment_weight": 1.0, "codebook_weight": 0.25}
-    sizes = {"codebook_size": codebook_size, "code_dim": code_dim}
-    return infer_cnn(source, Names("encoder.down.", "block"), options, name="vqgan", quantizer=quantizer, **sizes)
+    model = {"name": "vqgan", "quantizer": quantizer, **source.codebook()}
+    return infer_cnn(source, Names("encoder.down.", "block"), options, **model)
 
 
 def weight(key: str, config: TokenizerConfig) -> Weight | None:

@@ -59,7 +59,6 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
     head_dim = HEAD_DIM if options.head_dim is None else options.head_dim
     patch_size = source.shape("encoder.patch_embed.weight", 4)[-1]
     num_patches = source.shape("encoder.positional_embedding", 2)[0] - 1  # the first is the class token's
-    codebook_size, code_dim = source.shape("quantize.embedding.weight", 2)
     backbone = {
         "name": "titok",
         "patch_size": patch_size,
@@ -70,8 +69,7 @@ def infer(source: Source, options: Options) -> dict[str, Any]:
     # All published single-stage models look up the nearest code without normalising; config.json beside the file says.
     l2_norm = bool(select(options.beside(), "model.vq_model.use_l2_norm"))
     quantizer = {"name": "factorized", "l2_norm": l2_norm, "commitment_weight": 0.25, "codebook_weight": 1.0}
-    sizes = {"codebook_size": codebook_size, "code_dim": code_dim}
-    model = {"name": "vit_vqgan", "backbone": backbone, "quantizer": quantizer} | sizes
+    model = {"name": "vit_vqgan", "backbone": backbone, "quantizer": quantizer, **source.codebook()}
     image_size = square_size(source, num_patches, patch_size, options)
     return {"data": {"name": "image_folder", "image_size": image_size}, "model": model}
 

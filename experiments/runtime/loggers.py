@@ -51,16 +51,9 @@ class TensorBoard(Tagged, TensorBoardLogger):  # type: ignore[misc]  # mixed in 
         self.experiment.flush()
 
 
-class CSV(Tagged, CSVLogger):  # type: ignore[misc]  # mixed in before
-    pass
-
-
-class WandB(Tagged, WandbLogger):  # type: ignore[misc]  # mixed in before
-    pass
-
-
-class MLFlow(Tagged, MLFlowLogger):  # type: ignore[misc]  # mixed in before
-    pass
+def tagged(kind: Any) -> Any:
+    """A logger of Lightning's with this suite's tags."""
+    return type(kind.__name__, (Tagged, kind), {})
 
 
 def validation_tag(name: str) -> str:
@@ -76,11 +69,11 @@ def build_loggers(runtime: RuntimeConfig, run_dir: Path) -> list[Logger]:
     """A run that is continued goes on in TensorBoard and W&B; CSV and MLflow begin another version."""
     made: dict[str, Any] = {
         "tensorboard": lambda: TensorBoard(run_dir, name="", version="", default_hp_metric=False),
-        "csv": lambda: CSV(run_dir, name="csv"),
-        "wandb": lambda: WandB(
+        "csv": lambda: tagged(CSVLogger)(run_dir, name="csv"),
+        "wandb": lambda: tagged(WandbLogger)(
             run_dir.name, run_dir, id=run_dir.name, resume="allow", project=os.environ.get("WANDB_PROJECT", PROJECT)
         ),
-        "mlflow": lambda: MLFlow(
+        "mlflow": lambda: tagged(MLFlowLogger)(
             PROJECT,
             run_dir.name,
             os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir.parent.absolute()}/mlflow.db",

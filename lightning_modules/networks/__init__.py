@@ -10,11 +10,9 @@ from .discriminators import (
     StyleGANDiscriminator,
     build_discriminator,
 )
-from .dit import DIT_SIZES, DiT, DiTConfig
+from .dit import DiT, DiTConfig
 from .encoders import PretrainedEncoder, load_encoder
-from .gpt import GPT, GPT_SIZES, GPTConfig
 from .magvit2 import MAGVIT2Config, MAGVIT2Decoder, MAGVIT2Encoder
-from .sampling import SamplingConfig, generate
 from .titok import TiTokConfig, TiTokDecoder, TiTokEncoder
 from .unet import UNet, UNetConfig
 from .vit import VIT_SIZES, ViTConfig, ViTDecoder, ViTEncoder
@@ -29,9 +27,6 @@ BACKBONES: dict[str, tuple[type[Encoder], type[Decoder], type[BackboneConfig]]] 
 __all__ = [
     "BACKBONES",
     "DISCRIMINATORS",
-    "DIT_SIZES",
-    "GPT",
-    "GPT_SIZES",
     "VIT_SIZES",
     "BackboneConfig",
     "CNNConfig",
@@ -42,14 +37,12 @@ __all__ = [
     "DiTConfig",
     "DiscriminatorConfig",
     "Encoder",
-    "GPTConfig",
     "MAGVIT2Config",
     "MAGVIT2Decoder",
     "MAGVIT2Encoder",
     "PatchGAN",
     "PatchGANConfig",
     "PretrainedEncoder",
-    "SamplingConfig",
     "StyleGANConfig",
     "StyleGANDiscriminator",
     "TiTokConfig",
@@ -61,6 +54,5 @@ __all__ = [
     "ViTDecoder",
     "ViTEncoder",
     "build_discriminator",
-    "generate",
     "load_encoder",
 ]

@@ -7,11 +7,11 @@ baseline has it off.
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.quantizers.placed import PlacedConfig, PlacedQuantizer
+from lightning_modules.quantizers.placed import PlacedConfig
+from lightning_modules.quantizers.vq import VectorQuantizer
 
 
 @dataclass
@@ -28,24 +28,19 @@ class FactorizedConfig(PlacedConfig):
         return "l2" if self.l2_norm else ""
 
 
-class FactorizedQuantizer(PlacedQuantizer):
+class FactorizedQuantizer(VectorQuantizer):
     """Codes and latents on the unit sphere when `l2_norm`: the nearest code is then the one of largest cosine."""
 
     config: FactorizedConfig
 
-    def __init__(self, config: FactorizedConfig, codebook_size: int, code_dim: int) -> None:
-        super().__init__(config, codebook_size, code_dim)
-        self.codes = nn.Parameter(torch.empty(codebook_size, code_dim))  # (K, d)
-        if config.l2_norm:
+    def draw_codes(self) -> None:
+        if self.config.l2_norm:
             nn.init.normal_(self.codes)
         else:
-            nn.init.uniform_(self.codes, -1 / codebook_size, 1 / codebook_size)
+            super().draw_codes()
 
     def codebook(self) -> Tensor:
         return F.normalize(self.codes, dim=-1) if self.config.l2_norm else self.codes
 
     def prepare(self, z: Tensor) -> Tensor:
         return F.normalize(z.float(), dim=-1) if self.config.l2_norm else z.float()
-
-    def place(self, codes: Tensor, share: float, first: int = 0) -> None:
-        self.codes[first:].copy_(codes)

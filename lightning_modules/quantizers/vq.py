@@ -18,12 +18,16 @@ class VQConfig(PlacedConfig):
 class VectorQuantizer(PlacedQuantizer):
     """The nearest code by Euclidean distance."""
 
-    config: VQConfig
+    config: PlacedConfig
 
-    def __init__(self, config: VQConfig, codebook_size: int, code_dim: int) -> None:
+    def __init__(self, config: PlacedConfig, codebook_size: int, code_dim: int) -> None:
         super().__init__(config, codebook_size, code_dim)
         self.codes = nn.Parameter(torch.empty(codebook_size, code_dim))  # (K, d)
-        nn.init.uniform_(self.codes, -1 / codebook_size, 1 / codebook_size)
+        self.draw_codes()
+
+    def draw_codes(self) -> None:
+        """The first values of the codes."""
+        nn.init.uniform_(self.codes, -1 / self.codebook_size, 1 / self.codebook_size)
 
     def codebook(self) -> Tensor:
         return self.codes
