@@ -213,7 +213,7 @@ def test_the_dashboard(tiny: TinyExperiment, tmp_path: Path) -> None:
 
 
 def test_every_curve_of_the_layout_is_logged(tiny: TinyExperiment, tmp_path: Path) -> None:
-    train(tiny("vqgan", "model.loss={adversarial: 0.1, perceptual: 1, l1: 1}"), "x", tmp_path)
+    train(tiny("vqgan", "model.loss={adversarial: 0.1, perceptual: 1, l1: 1, logit_laplace: 0.1}"), "x", tmp_path)
     logged = set(EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"])
     wanted = {tag for charts in Tokenizer.layout.values() for _, tags in charts.values() for tag in tags}
     assert wanted - logged <= {"val/lpips"}, "no weights for it here"
